@@ -1,0 +1,1 @@
+"""Carvana image masking, from the competition's zips to a submission CSV."""

@@ -1,0 +1,49 @@
+"""Names and shapes as Kaggle fixed them: image ids, cars, angles, file names, raster size."""
+
+import re
+
+from pipeline.errors import PipelineError
+
+HEIGHT = 1280
+"""Rows of every image and mask, in pixels."""
+
+WIDTH = 1918
+"""Columns of every image and mask, in pixels."""
+
+ANGLES = 16
+"""Turntable positions photographed of every car, numbered from 1."""
+
+_IMAGE_ID = re.compile(r"([0-9a-f]{12})_(0[1-9]|1[0-6])")
+
+
+def split_id(image_id: str) -> tuple[str, int]:
+    """Return the car and the turntable angle (1 to 16) of an image id such as ``00087a6bd4dc_01``.
+
+    Raises PipelineError if the id has another form.
+    """
+    match = _IMAGE_ID.fullmatch(image_id)
+    if match is None:
+        raise PipelineError(
+            f"'{image_id}' is no image id: expected 12 hex digits of the car, '_' and an angle from 01 to 16."
+        )
+    return match[1], int(match[2])
+
+
+def car_of(image_id: str) -> str:
+    """Return the car of an image id; raises PipelineError if the id has another form."""
+    return split_id(image_id)[0]
+
+
+def join_id(car: str, angle: int) -> str:
+    """Return the image id of a car (12 hex digits) at a turntable angle (1 to 16)."""
+    return f"{car}_{angle:02d}"
+
+
+def image_name(image_id: str) -> str:
+    """Return the file name of an image, as submissions and train_masks.csv name it."""
+    return f"{image_id}.jpg"
+
+
+def mask_name(image_id: str) -> str:
+    """Return the file name of a training mask."""
+    return f"{image_id}_mask.gif"

@@ -1,0 +1,1 @@
+"""Maps of probability, stored and merged into masks. NumPy only."""
