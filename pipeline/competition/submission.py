@@ -1,0 +1,281 @@
+"""A submission as Kaggle takes it: one CSV row per image, plain, gzipped or zipped, read as a stream.
+
+The full one is 100,064 rows and about 0.8 GB of text, so nothing here holds more than a row of it. Rows are counted as
+editors and spreadsheets count them: the header is row 1.
+"""
+
+import gzip
+import hashlib
+import io
+import math
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.competition import rle
+from pipeline.competition.layout import HEIGHT, WIDTH, image_name, split_id
+from pipeline.competition.metric import count_runs
+from pipeline.errors import PipelineError
+
+HEADER = "img,rle_mask"
+"""First line of every submission, and of train_masks.csv."""
+
+_PIXELS = HEIGHT * WIDTH
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a submission holds that passed `check`."""
+
+    rows: int
+    """Rows, without the header."""
+    empty: int
+    """Rows whose mask is empty."""
+    coverage_min: float
+    """Smallest share of an image, 0 to 1, that is car."""
+    coverage_mean: float
+    """Mean share over the images."""
+    coverage_max: float
+    """Largest share."""
+    sha256: str
+    """Hex digest of the CSV text, uncompressed: the same for a plain, a gzipped and a zipped copy."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Dice of a submission, as Kaggle scores it."""
+
+    dice: dict[str, float]
+    """Dice of each image, 0 to 1, by image id, in the submission's order."""
+
+    @property
+    def mean(self) -> float:
+        """The score: mean of the images' Dice."""
+        return math.fsum(self.dice.values()) / len(self.dice)
+
+
+def rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield ``(row, image_id, text)`` of each row of a CSV: its number, from 2, its image, its run-length code.
+
+    The suffix says how the file is packed: ``.gz``, ``.zip`` (holding one CSV), or anything else for plain text.
+    Raises PipelineError if the file is absent or damaged, the header is another, or a row has other than two columns
+    or a name that is no image's. The run-length code is not looked into.
+    """
+    lines = _lines(path)
+    _check_header(path, next(lines, b""))
+    for row, line in enumerate(lines, start=2):
+        image_id, text = _fields(path, row, line)
+        yield row, image_id, text
+
+
+def check(path: Path, expected_ids: Collection[str] | None = None) -> Report:
+    """Return what a submission holds, or refuse it.
+
+    ``expected_ids`` are the images that it must hold, each once and no other; None takes any image ids. Raises
+    PipelineError, naming the file, the row and the reason, for whatever `rows` refuses, a duplicate or unknown image,
+    a run-length code that is none of a 1280 x 1918 mask, missing images, and a file without rows.
+    """
+    expected = None if expected_ids is None else frozenset(expected_ids)
+    digest = hashlib.sha256()
+    seen: set[str] = set()
+    areas: list[int] = []  # pixels of car, image by image
+
+    lines = _lines(path)
+    header = next(lines, b"")
+    _check_header(path, header)
+    digest.update(header)
+    for row, line in enumerate(lines, start=2):
+        digest.update(line)
+        image_id, text = _fields(path, row, line)
+        if image_id in seen:
+            raise _second_row(path, row, image_id)
+        if expected is not None and image_id not in expected:
+            raise PipelineError(f"{_where(path, row, image_id)}: not one of the images expected; leave it out.")
+        seen.add(image_id)
+        areas.append(int(_runs(path, row, image_id, text)[:, 1].sum()))
+
+    if expected_ids is not None:
+        _check_complete(path, expected_ids, seen)
+    if not areas:
+        raise PipelineError(f"{path} holds a header and no rows: expected one row per image.")
+    return Report(
+        rows=len(areas),
+        empty=areas.count(0),
+        coverage_min=min(areas) / _PIXELS,
+        coverage_mean=sum(areas) / len(areas) / _PIXELS,
+        coverage_max=max(areas) / _PIXELS,
+        sha256=digest.hexdigest(),
+    )
+
+
+def score(path: Path, truth_path: Path) -> Score:
+    """Return the Dice of each image of a submission, given a CSV of the true masks in the same form.
+
+    Both files are read side by side. True masks that the submission has not come to yet wait in a temporary file, so
+    that memory stays small in whatever order the rows are. Raises PipelineError for whatever `rows` refuses in either
+    file, a duplicate image, a run-length code that is none of a 1280 x 1918 mask, an image that only one file holds,
+    and files without rows.
+    """
+    dice: dict[str, float] = {}
+    truth = _truth(truth_path)
+    with tempfile.TemporaryFile() as file:
+        waiting = _Waiting(file)
+        for row, image_id, text in rows(path):
+            if image_id in dice:
+                raise _second_row(path, row, image_id)
+            predicted = _runs(path, row, image_id, text)
+            true = waiting.take(image_id) if image_id in waiting else _read_up_to(image_id, truth, waiting)
+            if true is None:
+                raise PipelineError(f"{_where(path, row, image_id)}: {truth_path} has no mask of this image.")
+            dice[image_id] = count_runs(predicted, true, _PIXELS).dice
+        for image_id, runs in truth:
+            waiting.put(image_id, runs)
+
+        if len(waiting):
+            raise PipelineError(
+                f"{path} has no row for {len(waiting)} of the images in {truth_path}, first {waiting.first()}: "
+                "add them, or score against their images only."
+            )
+    if not dice:
+        raise PipelineError(f"{path} and {truth_path} hold headers and no rows: nothing to score.")
+    return Score(dice)
+
+
+class _Waiting:
+    """Runs of images, kept in a file and found by image id."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: dict[str, tuple[int, int]] = {}  # offset and size, in bytes
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def first(self) -> str:
+        """Return the image that has waited longest."""
+        return next(iter(self._places))
+
+    def put(self, image_id: str, runs_N2: NDArray[np.int64]) -> None:
+        offset = self._file.seek(0, io.SEEK_END)
+        self._places[image_id] = offset, self._file.write(runs_N2.astype(np.int32).tobytes())
+
+    def take(self, image_id: str) -> NDArray[np.int64]:
+        offset, size = self._places.pop(image_id)
+        self._file.seek(offset)
+        return np.frombuffer(self._file.read(size), dtype=np.int32).reshape(-1, 2).astype(np.int64)
+
+
+def _truth(path: Path) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Yield image id and runs of each true mask, each image once."""
+    seen: set[str] = set()
+    for row, image_id, text in rows(path):
+        if image_id in seen:
+            raise _second_row(path, row, image_id)
+        seen.add(image_id)
+        yield image_id, _runs(path, row, image_id, text)
+
+
+def _read_up_to(
+    image_id: str, truth: Iterator[tuple[str, NDArray[np.int64]]], waiting: _Waiting
+) -> NDArray[np.int64] | None:
+    """Return the image's true runs, and let those read on the way wait; None if the truth ends before."""
+    for other_id, runs in truth:
+        if other_id == image_id:
+            return runs
+        waiting.put(other_id, runs)
+    return None
+
+
+def _runs(path: Path, row: int, image_id: str, text: str) -> NDArray[np.int64]:
+    """Return the valid runs of a row."""
+    try:
+        runs = rle.parse(text)
+        rle.validate(runs, _PIXELS)
+    except PipelineError as error:
+        raise PipelineError(f"{_where(path, row, image_id)}: {error}") from None
+    return runs
+
+
+def _check_header(path: Path, line: bytes) -> None:
+    columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
+    if columns.replace('"', "") != HEADER:
+        raise PipelineError(f"{path}, row 1: the header is {columns!r}, expected {HEADER!r}.")
+
+
+def _check_complete(path: Path, expected_ids: Collection[str], seen: set[str]) -> None:
+    missing = [image_id for image_id in expected_ids if image_id not in seen]
+    if missing:
+        raise PipelineError(
+            f"{path} misses {len(missing)} of {len(expected_ids)} images, first {image_name(missing[0])}: "
+            "add a row for each, with nothing after the comma where the mask is empty."
+        )
+
+
+def _fields(path: Path, row: int, line: bytes) -> tuple[str, str]:
+    """Return image id and run-length code of a line; the csv module takes ten times as long, for quotes alone."""
+    fields = [field.strip('"') for field in line.decode(errors="replace").rstrip("\r\n").split(",")]
+    if len(fields) != 2:
+        raise PipelineError(f"{path}, row {row}: {len(fields)} columns instead of 2, an image name and its mask.")
+    name, text = fields
+    image_id, _, suffix = name.partition(".")
+    try:
+        if suffix != "jpg":
+            raise PipelineError(f"'{name[:40]}' is no image name: expected '<image id>.jpg'.")
+        split_id(image_id)
+    except PipelineError as error:
+        raise PipelineError(f"{path}, row {row}: {error}") from None
+    return image_id, text
+
+
+def _second_row(path: Path, row: int, image_id: str) -> PipelineError:
+    return PipelineError(f"{_where(path, row, image_id)}: a second row of this image; keep one.")
+
+
+def _where(path: Path, row: int, image_id: str) -> str:
+    return f"{path}, row {row} ({image_name(image_id)})"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of the CSV, with their ends, unpacked as the suffix says."""
+    try:
+        with _opened(path) as stream:
+            yield from stream
+    except FileNotFoundError:
+        raise PipelineError(f"{path} does not exist: expected a CSV, plain, .gz or .zip.") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        # Besides what the disk may do: cut short or damaged archives, and zips that are encrypted or packed otherwise.
+        raise PipelineError(f"{path} can't be read, write or fetch it again: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Iterable[bytes]]:
+    """Open the CSV for reading, unpacked as the suffix says."""
+    if path.suffix == ".gz":
+        with gzip.open(path) as stream:
+            yield stream
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive, archive.open(_only_csv(path, archive)) as member:
+            # The member would split lines too, at half the speed; it can be buffered, though its type doesn't say so.
+            yield io.BufferedReader(member, buffer_size=1 << 20)  # type: ignore[type-var]
+    else:
+        with path.open("rb") as stream:
+            yield stream
+
+
+def _only_csv(path: Path, archive: zipfile.ZipFile) -> str:
+    # macOS adds a shadow of each file under __MACOSX/.
+    names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
+    if len(names) != 1:
+        raise PipelineError(f"{path} holds {len(names)} CSVs: expected one.")
+    return names[0]

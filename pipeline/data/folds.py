@@ -1,0 +1,104 @@
+"""Cars dealt to folds. A car never straddles two, or the out-of-fold score would be a lie."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.competition.layout import car_of
+from pipeline.errors import PipelineError
+from pipeline.files import write_text
+
+HELD_OUT = -1
+"""Fold of the cars that no net trains on."""
+
+Folds = Mapping[str, int]
+"""Fold by car."""
+
+
+class FoldSettings(BaseModel):
+    """Section ``folds`` of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(ge=2)
+    """Folds that the cars are dealt to."""
+
+    active: tuple[int, ...] = Field(min_length=1)
+    """Folds to train and predict: all of them, or fewer to save time."""
+
+    holdout_cars: int = Field(ge=0)
+    """Cars kept out of every fold, so that an ensemble of folds can be scored; 0 for a final run."""
+
+    seed: int = 0
+    """Of the dealing."""
+
+    @field_validator("active")
+    @classmethod
+    def _no_repeats(cls, active: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(active)) != len(active):
+            raise ValueError("names a fold twice")
+        return active
+
+    @model_validator(mode="after")
+    def _active_exist(self) -> "FoldSettings":
+        outside = [fold for fold in self.active if not 0 <= fold < self.count]
+        if outside:
+            raise ValueError(f"folds.active has {outside[0]}, but {self.count} folds are numbered 0 to {self.count - 1}")
+        return self
+
+
+def deal(area_by_car: Mapping[str, float], settings: FoldSettings) -> dict[str, int]:
+    """Return the fold of every car, -1 for those held out, so that folds are alike in mask area.
+
+    Cars are sorted by area. Held-out ones are taken at even distances; of the others each run of ``count``
+    neighbours is dealt one to a fold, in random order. Raises PipelineError if a fold would stay empty.
+    """
+    cars = sorted(area_by_car, key=lambda car: (area_by_car[car], car))
+    if len(cars) - settings.holdout_cars < settings.count:
+        raise PipelineError(
+            f"{len(cars)} cars are too few for {settings.count} folds and {settings.holdout_cars} held-out cars: "
+            "lower folds.count or folds.holdout_cars."
+        )
+    random = np.random.default_rng(settings.seed)
+    held_out = {cars[place] for place in _spread(len(cars), settings.holdout_cars, random)}
+    dealt = [car for car in cars if car not in held_out]
+    order = [fold for _ in range(0, len(dealt), settings.count) for fold in random.permutation(settings.count)]
+    folds = dict.fromkeys(held_out, HELD_OUT) | {car: int(f) for car, f in zip(dealt, order, strict=False)}
+    return dict(sorted(folds.items()))
+
+
+def write_folds(path: Path, folds: Folds) -> None:
+    """Write ``car,fold`` rows, sorted by car."""
+    write_text(path, "car,fold\n" + "".join(f"{car},{fold}\n" for car, fold in sorted(folds.items())))
+
+
+def read_folds(path: Path) -> dict[str, int]:
+    """Return the fold of every car; raises PipelineError if the file is missing or is none of ours."""
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            return {row["car"]: int(row["fold"]) for row in csv.DictReader(handle)}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise PipelineError(f"{path} can't be read as folds ({error}): run 'dvc repro --force folds'.") from error
+
+
+def select(image_ids: Iterable[str], folds: Folds, wanted: Iterable[int]) -> list[str]:
+    """Return the images whose car is in one of the ``wanted`` folds."""
+    chosen = set(wanted)
+    try:
+        return [image_id for image_id in image_ids if folds[car_of(image_id)] in chosen]
+    except KeyError as error:
+        raise PipelineError(f"folds.csv has no car {error}: run 'dvc repro --force folds'.") from error
+
+
+def training_folds(fold: int, count: int) -> list[int]:
+    """Return the folds that the net of ``fold`` trains on."""
+    return [other for other in range(count) if other != fold]
+
+
+def _spread(total: int, wanted: int, random: np.random.Generator) -> list[int]:
+    """Return ``wanted`` of ``total`` places: a random one from each of as many equal stretches."""
+    edges = np.linspace(0, total, wanted + 1).round().astype(int)
+    return [int(random.integers(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,0 +1,56 @@
+"""Bytes to pixels: JPEG photographs and GIF masks."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.errors import PipelineError
+
+Pixels = NDArray[np.uint8]
+
+
+def decode_jpeg(data: bytes, name: str) -> Pixels:
+    """Return a photograph as uint8 RGB, (1280, 1918, 3).
+
+    Strict: where other readers fill what is missing with grey, a truncated or corrupt file raises PipelineError,
+    as does one of another size.
+    """
+    try:
+        image_HWC: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as error:
+        raise PipelineError(f"{name} is no sound JPEG ({error}): fetch it again.") from error
+    _demand_shape(name, *image_HWC.shape[:2])
+    return image_HWC
+
+
+def check_jpeg_header(data: bytes, name: str) -> None:
+    """Raise PipelineError unless the first bytes of a file announce a JPEG of 1918 x 1280."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError as error:
+        raise PipelineError(f"{name} is no JPEG ({error}): fetch it again.") from error
+    _demand_shape(name, height, width)
+
+
+def decode_mask(data: bytes, name: str) -> Pixels:
+    """Return a GIF mask as uint8 of 0 and 1, (1280, 1918); raises PipelineError if it has more than two values."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            grey_HW = np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise PipelineError(f"{name} is no sound mask ({error}): fetch it again.") from error
+    _demand_shape(name, *grey_HW.shape)
+    # Readers differ in calling a car 1 or 255, and both are fine; anything between is not.
+    highest = grey_HW.max()
+    if highest not in (0, 1, 255) or np.any((grey_HW != 0) & (grey_HW != highest)):
+        raise PipelineError(f"{name} is not binary: a mask holds 0 and one other value, 1 or 255.")
+    return (grey_HW != 0).view(np.uint8)
+
+
+def _demand_shape(name: str, height: int, width: int) -> None:
+    if (height, width) != (HEIGHT, WIDTH):
+        raise PipelineError(f"{name} is {width} x {height} pixels, not {WIDTH} x {HEIGHT}: not one of Carvana's.")

@@ -1,0 +1,112 @@
+"""Data coming in: where it comes from, whether it is sound, and the manifest that says what it is."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from pipeline.data.sample import draw_sample
+from pipeline.data.settings import DataSettings, locate
+from pipeline.data.source import Source
+from pipeline.errors import PipelineError
+from pipeline.files import whole_file
+
+
+def bring_in(settings: DataSettings, home: Path) -> Source:
+    """Make sure that the files are there, and return them."""
+    folder = locate(settings, home)
+    if settings.directory is None:
+        draw_sample(folder, settings.sample)
+    elif not folder.is_dir():
+        raise PipelineError(f"data.directory is {folder}, which is no folder: give it the path of one.")
+    source = Source(folder)
+    _show_truth(source, home / "data" / "truth.csv")
+    return source
+
+
+def inspect(source: Source, on_corrupt: Literal["error", "skip"]) -> dict[str, Any]:
+    """Check every file and return the manifest.
+
+    Training images and masks are decoded, each; of test images only the headers are read, since prediction
+    decodes them anyway and knows what to do with a bad one. Raises PipelineError for the first fault, but with
+    ``skip`` lists training images that can't be used under ``unreadable``.
+    """
+    train_ids, test_ids = source.train.ids(), source.test.ids()
+    unreadable = dict(_match(source))
+    sound = [image_id for image_id in train_ids if image_id not in unreadable]
+    unreadable |= dict(_faults(sound, lambda image_id: _decode_both(source, image_id), "Checking training images"))
+    bad_headers = dict(_faults(test_ids, source.test.check_header, "Checking test images"))
+    if on_corrupt == "error" and unreadable:
+        raise PipelineError(
+            f"{next(iter(unreadable.values()))} ({len(unreadable)} such in all; "
+            "data.on_corrupt: skip goes on without them.)"
+        )
+    _check_test_ids(source, test_ids)
+    usable = [image_id for image_id in train_ids if image_id not in unreadable]
+    if not usable or not test_ids:
+        raise PipelineError(f"{source.directory} holds {len(usable)} training and {len(test_ids)} test images.")
+    return {
+        "train": {"images": len(usable), "digest": source.train.archive.fingerprint()},
+        "masks": {"images": len(source.masks.ids()), "digest": source.masks.fingerprint()},
+        "test": {"images": len(test_ids), "digest": source.test.archive.fingerprint()},
+        "unreadable": _portable(unreadable, source.directory),
+        "suspect_test_images": _portable(bad_headers, source.directory),
+    }
+
+
+def _match(source: Source) -> Iterator[tuple[str, str]]:
+    images, masks = set(source.train.ids()), set(source.masks.ids())
+    for image_id in sorted(images - masks):
+        yield image_id, f"{source.train.where(image_id)} has no mask: add it, or take the image away."
+    if masks - images and not images & masks:
+        raise PipelineError(f"No mask in {source.directory} belongs to any of its training images.")
+    for image_id in sorted(masks - images):
+        yield image_id, f"The mask of {image_id} in {source.directory} has no image: add it, or take the mask away."
+
+
+def _portable(messages: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """Sort messages and cut the folder's path out of them: the same data make the same manifest anywhere."""
+    return {key: text.replace(f"{directory}/", "") for key, text in sorted(messages.items())}
+
+
+def _decode_both(source: Source, image_id: str) -> None:
+    source.train.image(image_id)
+    source.masks.mask(image_id)
+
+
+def _faults(ids: list[str], check: Callable[[str], None], words: str) -> Iterator[tuple[str, str]]:
+    """Yield the id and the message of every image whose check fails; decoders let other threads run."""
+
+    def fault(image_id: str) -> str | None:
+        try:
+            check(image_id)
+        except PipelineError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        found: Iterable[str | None] = tqdm(pool.map(fault, ids), desc=words, total=len(ids), unit="image")
+        yield from ((image_id, message) for image_id, message in zip(ids, found, strict=True) if message)
+
+
+def _check_test_ids(source: Source, test_ids: list[str]) -> None:
+    if source.sample_ids is None:
+        return
+    different = sorted(set(source.sample_ids) ^ set(test_ids))
+    if different:
+        raise PipelineError(
+            f"{source.directory}: {different[0]} is in only one of the test images and sample_submission.csv "
+            f"({len(different)} such in all): fetch both again."
+        )
+
+
+def _show_truth(source: Source, place: Path) -> None:
+    """Put the known test masks where ``carvana score`` is told to look, or take away those of another source."""
+    if source.truth is None:
+        place.unlink(missing_ok=True)
+        return
+    with whole_file(place) as temporary:
+        shutil.copyfile(source.truth, temporary)

@@ -1,0 +1,211 @@
+"""The competition's files as images and masks by id."""
+
+import csv
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.competition import rle
+from pipeline.competition.layout import HEIGHT, WIDTH, image_name, mask_name, split_id
+from pipeline.data.archive import Archive, find
+from pipeline.data.images import Pixels, check_jpeg_header, decode_jpeg, decode_mask
+from pipeline.errors import PipelineError
+
+
+class Masks(Protocol):
+    """Training masks by image id."""
+
+    def ids(self) -> list[str]:
+        """Return the ids of all images that have a mask, sorted."""
+
+    def mask(self, image_id: str) -> Pixels:
+        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+
+    def fingerprint(self) -> str:
+        """Return a digest of all masks."""
+
+
+@dataclass(frozen=True)
+class RleMasks:
+    """Masks from ``train_masks.csv``: a hundred times faster to decode than the GIFs that hold the same."""
+
+    archive: Archive
+    file: str = "train_masks.csv"
+
+    @cached_property
+    def _rows(self) -> Mapping[str, bytes]:
+        lines = self.archive.read(self.file).splitlines()
+        if not lines or lines[0].strip() != b"img,rle_mask":
+            raise PipelineError(f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask'.")
+        rows: dict[str, bytes] = {}
+        for number, line in enumerate(lines[1:], start=2):
+            name, comma, text = line.partition(b",")
+            image_id = name.decode("utf-8", "replace").removesuffix(".jpg")
+            if not comma or image_id in rows:
+                reason = "is a second row of its image" if comma else "has no comma"
+                raise PipelineError(f"Row {number} of {self.file} in {self.archive.path} {reason}: mend the file.")
+            rows[image_id] = text
+        return rows
+
+    def ids(self) -> list[str]:
+        """Return the ids of all rows, sorted."""
+        return sorted(self._rows)
+
+    def mask(self, image_id: str) -> Pixels:
+        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+        try:
+            return rle.decode(self._rows[image_id].decode(), HEIGHT, WIDTH)
+        except PipelineError as error:
+            raise PipelineError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
+
+    def fingerprint(self) -> str:
+        """Return a digest of the file that holds the rows."""
+        return self.archive.fingerprint()
+
+
+@dataclass(frozen=True)
+class GifMasks:
+    """Masks from ``train_masks.zip``, for those who have no ``train_masks.csv``."""
+
+    archive: Archive
+
+    def ids(self) -> list[str]:
+        """Return the ids of all masks, sorted."""
+        return _ids(self.archive, "_mask.gif")
+
+    def mask(self, image_id: str) -> Pixels:
+        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+        name = mask_name(image_id)
+        return decode_mask(self.archive.read(name), f"{name} in {self.archive.path}")
+
+    def fingerprint(self) -> str:
+        """Return a digest of the archive that holds the masks."""
+        return self.archive.fingerprint()
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photographs by image id."""
+
+    archive: Archive
+
+    def ids(self) -> list[str]:
+        """Return the ids of all photographs, sorted."""
+        return _ids(self.archive, ".jpg")
+
+    def image(self, image_id: str) -> Pixels:
+        """Return a photograph as uint8 RGB, (1280, 1918, 3); raises PipelineError if it is not sound."""
+        return decode_jpeg(self.archive.read(image_name(image_id)), self.where(image_id))
+
+    def check_header(self, image_id: str) -> None:
+        """Raise PipelineError unless the file announces a JPEG of the right size; reads the first bytes only."""
+        check_jpeg_header(self.archive.read(image_name(image_id), limit=1 << 16), self.where(image_id))
+
+    def where(self, image_id: str) -> str:
+        """Return words for messages that say which file this is."""
+        return f"{image_name(image_id)} in {self.archive.path}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with the competition's files, zipped or unpacked."""
+
+    directory: Path
+
+    @cached_property
+    def train(self) -> Photos:
+        """Training photographs."""
+        return Photos(self._any_of("train", "train_hq"))
+
+    @cached_property
+    def test(self) -> Photos:
+        """Test photographs."""
+        return Photos(self._any_of("test", "test_hq"))
+
+    @cached_property
+    def masks(self) -> Masks:
+        """Training masks, from the CSV where it is there, else from the GIFs."""
+        rows = find(self.directory, "train_masks.csv")
+        return RleMasks(rows) if rows else GifMasks(self._any_of("train_masks"))
+
+    @cached_property
+    def sample_ids(self) -> list[str] | None:
+        """Test ids in the order of ``sample_submission.csv``, or None where that file is missing."""
+        archive = find(self.directory, "sample_submission.csv")
+        if archive is None:
+            return None
+        text = archive.read("sample_submission.csv").decode("utf-8", "replace")
+        return [row["img"].removesuffix(".jpg") for row in csv.DictReader(io.StringIO(text))]
+
+    @property
+    def truth(self) -> Path | None:
+        """CSV with the masks of the test images, where they are known."""
+        path = self.directory / "truth.csv"
+        return path if path.is_file() else None
+
+    def _any_of(self, *parts: str) -> Archive:
+        for part in parts:
+            archive = find(self.directory, part)
+            if archive is not None:
+                return archive
+        raise PipelineError(
+            f"{self.directory} holds neither {parts[0]}.zip nor a folder {parts[0]}: "
+            "set data.directory to the folder with the competition's files."
+        )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Training photographs with their masks, less those that can't be used."""
+
+    photos: Photos
+    masks: Masks
+    skipped: Collection[str]
+
+    def ids(self) -> list[str]:
+        """Return the ids of all usable images, sorted."""
+        return [image_id for image_id in self.photos.ids() if image_id not in self.skipped]
+
+    def image(self, image_id: str) -> Pixels:
+        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+        return self.photos.image(image_id)
+
+    def mask(self, image_id: str) -> Pixels:
+        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+        return self.masks.mask(image_id)
+
+
+def open_training(directory: Path, manifest: Mapping[str, Any]) -> Labelled:
+    """Return the training images that ``manifest`` was made of; raises PipelineError if they changed since."""
+    source = Source(directory)
+    _demand(directory, manifest, "train", source.train.archive.fingerprint())
+    _demand(directory, manifest, "masks", source.masks.fingerprint())
+    return Labelled(source.train, source.masks, manifest["unreadable"])
+
+
+def open_test(directory: Path, manifest: Mapping[str, Any]) -> Photos:
+    """Return the test images that ``manifest`` was made of; raises PipelineError if they changed since."""
+    photos = Source(directory).test
+    _demand(directory, manifest, "test", photos.archive.fingerprint())
+    return photos
+
+
+def _demand(directory: Path, manifest: Mapping[str, Any], part: str, digest: str) -> None:
+    if manifest[part]["digest"] != digest:
+        raise PipelineError(
+            f"The {part} files in {directory} are not those of data/manifest.json: "
+            "run 'dvc repro --force download' to take the new ones in."
+        )
+
+
+def _ids(archive: Archive, ending: str) -> list[str]:
+    ids = [name.removesuffix(ending) for name in archive.names() if name.endswith(ending)]
+    for image_id in ids:
+        try:
+            split_id(image_id)
+        except PipelineError as error:
+            raise PipelineError(f"{archive.path}: {error} Take the file away or give it its name.") from error
+    return ids

@@ -1,0 +1,256 @@
+"""The store of probability maps: integer levels, cropped to where they are not zero, zstd-compressed in Parquet."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+
+FULL = 255
+"""Level of a certain pixel, in one view."""
+
+INDEX = "index.json"
+
+_ROW_GROUP_MAPS = 8
+"""Maps that are decompressed together: few, so that reading one does not cost the memory of a shard."""
+
+_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("view", pa.string()),
+        ("count", pa.uint16()),
+        ("top", pa.uint16()),
+        ("left", pa.uint16()),
+        ("height", pa.uint16()),
+        ("width", pa.uint16()),
+        ("levels", pa.binary()),
+    ]
+)
+
+Raster = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class LevelMap:
+    """Levels of one image from one net: a box of the raster, 0 outside.
+
+    ``levels`` is the exact sum of ``count`` views of 0 to 255 each, uint8 for one view and uint16 for more.
+    """
+
+    image_id: str
+    view: str
+    count: int
+    top: int
+    left: int
+    levels: Raster
+
+    @classmethod
+    def crop(cls, image_id: str, view: str, count: int, levels_HW: Raster) -> Self:
+        """Return the map of a whole raster, cropped to where it is not zero."""
+        left, top, width, height = _bounding_box(levels_HW)
+        return cls(image_id, view, count, top, left, levels_HW[top : top + height, left : left + width])
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of the raster that ``levels`` fills."""
+        height, width = self.levels.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+    def raster(self, height: int = HEIGHT, width: int = WIDTH) -> Raster:
+        """Return the whole raster (height, width), of the dtype of ``levels``."""
+        levels_HW = np.zeros((height, width), self.levels.dtype)
+        levels_HW[self.box] = self.levels
+        return levels_HW
+
+
+def sum_views(image_id: str, view: str, levels_VHW: NDArray[np.uint8]) -> LevelMap:
+    """Return the exact sum of an image's views (V, H, W), uint8 where there is only one."""
+    if len(levels_VHW) == 1:
+        return LevelMap.crop(image_id, view, 1, levels_VHW[0])
+    return LevelMap.crop(image_id, view, len(levels_VHW), levels_VHW.sum(axis=0, dtype=np.uint16))
+
+
+def sum_maps(maps: Sequence[LevelMap]) -> LevelMap:
+    """Return the exact sum of several maps of one image, in the smallest box that holds them all."""
+    if len(maps) == 1:
+        return maps[0]
+    top, left = min(m.top for m in maps), min(m.left for m in maps)
+    bottom, right = max(m.box[0].stop for m in maps), max(m.box[1].stop for m in maps)
+    total = np.zeros((bottom - top, right - left), np.uint16)
+    for m in maps:
+        rows, columns = m.box
+        total[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] += m.levels
+    view = "+".join(m.view for m in maps)
+    return LevelMap(maps[0].image_id, view, sum(m.count for m in maps), top, left, total)
+
+
+class ShardWriter:
+    """Writes maps to one Parquet file while the caller computes the next ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(
+            path, _SCHEMA, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+        )
+        self._rows: list[LevelMap] = []
+        # One thread keeps the order; zstd lets the net go on meanwhile.
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Any = None
+
+    def add(self, level_map: LevelMap) -> None:
+        """Add a map; raises what went wrong with earlier ones."""
+        self._rows.append(level_map)
+        if len(self._rows) == _ROW_GROUP_MAPS:
+            self._flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._wait()
+        finally:
+            self._pool.shutdown()
+            self._writer.close()
+
+    def _flush(self) -> None:
+        self._wait()
+        rows, self._rows = self._rows, []
+        if rows:
+            self._pending = self._pool.submit(lambda: self._writer.write_table(_table(rows)))
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
+class MapStore:
+    """A folder of shards with an index: the maps of one net on one split.
+
+    Raises PipelineError that says which command makes it, if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((folder / INDEX).read_text())
+            self.views: list[str] = index["views"]
+            self.merged: bool = index["merged"]
+            self.image_ids: list[str] = index["image_ids"]
+            self.unreadable: dict[str, str] = index["unreadable"]
+            self.shard_images: int = index["shard_images"]
+        except (OSError, ValueError, KeyError) as error:
+            raise PipelineError(f"{folder} holds no maps ({error}): make them with 'dvc repro'.") from error
+
+    def shard_count(self) -> int:
+        """Return how many files the maps are in."""
+        return len(range(0, len(self.image_ids), self.shard_images))
+
+    def shard_ids(self, number: int) -> list[str]:
+        """Return the ids of the images in a file, readable or not, in order."""
+        start = number * self.shard_images
+        return self.image_ids[start : start + self.shard_images]
+
+    def shard(self, number: int) -> Iterator[LevelMap]:
+        """Yield the maps of a file in order of their images, then views."""
+        return read_shard(self.folder / shard_name(number))
+
+    def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[LevelMap]:
+        """Yield the sum over ``views`` (all where None) of each readable image in a file.
+
+        Raises PipelineError if a view was not predicted, or not kept apart from the others.
+        """
+        if views is not None and sorted(views) != sorted(self.views):
+            self._demand_views(views)
+        chosen = None if views is None or self.merged else set(views)
+        maps: list[LevelMap] = []
+        for level_map in self.shard(number):
+            if maps and maps[0].image_id != level_map.image_id:
+                yield sum_maps(maps)
+                maps = []
+            if chosen is None or level_map.view in chosen:
+                maps.append(level_map)
+        if maps:
+            yield sum_maps(maps)
+
+    def _demand_views(self, views: Sequence[str]) -> None:
+        lacking = sorted(set(views) - set(self.views))
+        if lacking or self.merged:
+            fault = f"no view {lacking[0]}" if lacking else f"only the sum of {', '.join(self.views)}"
+            raise PipelineError(f"{self.folder} holds {fault}: add what you need to predict.views and run 'dvc repro'.")
+
+
+def write_index(
+    folder: Path,
+    image_ids: Sequence[str],
+    views: Sequence[str],
+    *,
+    merged: bool,
+    shard_images: int,
+    unreadable: dict[str, str],
+) -> None:
+    """Write what ``MapStore`` reads first."""
+    index = {
+        "views": list(views),
+        "merged": merged,
+        "shard_images": shard_images,
+        "unreadable": unreadable,
+        "image_ids": list(image_ids),
+    }
+    write_json(folder / INDEX, index)
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{number:05d}.parquet"
+
+
+def read_shard(path: Path) -> Iterator[LevelMap]:
+    """Yield the maps of a file; raises PipelineError that names it if it can't be read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield from _maps(file.read_row_group(group, use_threads=False))
+    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"{path} can't be read ({error}): delete its folder and run 'dvc repro'.") from error
+
+
+def _table(maps: Iterable[LevelMap]) -> pa.Table:
+    rows = [
+        (m.image_id, m.view, m.count, m.top, m.left, *m.levels.shape, np.ascontiguousarray(m.levels).data.cast("B"))
+        for m in maps
+    ]
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(zip(*rows, strict=True), _SCHEMA, strict=True)], schema=_SCHEMA)
+
+
+def _maps(table: pa.Table) -> Iterator[LevelMap]:
+    columns = [table.column(name).to_pylist() for name in _SCHEMA.names[:-1]]
+    # The levels stay in Arrow's memory: no byte is copied.
+    buffers = [value.as_buffer() for value in table.column("levels")]
+    for (image_id, view, count, top, left, height, width), buffer in zip(zip(*columns, strict=True), buffers, strict=True):
+        levels = np.frombuffer(buffer, np.uint8 if count == 1 else np.uint16).reshape(height, width)
+        yield LevelMap(image_id, view, count, top, left, levels)
+
+
+def _bounding_box(levels_HW: Raster) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of what is not zero; zero width and height where nothing is."""
+    if levels_HW.dtype == np.uint16:
+        # OpenCV takes 8 bits: any set bit of a sum will do.
+        levels_HW = (levels_HW != 0).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(levels_HW)
+    return left, top, width, height

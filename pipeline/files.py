@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_LINK_FROM_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends well, else vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 text with LF line ends; the file appears whole or not at all."""
+    with whole_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write indented JSON; the file appears whole or not at all."""
+    write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+def sha256_of(*parts: bytes) -> str:
+    """Return the hex SHA-256 of the parts, each preceded by its length so that borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def publish(source: Path, target: Path) -> None:
+    """Put a copy of the folder or file ``source`` at ``target``, replacing what is there.
+
+    Large files are hard-linked where the file system can, so that nothing large is held twice; small ones are
+    copied, since people edit them in place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(source, temporary)
+        _swap_in(temporary, target)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, or nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        # A folder cannot be replaced in one call: move the old one aside first.
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        target.rename(aside)
+        temporary.rename(target)
+        shutil.rmtree(aside)
+    else:
+        temporary.replace(target)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> str:
+    if os.stat(source).st_size >= _LINK_FROM_BYTES:  # noqa: PTH116 - copytree hands over strings
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return str(target)
+    shutil.copyfile(source, target)
+    return str(target)

@@ -1,0 +1,115 @@
+"""A trained net at work: one picture at a time, or a stream of them."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.models import load
+from pipeline.learning.pixels import Pixels, grow, to_batch, to_input, to_levels
+from pipeline.learning.settings import Device, Precision
+from pipeline.learning.views import View
+
+Levels = NDArray[np.uint8]
+
+
+class Predictor:
+    """A trained net's folder, loaded once, that turns pictures into probabilities.
+
+    Needs neither Lightning nor the settings of training. Raises PipelineError if the folder holds no net that fits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        views: Sequence[str] = ("identity",),
+        weights: str = "last",
+        device: Device = "auto",
+        precision: Precision = "auto",
+    ) -> None:
+        self.views = [View.parse(name) for name in views]
+        self.device = resolve_device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        net, self.input = load(folder, weights)
+        self.stride = net.stride
+        self.net = net.to(self.device, memory_format=torch.channels_last)
+
+    def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
+        """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
+
+        ``image`` is uint8 RGB of any size, (H, W, 3).
+        """
+        height, width = image_HWC.shape[:2]
+        levels_VHW = self.levels([self.prepare(image_HWC)], height, width)[0]
+        return levels_VHW.mean(axis=0, dtype=np.float32) / np.float32(255)
+
+    def prepare(self, image_HWC: Pixels) -> Pixels:
+        """Return a picture as the net sees it, uint8 (h, w, C)."""
+        return to_input(image_HWC, self.input)
+
+    @torch.inference_mode()
+    def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
+        """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
+        pixels_BCHW = to_batch(inputs, self.device).float()
+        rasters = [self._view_levels(view, pixels_BCHW, height, width) for view in self.views]
+        return torch.stack(rasters, dim=1).numpy()
+
+    def _view_levels(self, view: View, pixels_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.net(view.apply(pixels_BCHW, self.stride))
+        return to_levels(grow(view.undo(logits), height, width)).cpu()
+
+
+def stream(
+    predictor: Predictor,
+    image_ids: Sequence[str],
+    read: Callable[[str], Pixels],
+    height: int,
+    width: int,
+    batch_size: int,
+    threads: int,
+) -> Iterator[tuple[str, Levels | PipelineError]]:
+    """Yield every image id in order with its levels (V, height, width), or with why it can't be read.
+
+    Images are read and shrunk by ``threads`` while the net works; at most a few batches wait in memory.
+    """
+
+    def prepared(image_id: str) -> Pixels | PipelineError:
+        try:
+            return predictor.prepare(read(image_id))
+        except PipelineError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in _ahead(pool, prepared, image_ids, batch_size):
+            sound = [pixels for _, pixels in batch if not isinstance(pixels, PipelineError)]
+            levels = iter(predictor.levels(sound, height, width) if sound else ())
+            for image_id, pixels in batch:
+                yield image_id, pixels if isinstance(pixels, PipelineError) else next(levels)
+
+
+Prepared = tuple[str, Pixels | PipelineError]
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    prepare: Callable[[str], Pixels | PipelineError],
+    image_ids: Sequence[str],
+    batch_size: int,
+) -> Iterator[list[Prepared]]:
+    """Yield batches in order, with two more being prepared meanwhile."""
+    waiting: deque[list[tuple[str, Future[Pixels | PipelineError]]]] = deque()
+    for start in range(0, len(image_ids), batch_size):
+        batch = image_ids[start : start + batch_size]
+        waiting.append([(image_id, pool.submit(prepare, image_id)) for image_id in batch])
+        if len(waiting) > 2:
+            yield [(image_id, future.result()) for image_id, future in waiting.popleft()]
+    while waiting:
+        yield [(image_id, future.result()) for image_id, future in waiting.popleft()]

@@ -1,0 +1,231 @@
+"""The nets, and the folder in which a trained one explains itself."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import PipelineError
+from pipeline.files import whole_file, write_json
+from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
+
+CONFIG = "config.json"
+WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
+"""Files of a trained net's folder, as the Hugging Face hub lays them out."""
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_GREY_MEAN = (0.449,)
+_GREY_STD = (0.226,)
+
+StateDict = Mapping[str, Tensor]
+
+
+class Net(nn.Module):
+    """Pixels in, logits out: normalises, pads to the strides of its body, and takes the padding off again."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, input: InputSettings, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.stride = stride
+        rgb = input.channels == "rgb"
+        for name, values in (("mean", _IMAGENET_MEAN if rgb else _GREY_MEAN), ("std", _IMAGENET_STD if rgb else _GREY_STD)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return logits (B, 1, H, W) of pixels (B, C, H, W) from 0 to 255, uint8 or floating."""
+        normal_BCHW = (pixels_BCHW.to(self.mean.dtype) - self.mean) / self.std
+        bottom, right = (-side % self.stride for side in pixels_BCHW.shape[-2:])
+        if not (bottom or right):
+            return self.body(normal_BCHW)
+        # As much on each side, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
+        top, left = bottom // 2, right // 2
+        padded = functional.pad(normal_BCHW, (left, right - left, top, bottom - top), mode="replicate")
+        logits_B1HW: Tensor = self.body(padded)
+        return logits_B1HW[..., top : top + pixels_BCHW.shape[-2], left : left + pixels_BCHW.shape[-1]]
+
+
+def build(spec: ModelSpec, input: InputSettings, seed: int = 0, pretrained: bool = True) -> Net:
+    """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(spec, ClassicUNet):
+            body: nn.Module = _Classic(spec, input.channel_count)
+        else:
+            body = _encoder_unet(spec, spec.encoder_weights if pretrained else None)
+            if input.channels == "grey":
+                body = nn.Sequential(_Repeat(3), body)
+    return Net(body, input, spec.stride)
+
+
+def save_weights(path: Path, state: StateDict) -> None:
+    """Write weights as safetensors; the file appears whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+
+
+def save_config(folder: Path, spec: ModelSpec, input: InputSettings, facts: Mapping[str, Any]) -> None:
+    """Write what ``load`` needs to build the net again, and ``facts`` about it for people."""
+    config = {"architecture": spec.model_dump(exclude={"input", "train"}), "input": input.model_dump(), **facts}
+    write_json(folder / CONFIG, config)
+
+
+def load(folder: Path, weights: str = "last") -> tuple[Net, InputSettings]:
+    """Return a trained net, on the CPU, and what it wants to see.
+
+    Raises PipelineError if the folder holds no net, or weights of another architecture.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        spec: ModelSpec = TypeAdapter(ModelSpec).validate_python(config["architecture"])
+        input = InputSettings.model_validate(config["input"])
+    except (OSError, ValueError, KeyError) as error:
+        raise PipelineError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error
+    net = build(spec, input, pretrained=False)
+    load_weights(net, folder / WEIGHTS[weights])
+    return net.eval(), input
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Load weights into ``net``; raises PipelineError that names what does not fit."""
+    _fit(net, read_weights(path), path)
+
+
+def read_weights(path: Path) -> StateDict:
+    """Return the weights in a .safetensors file, or in a PyTorch file that holds nothing else."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise PipelineError(f"There are no weights at {path}: check the path.") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise PipelineError(f"{path} can't be read as weights ({error}).") from error
+    except Exception as error:  # torch.load raises pickle's own errors, of many types, for what it will not unpickle
+        raise PipelineError(f"{path} holds more than weights, or none: save it as .safetensors ({error}).") from error
+    return state.get("state_dict", state)
+
+
+def _fit(module: nn.Module, state: StateDict, path: Path) -> None:
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    missing = sorted(set(wanted) - set(state))
+    unfit = sorted(name for name in set(wanted) & set(state) if state[name].shape != wanted[name])
+    if missing or unfit:
+        name = (missing or unfit)[0]
+        reason = f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
+        raise PipelineError(f"{path} holds weights of another architecture: {reason} ({len(missing + unfit)} such).")
+    module.load_state_dict({name: state[name] for name in wanted})
+
+
+class _Classic(nn.Module):
+    def __init__(self, spec: ClassicUNet, channels: int) -> None:
+        super().__init__()
+        widths, norm = spec.widths, spec.norm
+        ins = (channels, *widths[:-1])
+        self.down = nn.ModuleList(_double(a, b, norm) for a, b in zip(ins, widths, strict=True))
+        self.dropout = nn.Dropout2d(spec.dropout)
+        rising = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in rising)
+        self.merge = nn.ModuleList(_double(2 * b, b, norm) for _, b in rising)
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        features = self.down[0](pixels)
+        for block in self.down[1:]:
+            skips.append(features)
+            features = block(functional.max_pool2d(features, 2))
+        features = self.dropout(features)
+        for up, merge in zip(self.up, self.merge, strict=True):
+            features = merge(torch.cat([skips.pop(), up(features)], dim=1))
+        return self.head(features)  # type: ignore[no-any-return]
+
+
+def _double(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:
+    def half(channels: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(channels, channels_out, 3, padding=1, bias=norm == "none")
+        return [convolution, *_norm(norm, channels_out), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(*half(channels_in), *half(channels_out))
+
+
+def _norm(kind: str, channels: int) -> list[nn.Module]:
+    if kind == "batch":
+        return [nn.BatchNorm2d(channels)]
+    return [nn.GroupNorm(min(8, channels), channels)] if kind == "group" else []
+
+
+class _Repeat(nn.Module):
+    """Grey pixels for an encoder that expects colours, whose pretrained weights stay as they are."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, grey: Tensor) -> Tensor:
+        return grey.expand(-1, self.times, -1, -1)
+
+
+def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
+    # Imported here: it takes seconds, and classic nets do without.
+    import segmentation_models_pytorch as smp
+
+    file = Path(weights).expanduser() if weights and _looks_like_a_file(weights) else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on how timm's encoders want their weights to be named
+            unet = smp.Unet(
+                spec.encoder,
+                encoder_depth=len(spec.decoder_channels),
+                encoder_weights=None if file else weights,
+                decoder_channels=spec.decoder_channels,
+            )
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise PipelineError(_why_no_encoder(spec.encoder, weights, error)) from error
+    if file:
+        _fit(unet.encoder, _encoder_state(unet.encoder, read_weights(file)), file)
+    if spec.dropout:
+        unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.segmentation_head)
+    return unet  # type: ignore[no-any-return]
+
+
+def _looks_like_a_file(weights: str) -> bool:
+    return "/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")
+
+
+def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
+    """Return the entries of a file under the encoder's own names, whether it holds an encoder, a whole U-Net of
+    ours or of smp's, or a classifier as timm and torchvision save it."""
+    wanted = set(encoder.state_dict())
+    for prefix, replacement in (("", ""), ("body.encoder.", ""), ("encoder.", ""), ("", "model.")):
+        renamed = {
+            replacement + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+        }
+        if wanted & set(renamed):
+            return renamed
+    return state
+
+
+def _why_no_encoder(encoder: str, weights: str | None, error: Exception) -> str:
+    # Hubs fail with errors of many libraries; what they have in common is that the weights were asked for.
+    if weights and not isinstance(error, KeyError):
+        return (
+            f"The '{weights}' weights of encoder '{encoder}' can't be fetched ({_first_line(error)}): check the "
+            "network, set encoder_weights to a local file, or to null for random weights."
+        )
+    return f"Encoder '{encoder}' with weights '{weights}' can't be built: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip("\"'")[:300]

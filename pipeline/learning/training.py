@@ -1,0 +1,354 @@
+"""One net trained on one fold, with Lightning; what a kill leaves behind is taken up at the last whole epoch."""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from torch import Tensor
+from torch.optim import Optimizer, lr_scheduler
+from tqdm import tqdm
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.errors import PipelineError
+from pipeline.files import whole_file, write_json, write_text
+from pipeline.learning.dataset import Examples, Reader, training_loader, validation_loader
+from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.losses import weighted_sum
+from pipeline.learning.models import WEIGHTS, Net, build, save_config, save_weights
+from pipeline.learning.pixels import grow
+from pipeline.learning.settings import Design, MachineSettings, TrainSettings
+
+_CHECKPOINT = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One net to train: the design, the images to learn from and those to be scored on."""
+
+    design: Design
+    seed: int
+    train_ids: Sequence[str]
+    validation_ids: Sequence[str]
+    reader: Reader
+    machine: MachineSettings
+    facts: Mapping[str, Any]
+    """Written into the net's config.json, for people."""
+
+
+def train(job: Job, work: Path) -> Path:
+    """Train a net and return the folder, below ``work``, of weights, config, curves and metrics.
+
+    ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. Raises PipelineError if
+    the loss turns NaN or infinite, or the device asked for is missing.
+    """
+    settings = job.design.train
+    device = resolve_device(job.machine.device)
+    segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed), job)
+    curves, best = Curves(), BestWeights(work / WEIGHTS["best"])
+    trainer = _trainer(settings, device, work, [best, *_averaging(settings), curves, _LastCheckpoint(work)])
+    checkpoint = work / _CHECKPOINT
+    trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
+    return _collect(job, work) if trainer.is_global_zero else work
+
+
+class Segmenter(LightningModule):
+    """Loss, score, optimizer and schedule of a net."""
+
+    def __init__(self, net: Net, job: Job) -> None:
+        super().__init__()
+        self.net = net
+        self.settings = job.design.train
+        self.seed = job.seed
+        self.image_ids = job.train_ids
+        self.dice_sum, self.dice_count = 0.0, 0
+        if self.settings.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw dropout from (seed, step, process), so that a resumed run draws what an uninterrupted one would."""
+        step = np.random.default_rng((self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(step.integers(1 << 31)))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; raises PipelineError if it is no finite number."""
+        settings = self.settings
+        logits_B1HW = self.net(batch["image"])
+        parts = weighted_sum(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
+        if not torch.isfinite(parts["loss"]):
+            raise PipelineError(self._not_finite(parts, batch))
+        self.log_dict({name: part.detach() for name, part in parts.items()}, on_step=False, on_epoch=True, sync_dist=True)
+        return parts["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new mean."""
+        self.dice_sum, self.dice_count = 0.0, 0
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
+        logits_BHW = grow(self.net(batch["image"]), HEIGHT, WIDTH)
+        for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
+            total = int(mask_HW.sum()) + int(true_HW.sum())
+            self.dice_sum += 2 * int((mask_HW & true_HW).sum()) / total if total else 1.0
+            self.dice_count += 1
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score, for curves and ``plateau``."""
+        self.log("dice", self.validation_dice())
+
+    def validation_dice(self) -> float:
+        """Return the mean Dice over the images of all processes."""
+        sums = torch.tensor([self.dice_sum, self.dice_count], dtype=torch.float64)
+        if self.device.type == "mps":
+            sums = sums.float()
+        total = self.all_gather(sums.to(self.device)).reshape(-1, 2).sum(0)
+        return float(total[0] / total[1])
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule."""
+        optimizer = _optimizer(self.net, self.settings)
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.settings.schedule == "plateau":
+            plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
+            every = self.settings.validate_every
+            rule = {"scheduler": plateau, "interval": "epoch", "frequency": every, "monitor": "dice", "strict": False}
+            return {"optimizer": optimizer, "lr_scheduler": rule}
+        schedule = lr_scheduler.LambdaLR(optimizer, learning_rate_curve(self.settings, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _not_finite(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
+        values = ", ".join(f"{name} {float(part):g}" for name, part in parts.items() if name != "loss")
+        images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
+        return (
+            f"The loss is no finite number in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
+            "lower train.lr, set train.clip to 1.0, or train.precision to 32."
+        )
+
+
+def learning_rate_curve(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+    """Return the factor on ``lr`` by step: a warm-up from near 0, then the schedule down to the last step."""
+    warmup = round(settings.warmup * steps)
+    if settings.schedule == "onecycle":
+        warmup = warmup or round(0.3 * steps)
+    falls: dict[str, Callable[[float], float]] = {
+        "constant": lambda part: 1.0,
+        "cosine": lambda part: 0.5 * (1 + math.cos(math.pi * part)),
+        "onecycle": lambda part: 0.5 * (1 + math.cos(math.pi * part)),
+        "poly": lambda part: (1 - part) ** 0.9,
+    }
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return falls[settings.schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+class Curves(Callback):
+    """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.bar: Any = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar of all epochs, from where this run takes them up."""
+        if self.bar is None and trainer.is_global_zero:
+            batches = int(trainer.num_training_batches)
+            done = trainer.current_epoch * batches
+            self.bar = tqdm(total=(trainer.max_epochs or 0) * batches, initial=done, desc="Training", unit="batch")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's row."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not _validates(trainer):
+            metrics.pop("dice", None)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch + 1, "lr": rate, **metrics})
+        if self.bar is not None:
+            shown = {name: f"{metrics[name]:.4f}" for name in ("loss", "dice") if name in metrics}
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far, for the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best validation.
+
+    Stands before the averaging of weights among the callbacks, so that it sees the averaged ones in place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dice, self.epoch = -1.0, 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the weights if they are the best so far."""
+        assert isinstance(pl_module, Segmenter)
+        dice = pl_module.validation_dice()
+        if dice > self.dice:
+            self.dice, self.epoch = dice, trainer.current_epoch + 1
+            if trainer.is_global_zero:
+                save_weights(self.path, pl_module.net.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far, for the checkpoint."""
+        return {"dice": self.dice, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score of the checkpoint."""
+        self.dice, self.epoch = state_dict["dice"], state_dict["epoch"]
+
+
+class _LastCheckpoint(Checkpoint):
+    """Keeps the state of the last whole epoch: optimizer, schedule, scaler, averages and rows included."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / _CHECKPOINT
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that replace the one before at one stroke: Lightning's own go through another file system."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with whole_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class _Data(LightningDataModule):
+    """Loaders, made in each process, each with its share of the images."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+
+    def train_dataloader(self) -> Any:
+        examples, train = self._examples(self.job.train_ids), self.job.design.train
+        return training_loader(examples, train, self.job.machine.workers, self.job.seed, *self._share())
+
+    def val_dataloader(self) -> Any:
+        examples, batch_size = self._examples(self.job.validation_ids), self.job.design.train.batch_size
+        return validation_loader(examples, batch_size, self.job.machine.workers, *self._share())
+
+    def _examples(self, image_ids: Sequence[str]) -> Examples:
+        return Examples.load(image_ids, self.job.reader, self.job.design.input, self.job.machine.cache_gb)
+
+    def _share(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _trainer(settings: TrainSettings, device: torch.device, work: Path, callbacks: list[Callback]) -> Trainer:
+    _quieten()
+    return Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=settings.devices,
+        precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip,
+        callbacks=callbacks,
+        plugins=[_WholeFiles()],
+        default_root_dir=work,
+        # Validation runs by ``check_val_every_n_epoch``, and after the last epoch whatever that says.
+        check_val_every_n_epoch=_validation_period(settings),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        benchmark=device.type == "cuda",
+    )
+
+
+def _validation_period(settings: TrainSettings) -> int:
+    """Return the largest divisor of ``epochs`` that is at most ``validate_every``, so that the last is validated."""
+    return max(n for n in range(1, min(settings.validate_every, settings.epochs) + 1) if settings.epochs % n == 0)
+
+
+def _validates(trainer: Trainer) -> bool:
+    every = trainer.check_val_every_n_epoch or 1
+    return (trainer.current_epoch + 1) % every == 0
+
+
+def _lightning_precision(dtype: torch.dtype) -> str:
+    return {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[dtype]
+
+
+def _averaging(settings: TrainSettings) -> list[Callback]:
+    if settings.ema is None:
+        return []
+    highest = settings.ema
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        # A warm-up: at a fixed 0.999 the first, random weights would still be 86 % of the average after 150 steps.
+        decay = min(highest, (1 + int(count)) / (10 + int(count)))
+        return averaged.lerp(current, 1 - decay) if averaged.is_floating_point() else current
+
+    return [WeightAveraging(use_buffers=True, avg_fn=average)]
+
+
+def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    optimizers: dict[str, Callable[[], Optimizer]] = {
+        "adam": lambda: torch.optim.Adam(net.parameters(), **common),
+        "adamw": lambda: torch.optim.AdamW(net.parameters(), **common),
+        "sgd": lambda: torch.optim.SGD(net.parameters(), momentum=0.9, nesterov=True, **common),
+        "rmsprop": lambda: torch.optim.RMSprop(net.parameters(), momentum=0.9, **common),
+    }
+    return optimizers[settings.optimizer]()
+
+
+def _collect(job: Job, work: Path) -> Path:
+    """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
+    checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
+    states = checkpoint["callbacks"]
+    rows, best = states["Curves"]["rows"], states["BestWeights"]
+    folder = work / "net"
+    folder.mkdir(exist_ok=True)
+    net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+    save_weights(folder / WEIGHTS["last"], net)
+    (folder / WEIGHTS["best"]).unlink(missing_ok=True)
+    os.link(work / WEIGHTS["best"], folder / WEIGHTS["best"])
+    save_config(folder, job.design.spec, job.design.input, job.facts)
+    write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    metrics = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
+    write_json(folder / "metrics.json", metrics | {"parameters": sum(v.numel() for v in net.values() if v.is_floating_point())})
+    return folder
+
+
+def _quieten() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
