@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH, image_name, split_id
-from pipeline.competition.metric import count_runs
+from pipeline.competition.metric import Counts, count_runs
 from pipeline.errors import PipelineError
 
 HEADER = "img,rle_mask"
@@ -51,15 +51,33 @@ class Report:
 
 @dataclass(frozen=True)
 class Score:
-    """Dice of a submission, as Kaggle scores it."""
+    """How a submission's masks agree with the true ones, as Kaggle scores it."""
 
-    dice: dict[str, float]
-    """Dice of each image, 0 to 1, by image id, in the submission's order."""
+    counts: dict[str, Counts]
+    """Pixels of each image, by image id, in the submission's order."""
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """Dice of each image, 0 to 1."""
+        return {image_id: counts.dice for image_id, counts in self.counts.items()}
 
     @property
     def mean(self) -> float:
         """The score: mean of the images' Dice."""
-        return math.fsum(self.dice.values()) / len(self.dice)
+        return self._mean("dice")
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean of the images' intersection over union."""
+        return self._mean("iou")
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the images' share of right pixels."""
+        return self._mean("accuracy")
+
+    def _mean(self, name: str) -> float:
+        return math.fsum(getattr(counts, name) for counts in self.counts.values()) / len(self.counts)
 
 
 def rows(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -124,18 +142,18 @@ def score(path: Path, truth_path: Path) -> Score:
     file, a duplicate image, a run-length code that is none of a 1280 x 1918 mask, an image that only one file holds,
     and files without rows.
     """
-    dice: dict[str, float] = {}
+    counts: dict[str, Counts] = {}
     truth = _truth(truth_path)
     with tempfile.TemporaryFile() as file:
         waiting = _Waiting(file)
         for row, image_id, text in rows(path):
-            if image_id in dice:
+            if image_id in counts:
                 raise _second_row(path, row, image_id)
             predicted = _runs(path, row, image_id, text)
             true = waiting.take(image_id) if image_id in waiting else _read_up_to(image_id, truth, waiting)
             if true is None:
                 raise PipelineError(f"{_where(path, row, image_id)}: {truth_path} has no mask of this image.")
-            dice[image_id] = count_runs(predicted, true, _PIXELS).dice
+            counts[image_id] = count_runs(predicted, true, _PIXELS)
         for image_id, runs in truth:
             waiting.put(image_id, runs)
 
@@ -144,9 +162,9 @@ def score(path: Path, truth_path: Path) -> Score:
                 f"{path} has no row for {len(waiting)} of the images in {truth_path}, first {waiting.first()}: "
                 "add them, or score against their images only."
             )
-    if not dice:
+    if not counts:
         raise PipelineError(f"{path} and {truth_path} hold headers and no rows: nothing to score.")
-    return Score(dice)
+    return Score(counts)
 
 
 class _Waiting:

@@ -177,8 +177,8 @@ _SWATCHES = {"black": (1420, 1150), "tyre": (1500, 1150), "chrome": (1580, 1150)
 _BLACK: Colour = (10, 10, 11, 2)
 _TRIM: Colour = (26, 27, 29, 6)
 _TYRE: Colour = (30, 30, 31, 2)
-_GLASS: Colour = (30, 34, 35, 20)
-_CHROME: Colour = (120, 122, 124, 130)
+_GLASS: Colour = (30, 34, 35, 15)
+_CHROME: Colour = (96, 98, 100, 120)
 
 
 class _Tile:
@@ -218,6 +218,11 @@ def paint_texture(design: Design) -> NDArray[np.uint8]:
     """Return the car's texture, (1280, 1856, 4) uint8: tiles for side, front, rear, wheel and plain materials."""
     texture = np.empty((TEXTURE_HEIGHT, TEXTURE_WIDTH, 4), np.uint8)
     texture[:] = _paint(design)
+    # Less light comes to the lower flanks, from the floor only.
+    rows = np.arange(TEXTURE_HEIGHT)
+    z = _SIDE_Z - np.where(rows < _TILE_V, rows, rows - _TILE_V) / SCALE
+    shade = 1 - 0.16 * np.clip((0.85 - z) / 0.65, 0, 1)
+    texture[..., :3] = np.round(texture[..., :3] * shade[:, None, None])
     _draw_side(_Tile(texture, 0, 0, _SIDE_D, _SIDE_Z), design)
     _draw_front(_Tile(texture, _FRONT_U, _TILE_V, -_HALF, _SIDE_Z), design)
     _draw_rear(_Tile(texture, _REAR_U, _TILE_V, -_HALF, _SIDE_Z), design)
@@ -243,6 +248,7 @@ def _draw_side(tile: _Tile, design: Design) -> None:
     # Glass keeps clear of the roof's edge and of the pillars, whatever the slope of the line above it.
     edge = np.min([car.top(d + reach) for reach in (-0.13, -0.06, 0.0, 0.06, 0.13)], axis=0) - 0.075
     lower = car.shoulder(d) + 0.035
+    edge = np.minimum(edge, car.shoulder(d) + 0.83 * (car.top(d) - car.shoulder(d)))
     inside = (edge > lower + 0.03) & (d < (3.0 if soft_top else car.roof_end[0] + 0.45))
     if car.kind == "pickup":
         inside &= d < car.roof_end[0] - 0.02
@@ -261,7 +267,7 @@ def _draw_side(tile: _Tile, design: Design) -> None:
         high = np.interp(across, d, edge) - 0.06
         low = np.interp(across, d, lower) + 0.10
         view = np.concatenate([np.stack([across, high], axis=1), np.stack([across, low], axis=1)[::-1]])
-        tile.fill(view, (92, 99, 99, 20) if end < rear_door else (58, 62, 63, 20))
+        tile.fill(view, (92, 99, 99, 15) if end < rear_door else (58, 62, 63, 15))
         seat = end - 0.22
         z = float(np.interp(seat, d, lower))
         tile.fill([(seat - 0.14, z), (seat - 0.07, z + 0.21), (seat + 0.09, z + 0.23), (seat + 0.2, z)], _GLASS)
@@ -270,29 +276,33 @@ def _draw_side(tile: _Tile, design: Design) -> None:
         if first + 0.1 < pillar < last - 0.08:
             z0, z1 = float(np.interp(pillar, d, lower)), float(np.interp(pillar, d, edge))
             tile.fill([(pillar - 0.05, z0), (pillar - 0.04, z1), (pillar + 0.04, z1), (pillar + 0.05, z0)], _TRIM)
-    gap = _paint(design, 0.25)
+    gap = _paint(design, 0.4)
     sill = car.clearance + 0.1
     belt = float(car.belt)
     for at in {front_door, rear_door, door_end}:
-        tile.line([(at, belt), (at + 0.01, belt - 0.3), (at - 0.02, sill)], gap, 0.009)
-    tile.line([(front_door, sill), (door_end, sill)], gap, 0.009)
+        tile.line([(at, belt), (at + 0.01, belt - 0.3), (at - 0.02, sill)], gap, 0.007)
+    tile.line([(front_door, sill), (door_end, sill)], gap, 0.007)
     for at in {rear_door - 0.14, door_end - 0.14}:
         tile.box(at, belt - 0.105, 0.2, 0.05, _paint(design, 0.55))
         tile.box(at, belt - 0.1, 0.19, 0.026, _CHROME if design.chrome else _paint(design, 0.9))
     tile.line([(front_door - 0.55, belt - 0.2), (door_end + 0.5, belt - 0.15)], _paint(design, 0.82), 0.01)
     lamp, tail = car.nose + 0.0, car.tail - 0.13
     tile.fill([(0.02, lamp - 0.12), (0.02, lamp + 0.02), (0.42, lamp + 0.09), (0.30, lamp - 0.04)], (70, 73, 76, 30))
-    tile.fill([(0.05, lamp - 0.10), (0.05, lamp), (0.30, lamp + 0.045), (0.24, lamp - 0.04)], (205, 210, 214, 40))
+    tile.fill([(0.05, lamp - 0.10), (0.05, lamp), (0.30, lamp + 0.045), (0.24, lamp - 0.04)], (150, 155, 160, 50))
     tile.fill([(0.27, lamp - 0.03), (0.28, lamp + 0.04), (0.38, lamp + 0.07), (0.31, lamp - 0.02)], (214, 104, 26, 25))
     end = car.length
     tile.fill([(end, tail - 0.1), (end, tail + 0.1), (end - 0.3, tail + 0.1), (end - 0.2, tail - 0.06)], (150, 12, 18, 25))
     for start, stop in ((0.0, car.axles[0] - car.arch_radius), (end, car.axles[1] + car.arch_radius)):
-        tile.line([(start, car.clearance + 0.34), (stop, car.clearance + 0.36)], gap, 0.008)
-        tile.box((start + stop) / 2, car.clearance + 0.03, abs(stop - start), 0.09, _TRIM)
-    tile.box(end / 2, car.clearance + 0.02, car.wheelbase, 0.24 if car.cladding else 0.07, _TRIM)
+        tile.line([(start, car.clearance + 0.36), (stop, car.clearance + 0.36)], gap, 0.007)
+    tile.box(end / 2, _trim_height(car) / 2, 1.1 * end, _trim_height(car), _TRIM)
     for axle in car.axles:
         rim = car.arch_radius + (0.07 if car.cladding else 0.012)
         tile.disc(axle, car.wheel_radius, rim, _TRIM if car.cladding else _paint(design, 0.3))
+
+
+def _trim_height(car: Proportions) -> float:
+    """Height up to which sills and bumpers are unpainted."""
+    return car.clearance + (0.16 if car.cladding else 0.07)
 
 
 def _half_width(car: Proportions, z: float) -> float:
@@ -307,11 +317,11 @@ def _draw_screen(tile: _Tile, car: Proportions, bottom: float, top: float, tint:
     tile.fill([(-low, bottom), (low, bottom), (high, top), (-high, top)], _BLACK)
     low, high = low - 0.03, high - 0.03
     bottom, top = bottom + 0.015, top - 0.02
-    shade: Colour = (44 * tint, 49 * tint, 50 * tint, 22)
+    shade: Colour = (44 * tint, 49 * tint, 50 * tint, 15)
     tile.fill([(-low, bottom), (low, bottom), (high, top), (-high, top)], shade)
     middle = bottom + 0.45 * (top - bottom)
     tile.fill([(-high * 0.9, middle), (high * 0.9, middle), (high * 0.85, top - 0.05), (-high * 0.85, top - 0.05)],
-              (92 * tint, 99 * tint, 99 * tint, 22))  # fmt: skip
+              (92 * tint, 99 * tint, 99 * tint, 15))  # fmt: skip
     for seat in (-0.38, 0.38):
         tile.box(seat, bottom + 0.3 * (top - bottom), 0.44, 0.4 * (top - bottom), (26, 27, 28, 20))
         tile.disc(seat, middle + 0.03, 0.11, (22, 23, 24, 20))
@@ -338,8 +348,9 @@ def _draw_front(tile: _Tile, design: Design) -> None:
         tile.line([(side * 0.02 + 0.3, wiper), (side * 0.35 - 0.25, wiper + 0.03)], _BLACK, 0.014)
         tile.fill([(side * half * a, lamp + b) for a, b in ((0.52, -0.10), (0.56, 0.0), (1.02, 0.07), (1.02, -0.1))], (60, 63, 66, 30))
         for at, radius in ((0.66, 0.05), (0.8, 0.06)):
-            tile.disc(side * half * at, lamp - 0.04, radius, (214, 218, 221, 60))
-            tile.disc(side * half * at, lamp - 0.04, radius * 0.55, (150, 156, 162, 90))
+            tile.disc(side * half * at, lamp - 0.04, radius, (150, 154, 158, 60))
+            tile.disc(side * half * at, lamp - 0.04, radius * 0.7, (96, 100, 104, 90))
+            tile.disc(side * half * at, lamp - 0.04, radius * 0.35, (226, 230, 232, 90))
         tile.fill([(side * half * a, lamp + b) for a, b in ((0.9, -0.08), (0.9, 0.03), (1.0, 0.04), (1.0, -0.07))], (214, 104, 26, 25))
         tile.box(side * half * 0.74, floor + 0.19, 0.3, 0.13, _TRIM)
         tile.disc(side * half * 0.74, floor + 0.19, 0.05, (190, 194, 197, 60))
@@ -351,8 +362,8 @@ def _draw_front(tile: _Tile, design: Design) -> None:
     tile.line([*grille, grille[0]], _CHROME if design.chrome or design.grille == 0 else _TRIM, 0.022)
     tile.disc(0, lamp - low / 2, 0.055, _CHROME)
     tile.fill([(-half * 0.52, floor + 0.1), (half * 0.52, floor + 0.1), (half * 0.46, floor + 0.24), (-half * 0.46, floor + 0.24)], _BLACK)
-    tile.box(0, floor + 0.02, 2 * half, 0.24 if car.cladding else 0.08, _TRIM)
-    tile.line([(-half, lamp + 0.075), (half, lamp + 0.075)], _paint(design, 0.35), 0.008)
+    tile.box(0, _trim_height(car) / 2, 2 * _HALF, _trim_height(car), _TRIM)
+    tile.line([(-_HALF, lamp + 0.075), (_HALF, lamp + 0.075)], _paint(design, 0.5), 0.006)
     _draw_plate(tile, floor + 0.27)
 
 
@@ -370,15 +381,15 @@ def _draw_rear(tile: _Tile, design: Design) -> None:
     for side in (-1, 1):
         tile.fill([(side * half * a, lamp + b) for a, b in ((0.62, -0.06), (0.58, 0.08), (1.02, 0.1), (1.02, -0.1))], (150, 12, 18, 25))
         tile.box(side * half * 0.74, lamp + 0.005, 0.16, 0.045, (225, 205, 205, 30))
-        tile.box(side * half * 0.8, floor + 0.2, 0.2, 0.035, (150, 12, 18, 20))
+        tile.box(side * half * 0.7, floor + 0.22, 0.2, 0.035, (150, 12, 18, 20))
         tile.box(side * half * 0.6, floor + 0.03, 0.15, 0.06, _CHROME)
     tile.box(0, car.roof_end[1] - 0.05, 0.32, 0.03, (150, 12, 18, 20))
     tile.box(0, tail - 0.04, half, 0.03, _CHROME if design.chrome else _paint(design, 0.7))
     _draw_plate(tile, tail - 0.2 if not pickup else floor + 0.3)
-    tile.box(0, floor + 0.05, 2 * half, 0.26 if car.cladding else 0.16, _TRIM)
-    tile.line([(-half, floor + 0.36), (half, floor + 0.36)], _paint(design, 0.3), 0.009)
+    tile.box(0, _trim_height(car) / 2, 2 * _HALF, _trim_height(car), _TRIM)
+    tile.line([(-_HALF, floor + 0.36), (_HALF, floor + 0.36)], _paint(design, 0.4), 0.007)
     for side in (-1, 1):
-        tile.line([(side * half * 0.8, floor + 0.36), (side * half * 0.8, tail - 0.02)], _paint(design, 0.4), 0.008)
+        tile.line([(side * half * 0.56, floor + 0.36), (side * half * 0.56, tail - 0.02)], _paint(design, 0.5), 0.006)
 
 
 def _draw_wheel(texture_HW4: NDArray[np.uint8], design: Design) -> None:
@@ -467,12 +478,12 @@ def build_car(design: Design) -> Triangles:
 
 def _stations(car: Proportions) -> Floats:
     """Distances d of the cross-sections: close together where the shape turns quickly."""
-    turn = np.linspace(-1, 1, 25)
+    turn = np.linspace(-1, 1, 21)
     arches = [axle + car.arch_radius * np.sin(turn * np.pi / 2) for axle in car.axles]
     corners = [np.linspace(point[0] - 0.09, point[0] + 0.09, 5) for point in (car.cowl, car.header, car.roof_end, car.deck)]
     every = np.concatenate([np.linspace(0, car.length, 48), *arches, *corners])
     every = np.sort(every[(every >= 0) & (every <= car.length)])
-    return every[np.concatenate([[True], np.diff(every) > 0.004])]
+    return every[np.concatenate([[True], np.diff(every) > 0.015])]
 
 
 def _body(car: Proportions) -> list[Triangles]:
@@ -501,9 +512,8 @@ def _body(car: Proportions) -> list[Triangles]:
     turn = np.linspace(0, np.pi / 2, 15)
     z = shoulder + height * np.sin(turn) ** (2 / boxy)
     lean = (z - car.belt) / (car.peak[1] - car.belt)
-    base = half * narrow * (0.945 - 0.035 * np.clip(height / 0.25, 0, 1))
-    y = base * np.cos(turn) ** (2 / boxy) * (1 - 0.17 * np.clip(lean, 0, 1))
-    upper = np.concatenate([lower[:, -1:], np.stack(np.broadcast_arrays(d, y, z), axis=2)], axis=1)
+    y = lower[:, -1:, 1] * np.cos(turn) ** (2 / boxy) * (1 - 0.17 * np.clip(lean, 0, 1))
+    upper = np.stack(np.broadcast_arrays(d, y, z), axis=2)
     under = np.stack([lower[:, 0] * np.array([1, t, 1]) for t in (0.0, 0.5, 1.0)], axis=1)
 
     skins = [_capped(lower, car), _capped(upper, car)]
@@ -547,11 +557,12 @@ def _shaped(points_SK3: Floats, car: Proportions) -> Floats:
 def _textured(part: Triangles, car: Proportions) -> Triangles:
     """Give the skin's triangles the side, front or rear tile, by the way they face."""
     x, y, z = np.moveaxis(part.corners_T33, 2, 0)
-    face = part.normals_T33.mean(axis=1)
-    flat = car.belt + 0.02 < z.mean(axis=1)
-    side = np.abs(face[:, 1]) > np.where(flat, 0.62, 0.5) * np.linalg.norm(face, axis=1)
-    side |= ~flat & (np.abs(x).mean(axis=1) < car.length / 2 - 0.6)
-    front = x.mean(axis=1) > car.length / 2 - car.peak[0]
+    # The two triangles of a quadrilateral go together, lest the seam between two tiles be a saw.
+    centre = np.repeat(part.corners_T33.reshape(-1, 6, 3).mean(axis=1), 2, axis=0)
+    facing = np.repeat(np.abs(part.normals_T33.reshape(-1, 6, 3).mean(axis=1)), 2, axis=0)
+    side = facing[:, 1] > np.maximum(facing[:, 0], 0.75 * facing[:, 2])
+    side |= (centre[:, 2] < car.belt) & (np.abs(centre[:, 0]) < car.length / 2 - 0.6)
+    front = centre[:, 0] > car.length / 2 - car.peak[0]
     v_side = (_SIDE_Z - z) * SCALE
     side_uv = np.stack([(car.length / 2 - x - _SIDE_D) * SCALE, v_side], axis=2)
     end_u = np.where(front[:, None], _FRONT_U, _REAR_U) + (y + _HALF) * SCALE
@@ -604,19 +615,19 @@ def _mirror(design: Design) -> list[Triangles]:
     if car.rails:
         d = np.linspace(car.header[0] + 0.15, car.roof_end[0] - 0.1, 9)
         inset = car.width / 2 * 0.60
-        for k in range(8):
-            middle = (d[k] + d[k + 1]) / 2
-            centre = np.array([car.length / 2 - middle, inset, float(car.top(np.array(middle))) + 0.015])
-            parts.append(_ball(centre, np.array([(d[k + 1] - d[k]) / 1.9, 0.018, 0.016]), "chrome", -0.15))
+        turn = np.linspace(0, 2 * np.pi, 9)
+        x, y, z = (car.length / 2 - d)[:, None], inset + 0.017 * np.cos(turn), car.top(d)[:, None] + 0.017 * np.sin(turn)
+        parts.append(_grid(np.stack(np.broadcast_arrays(x, y, z), axis=2), "chrome", -0.15))
     return parts
 
 
 def _underbody(car: Proportions) -> list[Triangles]:
     """Return axles and underbody as a dark block, so that nobody looks through the car below its sills."""
-    length = car.length / 2 - 0.35
+    length = car.length / 2 - 0.5
     slices = np.linspace(-length, length, 9)
-    size = np.array([length / 7.8, 0.34 * car.width, 0.16])
-    return [_ball(np.array([x, 0, car.clearance + 0.12]), size, "black", 0.3) for x in (slices[:-1] + slices[1:]) / 2]
+    bottom, top = car.clearance - 0.03, 0.78 * car.belt
+    size = np.array([length / 7.8, 0.32 * car.width, (top - bottom) / 2])
+    return [_ball(np.array([x, 0, (top + bottom) / 2]), size, "black", 0.3) for x in (slices[:-1] + slices[1:]) / 2]
 
 
 def _aerial(car: Proportions) -> list[Triangles]:

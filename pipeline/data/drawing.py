@@ -5,7 +5,7 @@ middle. The camera looks along Y, so that upright things stay upright.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ MARGIN = 24
 _FOCAL, _DISTANCE, _EYE = 2600.0, 8.6, 1.52  # pixels; metres from the turntable's middle; metres above the floor
 _CENTRE_X, _HORIZON = WIDTH / 2, 372.0  # pixels
 _TURNTABLE = 3.35  # metres
+_CHUNK = 16384  # pixels shaded at once: few enough to stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,16 @@ def photograph(
     corners = model.corners_T33 @ to_studio + np.array([*shot.place, 0.0])
     normals = model.normals_T33 @ to_studio
 
-    right, down = shot.shift
-    plate, noise = _studio()
-    top, start = MARGIN - down, MARGIN - right
-    picture = plate[top : top + HEIGHT, start : start + WIDTH].copy()
+    picture = _exposed_studio(shot).copy()
     _cast_shadow(picture, corners, shot)
     triangles, ids = _rasterise(corners, model.behind_T, shot)
     mask = (ids > 0).astype(np.uint8)
-    _paint_car(picture, ids, _planes(corners, normals, model.uv_T32, triangles, shot), texture_HW4, shot)
+    edges = np.concatenate([_project(corners[triangles], shot), np.ones((len(triangles), 3, 1))], axis=2)
+    surface = np.linalg.solve(edges, np.concatenate([normals[triangles], model.uv_T32[triangles]], axis=2))
+    _paint_car(picture, ids, surface.astype(np.float32), texture_HW4, shot)
     y, x = (int(value) for value in rng.integers(0, 256, 2))
-    picture = cv2.add(picture, noise[y : y + HEIGHT, x : x + WIDTH], dtype=cv2.CV_8U)
-    levels = np.arange(256)[:, None] * np.array(shot.gain)
-    return cv2.LUT(picture, np.clip(np.round(levels), 0, 255).astype(np.uint8)[None]), mask
+    noise = _sensor_noise()[y : y + HEIGHT, x : x + WIDTH]
+    return cv2.add(picture, noise, dtype=cv2.CV_8U), mask
 
 
 # ---------------------------------------------------------------- studio
@@ -99,35 +98,44 @@ def _project(points: NDArray[np.float64], shot: Shot | None = None) -> NDArray[n
 
 
 _LETTERS = {
-    "E": [[(1, 0), (0, 0), (0, 1), (1, 1)], [(0, 0.5), (0.8, 0.5)]],
-    "X": [[(0, 0), (1, 1)], [(1, 0), (0, 1)]],
-    "A": [[(0, 1), (0.5, 0), (1, 1)]],
-    "M": [[(0, 1), (0, 0), (0.5, 0.7), (1, 0), (1, 1)]],
-    "P": [[(0, 1), (0, 0), (0.8, 0), (1, 0.12), (1, 0.45), (0.8, 0.57), (0, 0.57)]],
-    "L": [[(0, 0), (0, 1), (1, 1)]],
+    "E": [[(0, -1), (0, 2)], [(-1, 0), (2, 0)], [(-1, 0.5), (2, 0.5)], [(-1, 1), (2, 1)]],
+    "X": [[(-0.5, -0.5), (1.5, 1.5)], [(1.5, -0.5), (-0.5, 1.5)]],
+    "A": [[(-0.5, 2), (0.5, 0), (1.5, 2)]],
+    "M": [[(0, -1), (0, 2)], [(1, -1), (1, 2)], [(0, 0), (0.5, 0.7), (1, 0)]],
+    "P": [[(0, -1), (0, 2)], [(-1, 0), (0.8, 0), (1, 0.12), (1, 0.45), (0.8, 0.57), (0, 0.57)]],
+    "L": [[(0, -1), (0, 2)], [(-1, 1), (2, 1)]],
 }
-"""Strokes of the sign on the wall, in a unit square with y downwards."""
+"""Strokes of the sign on the wall, in a unit square with y downwards; their ends are cut off square at its edges."""
+
+
+def _letter(letter: str, thickness: int) -> Image:
+    """Draw one letter of the sign, (h, w) uint8 from 0 to 255."""
+    size = np.array([165, 215])
+    canvas = np.zeros((215 + thickness, 165 + thickness), np.uint8)
+    for stroke in _LETTERS[letter]:
+        points = np.round((np.array(stroke) * size + thickness / 2) * 16).astype(np.int32)
+        cv2.polylines(canvas, [points], False, 255, thickness, cv2.LINE_AA, 4)
+    return canvas
 
 
 @cache
-def _studio() -> tuple[Image, NDArray[np.int8]]:
-    """Paint the empty studio, with a margin all round, and a sheet of sensor noise; once per process."""
+def _studio() -> Image:
+    """Paint the empty studio with a margin all round, once per process: (1280 + 2m, 1918 + 2m, 3) uint8 RGB."""
     rng = np.random.default_rng(20170725)
     height, width = HEIGHT + 2 * MARGIN, WIDTH + 2 * MARGIN
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     across = (x - width / 2) / (width / 2)
     seam = 440 + MARGIN + 16 * across**2
 
-    wall = 236 + 10 * np.exp(-(((y - seam) / 160) ** 2)) - 5 * across**2 + 4 * (y / seam)
+    wall = 240 + 10 * np.exp(-(((y - seam) / 160) ** 2)) - 5 * across**2 + 4 * (y / seam)
     sign = np.zeros((height, width), np.uint8)
     for place, letter in enumerate("EXAMPLE"):
-        left, size = 110 + MARGIN + place * 250, np.array([170, 215])
-        origin = np.array([left, 216 + MARGIN + 14 * ((left + 85 - width / 2) / (width / 2)) ** 2])
-        for stroke in _LETTERS[letter]:
-            points = np.round(origin + np.array(stroke) * size).astype(np.int32)
-            cv2.polylines(sign, [points], False, 255, 20 if place < 3 else 44, cv2.LINE_AA)
+        drawn = _letter(letter, 22 if place < 3 else 50)
+        left = 95 + MARGIN + place * 254
+        top = round(206 + MARGIN + 14 * ((left - width / 2 + 90) / (width / 2)) ** 2) - (0 if place < 3 else 14)
+        sign[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
     sign = np.where(y > seam - 2, 0, sign).astype(np.float32) / 255
-    wall = wall * (1 - sign) + 92 * sign
+    wall = wall * (1 - sign) + 88 * sign
     wall_rgb = wall[..., None] * np.array([0.998, 1.0, 0.998], np.float32)
 
     depth = _FOCAL * _EYE / np.maximum(y - MARGIN - _HORIZON, 1)
@@ -145,15 +153,32 @@ def _studio() -> tuple[Image, NDArray[np.int8]]:
     plate = wall_rgb * above + floor_rgb * (1 - above)
     plate *= (1 - 0.035 * (across**2 + ((y - height / 2) / (height / 2)) ** 2))[..., None]
     plate = cv2.GaussianBlur(plate, (0, 0), 0.8)
-    noise = cv2.GaussianBlur(rng.normal(0, 2.2, (HEIGHT + 256, WIDTH + 256, 3)).astype(np.float32), (0, 0), 0.7)
-    return np.clip(np.round(plate), 0, 255).astype(np.uint8), np.round(noise).astype(np.int8)
+    return np.clip(np.round(plate), 0, 255).astype(np.uint8)
+
+
+@cache
+def _sensor_noise() -> NDArray[np.int8]:
+    """A sheet of noise, from which each picture takes a piece: (1280 + 256, 1918 + 256, 3) grey levels."""
+    white = np.random.default_rng(1918).standard_normal((HEIGHT + 256, WIDTH + 256, 3), np.float32)
+    return np.round(cv2.GaussianBlur(white * 2.2, (0, 0), 0.7)).astype(np.int8)
+
+
+@lru_cache(maxsize=1)
+def _exposed_studio(shot: Shot) -> Image:
+    """The empty studio as one car's shot sees it: (1280, 1918, 3) uint8 RGB, not to be written to."""
+    right, down = shot.shift
+    top, left = MARGIN - down, MARGIN - right
+    levels = np.arange(256)[:, None] * np.array(shot.gain)
+    table = np.clip(np.round(levels), 0, 255).astype(np.uint8)
+    exposed: Image = cv2.LUT(_studio()[top : top + HEIGHT, left : left + WIDTH], table[None])
+    return exposed
 
 
 def _cast_shadow(picture_HWC: Image, corners_T33: NDArray[np.float64], shot: Shot) -> None:
     """Darken the floor under and around the car, in place."""
     shrink = 8
-    floor = corners_T33.reshape(-1, 3) * [1, 1, 0]
-    low = corners_T33[..., 2].reshape(-1) < 0.03
+    floor = corners_T33.mean(axis=1) * [1, 1, 0]
+    low = corners_T33[..., 2].min(axis=1) < 0.03
     shadow = np.zeros((HEIGHT // shrink, WIDTH // shrink + 1), np.float32)
     for points, size, strength in ((floor, 2.5, 0.35), (floor, 12.0, 0.25), (floor[low], 1.5, 0.2)):
         layer = np.zeros_like(shadow)
@@ -192,66 +217,58 @@ def _rasterise(
     return order, ids
 
 
-def _planes(
-    corners_T33: NDArray[np.float64],
-    normals_T33: NDArray[np.float64],
-    uv_T32: NDArray[np.float64],
-    triangles: NDArray[np.intp],
-    shot: Shot,
-) -> Floats:
-    """Return (N, 3, 5) float32: how normal and texture position change with a pixel's x, y and 1 in each triangle."""
-    pixels = _project(corners_T33[triangles], shot)
-    matrix = np.concatenate([pixels, np.ones((*pixels.shape[:2], 1))], axis=2)
-    values = np.concatenate([normals_T33[triangles], uv_T32[triangles]], axis=2)
-    planes: Floats = (np.linalg.inv(matrix) @ values).astype(np.float32)
-    return planes
+def _paint_car(
+    picture_HWC: Image, ids_HW: NDArray[np.int32], surface_N35: Floats, texture_HW4: Image, shot: Shot
+) -> None:
+    """Shade the car's pixels and lay them over the picture with soft edges, in place.
 
-
-def _paint_car(picture_HWC: Image, ids_HW: NDArray[np.int32], planes_N35: Floats, texture_HW4: Image, shot: Shot) -> None:
-    """Shade the car's pixels and lay them over the picture with soft edges, in place."""
-    rows, columns = np.flatnonzero(ids_HW.any(axis=1)), np.flatnonzero(ids_HW.any(axis=0))
-    box = (slice(max(rows[0] - 4, 0), rows[-1] + 5), slice(max(columns[0] - 4, 0), columns[-1] + 5))
-    ids = ids_HW[box]
-    y, x = np.nonzero(ids)
-    column, row = (x + box[1].start).astype(np.float32), (y + box[0].start).astype(np.float32)
-    plane = planes_N35[ids[y, x] - 1]
-    values = plane[:, 0] * column[:, None] + plane[:, 1] * row[:, None] + plane[:, 2]
-    material = _sample(texture_HW4, values[:, 3], values[:, 4])
-    colours = _shade(values[:, :3], material, column - _CENTRE_X - shot.shift[0], row - _HORIZON - shot.shift[1])
+    ``ids_HW`` is 1 + the triangle a pixel shows, or 0. A pixel's (x, y, 1) times that triangle's part of ``surface_N35`` is the
+    normal and the texture position there.
+    """
+    left, top, width, height = cv2.boundingRect((ids_HW > 0).astype(np.uint8))
+    left, top, right, bottom = max(left - 4, 0), max(top - 4, 0), left + width + 4, top + height + 4
+    ids = ids_HW[top:bottom, left:right]
+    pixels = np.flatnonzero(ids)
+    triangles = ids.ravel()[pixels] - 1
+    surface_35N = np.ascontiguousarray(surface_N35.transpose(1, 2, 0))
+    car = np.zeros((ids.size, 4), np.uint8)
+    car[pixels, 3] = 255
+    gain_31 = np.array(shot.gain, np.float32)[:, None]
+    middle_x, middle_y = np.float32(_CENTRE_X + shot.shift[0]), np.float32(_HORIZON + shot.shift[1])
+    for start in range(0, len(pixels), _CHUNK):
+        chunk = pixels[start : start + _CHUNK]
+        row, column = np.divmod(chunk.astype(np.int32), np.int32(ids.shape[1]))
+        y, x = (row + top).astype(np.float32), (column + left).astype(np.float32)
+        by_x, by_y, constant = surface_35N.take(triangles[start : start + _CHUNK], axis=2)
+        nx, ny, nz, u, v = by_x * x + by_y * y + constant
+        texels = cv2.remap(texture_HW4, u[:, None], v[:, None], cv2.INTER_LINEAR)[:, 0]
+        colours = _shade((nx, ny, nz), texels.T * np.float32(1 / 255), x - middle_x, y - middle_y)
+        car[chunk, :3] = np.minimum(colours * gain_31 + np.float32(0.5), 255).T
 
     # The colours and the cover are blurred alike, so that edges are smooth and no background bleeds into the paint.
-    car = np.zeros((*ids.shape, 4), np.float32)
-    car[y, x, :3] = colours
-    car[y, x, 3] = 1
-    car = cv2.GaussianBlur(car, (5, 5), 0.75)
-    cover = car[..., 3:]
-    picture_HWC[box] = np.round(picture_HWC[box] * (1 - cover) + car[..., :3]).astype(np.uint8)
+    blurred = cv2.GaussianBlur(car.reshape(*ids.shape, 4), (5, 5), 0.75)
+    uncovered = cv2.merge([255 - blurred[..., 3]] * 3)
+    behind = picture_HWC[top:bottom, left:right]
+    behind[:] = cv2.add(cv2.multiply(behind, uncovered, scale=1 / 255), blurred[..., :3])
 
 
-def _sample(texture_HW4: Image, u: Floats, v: Floats) -> Floats:
-    """Look the texture up, bilinearly, at positions (N,); returns (N, 4) float32 from 0 to 1."""
-    width = 4096  # remap wants an image-shaped question
-    rows = -(-len(u) // width)
-    grid = np.zeros((2, rows * width), np.float32)
-    grid[0, : len(u)], grid[1, : len(u)] = u, v
-    found = cv2.remap(texture_HW4, grid[0].reshape(rows, width), grid[1].reshape(rows, width), cv2.INTER_LINEAR)
-    return found.reshape(-1, 4)[: len(u)] * np.float32(1 / 255)
-
-
-def _shade(normals_N3: Floats, material_N4: Floats, right_N: Floats, down_N: Floats) -> Floats:
-    """Return sRGB colours (N, 3) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat."""
-    nx, ny, nz = (normals_N3 / np.linalg.norm(normals_N3, axis=1, keepdims=True)).T
-    length = np.sqrt(right_N**2 + down_N**2 + _FOCAL**2)
-    vx, vy, vz = right_N / length, _FOCAL / length, -down_N / length
+def _shade(normal: tuple[Floats, Floats, Floats], material_4N: Floats, right_N: Floats, down_N: Floats) -> Floats:
+    """Return sRGB colours (3, N) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat."""
+    nx, ny, nz = normal
+    norm = 1 / np.sqrt(nx * nx + ny * ny + nz * nz)
+    nx, ny, nz = nx * norm, ny * norm, nz * norm
+    scale = 1 / np.sqrt(right_N * right_N + down_N * down_N + np.float32(_FOCAL**2))
+    vx, vy, vz = right_N * scale, np.float32(_FOCAL) * scale, -down_N * scale
     cosine = np.clip(-(nx * vx + ny * vy + nz * vz), 0, 1)
     rx, ry, rz = vx + 2 * cosine * nx, vy + 2 * cosine * ny, vz + 2 * cosine * nz
 
-    light = 0.80 + 0.30 * nz - 0.10 * ny + 0.05 * nx
-    gloss = material_N4[:, 3]
-    grazing = (1 - cosine) ** 5 * np.minimum(gloss / 0.04, 1) * 0.6
+    light = 0.78 + 0.30 * nz - 0.08 * ny + 0.06 * nx
+    gloss = material_4N[3]
+    slant = 1 - cosine
+    grazing = np.square(np.square(slant)) * slant * np.minimum(gloss * 25, 1) * 0.6
     mirrored = (gloss + (1 - gloss) * grazing) * _surroundings(rx, ry, rz)
-    albedo = material_N4[:, :3] ** 2  # a texture holds sRGB, about the square root of the light
-    linear = albedo * (light * (1 - grazing))[:, None] + mirrored[:, None]
+    albedo = np.square(material_4N[:3])  # a texture holds sRGB, about the square root of the light
+    linear: Floats = albedo * (light * (1 - grazing)) + mirrored
     return 255 * np.sqrt(np.clip(linear, 0, 1))
 
 
@@ -261,11 +278,12 @@ def _ramp(value: Floats, start: float, end: float) -> Floats:
 
 def _surroundings(rx: Floats, ry: Floats, rz: Floats) -> Floats:
     """Brightness (N,) of the studio in a direction: grey floor, white walls, a darker ceiling with two rows of lamps."""
-    floor = 0.30 + 0.22 * rz
-    wall = 0.75 + 0.2 * _ramp(ry, -0.6, 0.6) - 0.35 * _ramp(rz, 0.35, 0.75)
+    floor = 0.24 + 0.18 * rz
+    wall = 0.30 + 0.55 * _ramp(ry, -0.3, 0.5)
+    wall = wall * (1 - 0.75 * _ramp(rz, 0.12, 0.45))
     steep = np.maximum(rz, 0.15)
     across, along = ry / steep, rx / steep
-    lamps = (_ramp(0.32 - np.abs(np.abs(across) - 0.75), 0, 0.12)) * _ramp(2.2 - np.abs(along), 0, 0.4)
-    sky = wall + 1.6 * lamps * _ramp(rz, 0.2, 0.35)
+    lamps = _ramp(0.34 - np.abs(np.abs(across) - 0.75), 0, 0.16) * _ramp(2.2 - np.abs(along), 0, 0.4)
+    sky = wall + 3.0 * lamps * _ramp(rz, 0.2, 0.4)
     horizon = _ramp(rz, -0.02, 0.05)
     return floor + (sky - floor) * horizon

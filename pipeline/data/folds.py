@@ -1,11 +1,11 @@
 """Cars dealt to folds. A car never straddles two, or the out-of-fold score would be a lie."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from numpy.typing import NDArray
 
 from pipeline.competition.layout import car_of
 from pipeline.errors import PipelineError
@@ -18,54 +18,30 @@ Folds = Mapping[str, int]
 """Fold by car."""
 
 
-class FoldSettings(BaseModel):
-    """Section ``folds`` of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    count: int = Field(ge=2)
-    """Folds that the cars are dealt to."""
-
-    active: tuple[int, ...] = Field(min_length=1)
-    """Folds to train and predict: all of them, or fewer to save time."""
-
-    holdout_cars: int = Field(ge=0)
-    """Cars kept out of every fold, so that an ensemble of folds can be scored; 0 for a final run."""
-
-    seed: int = 0
-    """Of the dealing."""
-
-    @field_validator("active")
-    @classmethod
-    def _no_repeats(cls, active: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(active)) != len(active):
-            raise ValueError("names a fold twice")
-        return active
-
-    @model_validator(mode="after")
-    def _active_exist(self) -> "FoldSettings":
-        outside = [fold for fold in self.active if not 0 <= fold < self.count]
-        if outside:
-            raise ValueError(f"folds.active has {outside[0]}, but {self.count} folds are numbered 0 to {self.count - 1}")
-        return self
+def mean_areas(image_ids: Iterable[str], mask: Callable[[str], NDArray[np.uint8]]) -> dict[str, float]:
+    """Return the mean area of each car's masks, in pixels."""
+    areas: dict[str, list[int]] = {}
+    for image_id in image_ids:
+        areas.setdefault(car_of(image_id), []).append(int(np.count_nonzero(mask(image_id))))
+    return {car: sum(values) / len(values) for car, values in areas.items()}
 
 
-def deal(area_by_car: Mapping[str, float], settings: FoldSettings) -> dict[str, int]:
+def deal(area_by_car: Mapping[str, float], count: int, holdout_cars: int, seed: int) -> dict[str, int]:
     """Return the fold of every car, -1 for those held out, so that folds are alike in mask area.
 
     Cars are sorted by area. Held-out ones are taken at even distances; of the others each run of ``count``
     neighbours is dealt one to a fold, in random order. Raises PipelineError if a fold would stay empty.
     """
     cars = sorted(area_by_car, key=lambda car: (area_by_car[car], car))
-    if len(cars) - settings.holdout_cars < settings.count:
+    if len(cars) - holdout_cars < count:
         raise PipelineError(
-            f"{len(cars)} cars are too few for {settings.count} folds and {settings.holdout_cars} held-out cars: "
+            f"{len(cars)} cars are too few for {count} folds and {holdout_cars} held-out cars: "
             "lower folds.count or folds.holdout_cars."
         )
-    random = np.random.default_rng(settings.seed)
-    held_out = {cars[place] for place in _spread(len(cars), settings.holdout_cars, random)}
+    random = np.random.default_rng(seed)
+    held_out = {cars[place] for place in _spread(len(cars), holdout_cars, random)}
     dealt = [car for car in cars if car not in held_out]
-    order = [fold for _ in range(0, len(dealt), settings.count) for fold in random.permutation(settings.count)]
+    order = [fold for _ in range(0, len(dealt), count) for fold in random.permutation(count)]
     folds = dict.fromkeys(held_out, HELD_OUT) | {car: int(f) for car, f in zip(dealt, order, strict=False)}
     return dict(sorted(folds.items()))
 

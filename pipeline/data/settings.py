@@ -1,27 +1,27 @@
-"""Where the competition's files come from."""
+"""Where the competition's files come from, and how cars are dealt to folds."""
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 
 
 class SampleSettings(BaseModel):
-    """Section ``data.sample`` of params.yaml: the drawn stand-in for the competition."""
+    """Section ``data.sample`` of params.yaml: how large a sample to draw, and which."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train_cars: int = Field(14, ge=1, le=1000)
-    """Cars with masks, 16 images each."""
+    train_cars: int = Field(14, ge=2, le=1000)
+    """Cars with masks to learn from, 16 pictures each."""
 
     test_cars: int = Field(4, ge=1, le=1000)
-    """Cars to predict, 16 images each."""
+    """Further cars, 16 pictures each, whose masks go to truth.csv only."""
 
-    seed: int = Field(0, ge=0)
-    """Of the drawing."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    """Another seed gives other cars."""
 
 
 class DataSettings(BaseModel):
@@ -45,6 +45,38 @@ class DataSettings(BaseModel):
     def _has_what_it_needs(self) -> "DataSettings":
         if self.source == "directory" and self.directory is None:
             raise ValueError("data.source is 'directory', but data.directory is not set: give it the path")
+        return self
+
+
+class FoldSettings(BaseModel):
+    """Section ``folds`` of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(ge=2)
+    """Folds that the cars are dealt to."""
+
+    active: tuple[int, ...] = Field(min_length=1)
+    """Folds to train and predict: all of them, or fewer to save time."""
+
+    holdout_cars: int = Field(ge=0)
+    """Cars kept out of every fold, so that an ensemble of folds can be scored; 0 for a final run."""
+
+    seed: int = 0
+    """Of the dealing."""
+
+    @field_validator("active")
+    @classmethod
+    def _no_repeats(cls, active: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(active)) != len(active):
+            raise ValueError("names a fold twice")
+        return active
+
+    @model_validator(mode="after")
+    def _active_exist(self) -> "FoldSettings":
+        outside = [fold for fold in self.active if not 0 <= fold < self.count]
+        if outside:
+            raise ValueError(f"folds.active has {outside[0]}, but {self.count} folds are numbered 0 to {self.count - 1}")
         return self
 
 

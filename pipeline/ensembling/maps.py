@@ -1,7 +1,7 @@
 """The store of probability maps: integer levels, cropped to where they are not zero, zstd-compressed in Parquet."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
+from pipeline.files import sha256_of, write_json
 
 FULL = 255
 """Level of a certain pixel, in one view."""
@@ -25,6 +25,8 @@ INDEX = "index.json"
 
 _ROW_GROUP_MAPS = 8
 """Maps that are decompressed together: few, so that reading one does not cost the memory of a shard."""
+
+_UNREADABLE = "unreadable"
 
 _SCHEMA = pa.schema(
     [
@@ -114,6 +116,10 @@ class ShardWriter:
         if len(self._rows) == _ROW_GROUP_MAPS:
             self._flush()
 
+    def note_unreadable(self, reasons: Mapping[str, str]) -> None:
+        """Keep in the file which images have no map, and why."""
+        self._writer.add_key_value_metadata({_UNREADABLE: json.dumps(reasons)})
+
     def __enter__(self) -> Self:
         return self
 
@@ -148,7 +154,9 @@ class MapStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads((folder / INDEX).read_text())
+            text = (folder / INDEX).read_bytes()
+            index = json.loads(text)
+            self.digest = sha256_of(text)
             self.views: list[str] = index["views"]
             self.merged: bool = index["merged"]
             self.image_ids: list[str] = index["image_ids"]
@@ -202,14 +210,16 @@ def write_index(
     *,
     merged: bool,
     shard_images: int,
-    unreadable: dict[str, str],
+    unreadable: Mapping[str, str],
+    digests: Sequence[str],
 ) -> None:
-    """Write what ``MapStore`` reads first."""
+    """Write what ``MapStore`` reads first; ``digests`` of the shards make the index stand for their content."""
     index = {
         "views": list(views),
         "merged": merged,
         "shard_images": shard_images,
-        "unreadable": unreadable,
+        "unreadable": dict(unreadable),
+        "digests": list(digests),
         "image_ids": list(image_ids),
     }
     write_json(folder / INDEX, index)
@@ -228,6 +238,12 @@ def read_shard(path: Path) -> Iterator[LevelMap]:
                 yield from _maps(file.read_row_group(group, use_threads=False))
     except (OSError, pa.ArrowException) as error:
         raise PipelineError(f"{path} can't be read ({error}): delete its folder and run 'dvc repro'.") from error
+
+
+def read_unreadable(path: Path) -> dict[str, str]:
+    """Return which images of a file have no map, and why."""
+    notes: dict[str, str] = json.loads(pq.read_metadata(path).metadata[_UNREADABLE.encode()])
+    return notes
 
 
 def _table(maps: Iterable[LevelMap]) -> pa.Table:

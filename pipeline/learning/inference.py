@@ -71,12 +71,11 @@ def stream(
     predictor: Predictor,
     image_ids: Sequence[str],
     read: Callable[[str], Pixels],
-    height: int,
-    width: int,
+    size: tuple[int, int],
     batch_size: int,
     threads: int,
 ) -> Iterator[tuple[str, Levels | PipelineError]]:
-    """Yield every image id in order with its levels (V, height, width), or with why it can't be read.
+    """Yield every image id in order with its levels (V, *size), or with why it can't be read.
 
     Images are read and shrunk by ``threads`` while the net works; at most a few batches wait in memory.
     """
@@ -90,7 +89,7 @@ def stream(
     with ThreadPoolExecutor(threads) as pool:
         for batch in _ahead(pool, prepared, image_ids, batch_size):
             sound = [pixels for _, pixels in batch if not isinstance(pixels, PipelineError)]
-            levels = iter(predictor.levels(sound, height, width) if sound else ())
+            levels = iter(predictor.levels(sound, *size) if sound else ())
             for image_id, pixels in batch:
                 yield image_id, pixels if isinstance(pixels, PipelineError) else next(levels)
 

@@ -272,6 +272,8 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=settings.devices,
+        # Spawned, not launched anew: another launch of the stage would wait for the lock that this one holds.
+        strategy="ddp_spawn" if settings.devices > 1 else "auto",
         precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,

@@ -1,0 +1,97 @@
+"""Nets scored on cars that they never saw: out of fold, and on cars held out of every fold."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.ensembling.ensemble import EnsembleSettings, Merge
+from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.scoring import SCORES, TrueMask, merged, score, summarise
+
+ENSEMBLE = "ensemble"
+"""Name, among models, of several merged."""
+
+Net = tuple[str, int]
+"""Model and fold."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A row an image and merge: split, model, fold (-1 held out), image_id, car, angle, dice, iou, accuracy."""
+
+    images: pd.DataFrame
+
+    def summary(self) -> dict[str, Any]:
+        """Return means over images: ``oof.<model>.dice`` and so on, and ``holdout.dice`` where cars are held out."""
+        oof = self.images[self.images["split"] == "oof"]
+        held_out = self.images[self.images["split"] == "holdout"]
+        summary: dict[str, Any] = {"oof": {str(m): summarise(rows) for m, rows in oof.groupby("model", sort=False)}}
+        return summary | ({"holdout": summarise(held_out)} if len(held_out) else {})
+
+    def by_car(self) -> pd.DataFrame:
+        """Return the means of each car's images."""
+        keys = ["split", "model", "fold", "car"]
+        return self.images.groupby(keys, sort=False)[list(SCORES)].mean().reset_index()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to score: every active model out of fold, the ensemble on held-out cars."""
+
+    settings: EnsembleSettings
+    views: Sequence[str]
+    models: Sequence[str]
+    folds: Sequence[int]
+    nets: Sequence[Net]
+    """Of the ensemble."""
+    store: Callable[[str, str, int], MapStore]
+    """Maps by split, model and fold."""
+    true_mask: TrueMask
+
+    def score(self, holdout: bool) -> Scores:
+        """Return the scores of every image; ``holdout`` tells whether cars are held out."""
+        rows = [self._score("oof", name, fold, nets) for name, fold, nets in self._out_of_fold()]
+        if holdout:
+            rows.append(self._score("holdout", ENSEMBLE, -1, self.nets))
+        return Scores(pd.concat(rows, ignore_index=True))
+
+    def worst(self, scores: Scores, wanted: int) -> Iterator[tuple[Any, NDArray[np.uint8]]]:
+        """Yield the rows of the lowest out-of-fold Dice, lowest first, with the masks (1280, 1918) that got it."""
+        name = list(self._out_of_fold())[-1][0]
+        rows = scores.images[(scores.images["split"] == "oof") & (scores.images["model"] == name)]
+        lowest = rows.nsmallest(wanted, "dice")
+        masks = {}
+        for other, fold, nets in self._out_of_fold():
+            chosen = set(lowest.loc[lowest["fold"] == fold, "image_id"]) if other == name else set()
+            masks |= {i: m.view(np.uint8) for i, m in self._masks("oof", nets, chosen)}
+        return ((row, masks[row.image_id]) for row in lowest.itertuples())
+
+    def _out_of_fold(self) -> Iterator[tuple[str, int, Sequence[Net]]]:
+        """Yield the name of each model, and of the ensemble's models merged, with the nets of each fold."""
+        for model in self.models:
+            yield from ((model, fold, [(model, fold)]) for fold in self.folds)
+        merged_models = list(dict.fromkeys(model for model, _ in self.nets))
+        if len(merged_models) > 1:
+            yield from ((ENSEMBLE, fold, [(model, fold) for model in merged_models]) for fold in self.folds)
+
+    def _score(self, split: str, name: str, fold: int, nets: Sequence[Net]) -> pd.DataFrame:
+        stores, merge = self._prepare(split, nets)
+        rows = score(stores, merge, self.views, self.true_mask, f"Scoring {split} {name} {fold if fold >= 0 else ''}")
+        return rows.assign(split=split, model=name, fold=fold)[["split", "model", "fold", *rows.columns]]
+
+    def _masks(self, split: str, nets: Sequence[Net], image_ids: set[str]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        stores, merge = self._prepare(split, nets)
+        return merged(stores, merge, self.views, image_ids)
+
+    def _prepare(self, split: str, nets: Sequence[Net]) -> tuple[list[MapStore], Merge]:
+        return [self.store(split, *net) for net in nets], merge_of(self.settings, nets, len(self.views))
+
+
+def merge_of(settings: EnsembleSettings, nets: Sequence[Net], views: int) -> Merge:
+    """Return the merge of ``nets``, each a sum of as many views."""
+    weights = tuple(settings.weights.get(model, 1) for model, _ in nets)
+    return Merge(settings.merge, settings.threshold, (views,) * len(nets), weights)

@@ -1,0 +1,82 @@
+"""Maps of many images from one net, a shard at a time; shards that a killed run finished are kept."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.ensembling.maps import LevelMap, ShardWriter, read_unreadable, shard_name, sum_views, write_index
+from pipeline.errors import PipelineError
+from pipeline.files import whole_file
+
+Predictions = Iterator[tuple[str, NDArray[np.uint8] | PipelineError]]
+"""Image ids in order, with levels (V, 1280, 1918) or with why the image can't be read."""
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """Images to predict and the form of their maps."""
+
+    image_ids: Sequence[str]
+    views: Sequence[str]
+    shard_images: int
+    test: bool
+    """Views are summed, and an image that can't be read is noted; else views are kept apart, and it is an error."""
+
+
+def make_maps(job: MapJob, predict: Callable[[Sequence[str]], Predictions], work: Path) -> Path:
+    """Write the maps of all images and return their folder, below ``work``."""
+    folder = work / "maps"
+    folder.mkdir(exist_ok=True)
+    shards = [job.image_ids[i : i + job.shard_images] for i in range(0, len(job.image_ids), job.shard_images)]
+    with tqdm(total=len(job.image_ids), desc="Predicting", unit="image") as bar:
+        for number, image_ids in enumerate(shards):
+            path = folder / shard_name(number)
+            if not path.is_file():
+                with whole_file(path) as temporary:
+                    _write_shard(job, _counted(predict(image_ids), bar), temporary)
+            bar.update(min((number + 1) * job.shard_images, len(job.image_ids)) - bar.n)
+    paths = [folder / shard_name(number) for number in range(len(shards))]
+    write_index(
+        folder,
+        job.image_ids,
+        job.views,
+        merged=job.test,
+        shard_images=job.shard_images,
+        unreadable={image_id: reason for path in paths for image_id, reason in read_unreadable(path).items()},
+        digests=[_sha256(path) for path in paths],
+    )
+    return folder
+
+
+def _write_shard(job: MapJob, predictions: Predictions, path: Path) -> None:
+    unreadable: dict[str, str] = {}
+    with ShardWriter(path) as writer:
+        for image_id, levels_VHW in predictions:
+            if isinstance(levels_VHW, PipelineError):
+                if not job.test:
+                    raise levels_VHW
+                unreadable[image_id] = str(levels_VHW)
+            elif job.test:
+                writer.add(sum_views(image_id, "+".join(job.views), levels_VHW))
+            else:
+                for view, levels_HW in zip(job.views, levels_VHW, strict=True):
+                    writer.add(LevelMap.crop(image_id, view, 1, levels_HW))
+        writer.note_unreadable(unreadable)
+
+
+def _counted(predictions: Predictions, bar: "tqdm[None]") -> Predictions:
+    for prediction in predictions:
+        yield prediction
+        bar.update()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+

@@ -1,0 +1,46 @@
+"""Merged maps of cars with masks, held against those masks."""
+
+from collections.abc import Callable, Container, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.competition.layout import split_id
+from pipeline.competition.metric import count
+from pipeline.ensembling.ensemble import Merge
+from pipeline.ensembling.maps import MapStore
+
+TrueMask = Callable[[str], NDArray[np.uint8]]
+"""Mask (1280, 1918) of 0 and 1, by image id."""
+
+SCORES = ("dice", "iou", "accuracy")
+
+
+def merged(
+    stores: Sequence[MapStore], merge: Merge, views: Sequence[str], image_ids: Container[str] | None = None
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield the id and mask of every image, or of some, merged from the maps of nets that all predicted it."""
+    for number in range(stores[0].shard_count()):
+        for maps in zip(*(store.images(number, views) for store in stores), strict=True):
+            if image_ids is None or maps[0].image_id in image_ids:
+                yield maps[0].image_id, merge.mask(maps)
+
+
+def score(
+    stores: Sequence[MapStore], merge: Merge, views: Sequence[str], true_mask: TrueMask, words: str
+) -> pd.DataFrame:
+    """Return a row an image: image_id, car, angle, dice, iou, accuracy, as Kaggle counts them at 1280 x 1918."""
+    rows = []
+    masks = merged(stores, merge, views)
+    for image_id, mask_HW in tqdm(masks, desc=words, total=len(stores[0].image_ids), unit="image"):
+        counts = count(mask_HW, true_mask(image_id))
+        rows.append((image_id, *split_id(image_id), counts.dice, counts.iou, counts.accuracy))
+    return pd.DataFrame(rows, columns=["image_id", "car", "angle", *SCORES])
+
+
+def summarise(images: pd.DataFrame) -> dict[str, float]:
+    """Return the means over images, and how many images and cars they rest on."""
+    means = {name: round(float(images[name].mean()), 6) for name in SCORES}
+    return means | {"images": len(images), "cars": int(images["car"].nunique())}

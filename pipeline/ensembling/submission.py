@@ -1,0 +1,88 @@
+"""From maps to the rows of a submission, shard by shard, in memory that does not grow with the number of images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.competition import rle
+from pipeline.competition.layout import image_name, split_id
+from pipeline.competition.submission import HEADER
+from pipeline.ensembling.ensemble import Merge
+from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.parts import compress_part, join_parts
+from pipeline.errors import PipelineError
+from pipeline.files import whole_file
+
+Fallback = Callable[[str], str]
+"""Run-length code for an image that can't be read, by its id."""
+
+
+def write_submission(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, work: Path, target: Path) -> None:
+    """Merge the nets' maps of every test image and write the gzipped CSV ``target``.
+
+    Parts that a killed run left in ``work`` are kept. Raises PipelineError if the nets disagree about the images.
+    """
+    _demand_alike(stores)
+    shards = range(stores[0].shard_count())
+    missing = [number for number in shards if not _part(work, number).is_file()]
+    # Decompressing, adding and compressing let other threads run; a few shards at a time bound the memory.
+    with ThreadPoolExecutor() as pool, tqdm(total=len(shards), desc="Merging", unit="shard") as bar:
+        bar.update(len(shards) - len(missing))
+        # A task is no more than a number and a row of text on disk, so all of them may wait at once.
+        for _ in pool.map(lambda number: _write_part(stores, merge, fallback, number, _part(work, number)), missing):
+            bar.update()
+    with whole_file(target) as temporary:
+        join_parts((_part(work, number) for number in shards), temporary)
+
+
+def mean_mask_rows(image_ids: Sequence[str], mask: Callable[[str], NDArray[np.uint8]]) -> Fallback:
+    """Return the fallback that gives an image the mean of the training masks at its angle, rounded."""
+
+    @cache
+    def of_angle(angle: int) -> str:
+        masks = [mask(image_id) for image_id in image_ids if split_id(image_id)[1] == angle]
+        if not masks:
+            return ""
+        total = np.zeros(masks[0].shape, np.uint16)
+        for mask_HW in masks:
+            total += mask_HW
+        return rle.encode(2 * total >= len(masks))
+
+    return lambda image_id: of_angle(split_id(image_id)[1])
+
+
+def shard_rows(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, number: int) -> Iterator[str]:
+    """Yield the CSV rows of a shard's images, in order, without line ends."""
+    maps = zip(*(store.images(number) for store in stores), strict=True)
+    for image_id in stores[0].shard_ids(number):
+        if image_id in stores[0].unreadable:
+            text = fallback(image_id)
+        else:
+            of_nets = next(maps)
+            if any(level_map.image_id != image_id for level_map in of_nets):
+                raise PipelineError(f"The maps of {image_id} are missing or out of order: run 'dvc repro --force predict'.")
+            text = rle.encode(merge.mask(of_nets))
+        yield f"{image_name(image_id)},{text}"
+
+
+def _write_part(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, number: int, path: Path) -> None:
+    lines = ([HEADER] if number == 0 else []) + list(shard_rows(stores, merge, fallback, number))
+    with whole_file(path) as temporary:
+        temporary.write_bytes(compress_part("".join(f"{line}\n" for line in lines).encode()))
+
+
+def _part(work: Path, number: int) -> Path:
+    return work / f"part-{number:05d}.deflate"
+
+
+def _demand_alike(stores: Sequence[MapStore]) -> None:
+    first = stores[0]
+    for other in stores[1:]:
+        same_images = other.image_ids == first.image_ids and other.shard_images == first.shard_images
+        if not same_images or other.unreadable.keys() != first.unreadable.keys():
+            raise PipelineError(f"{other.folder} and {first.folder} hold maps of different images: run 'dvc repro'.")

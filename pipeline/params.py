@@ -1,0 +1,136 @@
+"""params.yaml as frozen, typed sections; unknown keys and ill-typed values are errors that name the key."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML, YAMLError
+
+from pipeline.data.settings import DataSettings, FoldSettings
+from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.errors import PipelineError
+from pipeline.learning.prediction_settings import PredictSettings
+from pipeline.learning.settings import Design, InputSettings, MachineSettings, ModelSpec, TrainSettings
+
+FILE = "params.yaml"
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class ModelSettings(BaseModel):
+    """Section ``models`` of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    active: tuple[str, ...] = Field(min_length=1)
+    """Models to train, predict and merge."""
+
+    specs: Mapping[str, ModelSpec]
+    """Every model that can be made active, by name."""
+
+    @model_validator(mode="after")
+    def _active_exist(self) -> "ModelSettings":
+        for name in self.active:
+            if name not in self.specs:
+                raise ValueError(f"models.active has '{name}', but models.specs has only {', '.join(self.specs)}")
+        return self
+
+
+class Params(BaseModel):
+    """All of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataSettings
+    folds: FoldSettings
+    input: InputSettings
+    models: ModelSettings
+    train: TrainSettings
+    machine: MachineSettings = MachineSettings()
+    predict: PredictSettings
+    ensemble: EnsembleSettings
+
+    def design(self, model: str) -> Design:
+        """Return a model with the defaults of ``input`` and ``train`` filled in; raises PipelineError if unknown."""
+        if model not in self.models.specs:
+            raise PipelineError(f"There is no model '{model}': {FILE} has {', '.join(self.models.specs)}.")
+        spec, key = self.models.specs[model], f"models.specs.{model}"
+        input = _override(f"{key}.input", self.input, spec.input)
+        train = _override(f"{key}.train", self.train, spec.train)
+        try:
+            return Design(spec=spec, input=input, train=train)
+        except ValidationError as error:
+            raise PipelineError(_in_words(error, key)) from error
+
+    def ensemble_nets(self) -> list[tuple[str, int]]:
+        """Return the model and fold of every net of the ensemble; raises PipelineError for one that is not active."""
+        models = self.ensemble.models or self.models.active
+        folds = self.ensemble.folds or self.folds.active
+        for key, chosen, active in (
+            ("models", models, self.models.active),
+            ("folds", folds, self.folds.active),
+            ("weights", self.ensemble.weights, self.models.active),
+        ):
+            unknown = [item for item in chosen if item not in active]
+            if unknown:
+                active_key = "folds.active" if key == "folds" else "models.active"
+                raise PipelineError(f"ensemble.{key} has {unknown[0]}, which {active_key} lacks: add it there.")
+        return [(model, fold) for model in models for fold in folds]
+
+
+def read_params(path: Path = Path(FILE)) -> Params:
+    """Return the settings; raises PipelineError that names the file, the key and what is wrong with it."""
+    try:
+        return parse(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise PipelineError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
+    except YAMLError as error:
+        raise PipelineError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
+
+
+def parse(tree: Any) -> Params:
+    """Return the settings of a YAML tree."""
+    try:
+        params = _strictly(Params, tree)
+        for name in params.models.specs:
+            params.design(name)
+        params.ensemble_nets()
+    except ValidationError as error:
+        raise PipelineError(_in_words(error)) from error
+    return params
+
+
+def _strictly(kind: type[T], tree: Any) -> T:
+    # By way of JSON, since only there strictness lets a list be a tuple; '3' for 3 and yes for 1 stay errors.
+    return kind.model_validate_json(json.dumps(tree), strict=True)
+
+
+def _override(key: str, defaults: T, changes: Mapping[str, Any]) -> T:
+    tree = defaults.model_dump(mode="json")
+    for name, value in changes.items():
+        tree[name] = tree[name] | value if name == "augment" and isinstance(value, dict) else value
+    try:
+        return _strictly(type(defaults), tree)
+    except ValidationError as error:
+        raise PipelineError(_in_words(error, key)) from error
+
+
+def _in_words(error: ValidationError, prefix: str = "") -> str:
+    return "\n".join(f"{FILE}: {_fault(details, prefix)}" for details in error.errors())
+
+
+def _fault(details: ErrorDetails, prefix: str) -> str:
+    # A union's tag stands in the location as if it were a key.
+    steps = [str(step) for step in details["loc"] if step not in ("classic", "encoder")]
+    key = ".".join(filter(None, [prefix, *steps]))
+    reason = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden":
+        return f"{key} is no setting: mend the name or take it out."
+    if details["type"] == "missing":
+        return f"{key} is missing: set it."
+    if details["type"] == "value_error":
+        return f"{reason}." if not key or key in reason else f"{key}: {reason}."
+    return f"{key} can't be {details['input']!r}: {reason[0].lower()}{reason[1:]}."

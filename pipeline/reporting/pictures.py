@@ -1,0 +1,72 @@
+"""Contact sheets of photographs with outlines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.files import whole_file
+
+Raster = NDArray[np.uint8]
+
+_TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
+_COLUMNS = 4
+_TRUTH = (40, 200, 40)
+_MISSED = (255, 140, 0)
+_TOO_MUCH = (235, 30, 60)
+_OUTLINE = (255, 220, 0)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A photograph, uint8 RGB (H, W, 3), with masks (H, W) of 0 and 1 and a line of text; no true mask, no error."""
+
+    image: Raster
+    mask: Raster
+    true: Raster | None
+    caption: str
+
+
+def write_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
+    """Write tiles as one JPEG, four in a row.
+
+    With a true mask its outline is drawn green, missed car orange and false car red; without, the mask's is yellow.
+    """
+    rows = -(-len(tiles) // _COLUMNS)
+    height, width = _CAPTION + max(1, rows) * (_TILE_HEIGHT + _CAPTION), _COLUMNS * _TILE_WIDTH
+    sheet_HWC = np.full((height, width, 3), 24, np.uint8)
+    _write(sheet_HWC, title, 8, 18)
+    for index, tile in enumerate(tiles):
+        top = _CAPTION + index // _COLUMNS * (_TILE_HEIGHT + _CAPTION)
+        left = index % _COLUMNS * _TILE_WIDTH
+        sheet_HWC[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH] = _draw(tile)
+        _write(sheet_HWC, tile.caption, left + 8, top + _TILE_HEIGHT + 18)
+    with whole_file(path) as temporary:
+        data = cv2.imencode(".jpg", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+        temporary.write_bytes(data.tobytes())
+
+
+def _draw(tile: Tile) -> Raster:
+    small_HWC = cv2.resize(tile.image, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
+    if tile.true is None:
+        _outline(small_HWC, tile.mask, _OUTLINE)
+        return small_HWC
+    _outline(small_HWC, tile.true, _TRUTH)
+    for wrong_HW, colour in ((tile.true & ~tile.mask, _MISSED), (tile.mask & ~tile.true, _TOO_MUCH)):
+        # A pixel of error is 1/4 of a tile's pixel: draw it where any lies, or it would not be seen.
+        seen_HW = cv2.resize((wrong_HW & 1) * np.uint8(255), (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA) > 96
+        small_HWC[seen_HW] = colour
+    return small_HWC
+
+
+def _outline(small_HWC: Raster, mask_HW: Raster, colour: tuple[int, int, int]) -> None:
+    small_HW = cv2.resize(mask_HW * np.uint8(255), (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
+    contours, _ = cv2.findContours((small_HW >= 128).view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(small_HWC, contours, -1, colour, 1)
+
+
+def _write(sheet_HWC: Raster, text: str, left: int, base: int) -> None:
+    cv2.putText(sheet_HWC, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)

@@ -1,0 +1,46 @@
+"""Which of the project's files decide a stage's result, read off the imports."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+from pipeline.files import sha256_of
+
+ROOT = Path(__file__).parents[2]
+
+PLUMBING = frozenset(
+    f"pipeline/{name}.py"
+    for name in ("cli", "errors", "files", "params", "places", "resume", "stages/command", "stages/code")
+)
+"""Files that decide where results appear and how settings and errors are worded, not what a result is."""
+
+
+def files_of(stage: str) -> list[str]:
+    """Return the files, relative to the project's root, that ``pipeline/stages/<stage>.py`` runs; sorted."""
+    found: set[str] = set()
+    waiting = [f"pipeline/stages/{stage}.py"]
+    while waiting:
+        file = waiting.pop()
+        if file not in found and file not in PLUMBING:
+            found.add(file)
+            waiting.extend(imports(file))
+    return sorted(file for file in found if not file.endswith("__init__.py"))
+
+
+def digest(stage: str) -> str:
+    """Return a digest of the files that decide a stage's result."""
+    return sha256_of(*((ROOT / file).read_bytes() for file in files_of(stage)))
+
+
+@cache
+def imports(file: str) -> frozenset[str]:
+    """Return the project's own files that a file imports, inside functions too."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    paths = {module.replace(".", "/") for module in modules if module.split(".")[0] == "pipeline"}
+    candidates = {f"{path}.py" for path in paths} | {f"{path}/__init__.py" for path in paths}
+    return frozenset(candidate for candidate in candidates if (ROOT / candidate).is_file())

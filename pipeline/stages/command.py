@@ -1,0 +1,63 @@
+"""What every command of the pipeline does around its one call: arguments, settings, errors in words."""
+
+import argparse
+import errno
+import inspect
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.params import Params, read_params
+
+_TOO_LITTLE = 32 << 20
+_CHOICES = {"split": ("oof", "holdout", "test")}
+
+
+def stage(run: Callable[..., None], words: str | None) -> None:
+    """Run a stage as a program: its parameters after ``params`` are its options."""
+    parser = argparse.ArgumentParser(prog=f"python -m {_module(run)}", description=words)
+    for name, parameter in list(inspect.signature(run).parameters.items())[1:]:
+        parser.add_argument(
+            f"--{name}", required=True, type=parameter.annotation, choices=_CHOICES.get(name), help=f"which {name}"
+        )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = vars(parser.parse_args())
+    sys.exit(in_words(lambda: run(_params(), **options), debug=options.pop("debug")))
+
+
+def in_words(call: Callable[[], object], *, debug: bool) -> int:
+    """Return 0 when ``call`` ends well; else print what went wrong in a sentence, and return the exit status."""
+    try:
+        call()
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, PipelineError):
+        return str(error)
+    # Libraries report a full disk each in their own way, so look for oneself.
+    if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(Path.cwd()).free < _TOO_LITTLE:
+        return f"The disk is full ({error}): free some space and run the same command again; what is done is kept."
+    kind = type(error).__name__
+    if kind in ("OutOfMemoryError", "MemoryError"):
+        return f"Out of memory ({error}): lower train.batch_size, machine.predict_batch or machine.cache_gb."
+    return f"{kind}: {error} This is a fault of the pipeline: the same command with --debug shows where."
+
+
+def _params() -> Params:
+    return read_params()
+
+
+def _module(run: Callable[..., Any]) -> str:
+    return f"pipeline.stages.{Path(inspect.getfile(run)).stem}"

@@ -1,0 +1,63 @@
+"""Merge the nets' maps of test images: submissions/submission.csv.gz and submission.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition import submission
+from pipeline.ensembling.evaluation import merge_of
+from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.submission import mean_mask_rows, write_submission
+from pipeline.files import publish, write_json
+from pipeline.params import Params
+from pipeline.places import home
+from pipeline.resume import hold
+from pipeline.stages.code import digest
+from pipeline.stages.command import stage
+from pipeline.stages.inputs import maps_folder, read_manifest, training_images, truth
+
+CSV = Path("submissions/submission.csv.gz")
+
+
+def run(params: Params) -> None:
+    """Read maps and the settings of the ensemble; write the CSV, checked, and what it is and scores."""
+    settings, nets = params.ensemble, params.ensemble_nets()
+    stores = [MapStore(maps_folder("test", *net)) for net in nets]
+    images = training_images(params)
+    facts = {
+        "code": digest("ensemble"),
+        "maps": [store.digest for store in stores],
+        "settings": settings.model_dump(mode="json"),
+        "nets": nets,
+        "masks": read_manifest()["masks"]["digest"],
+    }
+    with hold(home(), "ensemble", facts) as state:
+        if not state.finished:
+            merge = merge_of(settings, nets, len(stores[0].views))
+            built = state.work / "result"
+            write_submission(stores, merge, mean_mask_rows(images.ids(), images.mask), state.work, built / CSV.name)
+            state.finish(built)
+        publish(state.result / CSV.name, CSV)
+    checked = submission.check(CSV, stores[0].image_ids)
+    known = truth(params)
+    description: dict[str, Any] = {
+        "content_sha256": checked.sha256,
+        "rows": checked.rows,
+        "empty_masks": checked.empty,
+        "coverage": {"min": checked.coverage_min, "mean": checked.coverage_mean, "max": checked.coverage_max},
+        "nets": [f"{model}/{fold}" for model, fold in nets],
+        "views": stores[0].views,
+        "merge": settings.merge,
+        "weights": settings.weights,
+        "threshold": settings.threshold,
+        "replaced_images": stores[0].unreadable,
+        "own_dice": json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8")),
+    }
+    if known:
+        score = submission.score(CSV, known)
+        description["test"] = {"dice": score.mean, "iou": score.mean_iou, "accuracy": score.mean_accuracy}
+    write_json(CSV.with_name("submission.json"), description)
+
+
+if __name__ == "__main__":
+    stage(run, __doc__)

@@ -1,0 +1,20 @@
+"""Deal cars to folds: folds/folds.csv."""
+
+from pathlib import Path
+
+from pipeline.data.folds import deal, mean_areas, write_folds
+from pipeline.params import Params
+from pipeline.stages.command import stage
+from pipeline.stages.inputs import training_images
+
+
+def run(params: Params) -> None:
+    """Read the masks and ``folds``; write the fold of every car."""
+    images = training_images(params)
+    settings = params.folds
+    areas = mean_areas(images.ids(), images.mask)
+    write_folds(Path("folds/folds.csv"), deal(areas, settings.count, settings.holdout_cars, settings.seed))
+
+
+if __name__ == "__main__":
+    stage(run, __doc__)

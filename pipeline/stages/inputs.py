@@ -1,0 +1,54 @@
+"""What several stages read: the competition's files, as the manifest says they are, and the folds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.folds import read_folds
+from pipeline.data.settings import locate
+from pipeline.data.source import Labelled, Photos, Source, open_test, open_training
+from pipeline.errors import PipelineError
+from pipeline.params import Params
+from pipeline.places import home
+
+MANIFEST = Path("data/manifest.json")
+FOLDS = Path("folds/folds.csv")
+
+
+def read_manifest() -> dict[str, Any]:
+    """Return the manifest; raises PipelineError if there is none yet."""
+    try:
+        manifest: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{MANIFEST} can't be read ({error}): run 'dvc repro download'.") from error
+    return manifest
+
+
+def training_images(params: Params) -> Labelled:
+    """Return the training images and masks; where they lie is no part of any result."""
+    return open_training(locate(params.data, home()), read_manifest())
+
+
+def test_images(params: Params) -> Photos:
+    """Return the test images."""
+    return open_test(locate(params.data, home()), read_manifest())
+
+
+def truth(params: Params) -> Path | None:
+    """Return the CSV of true test masks, where they are known."""
+    return Source(locate(params.data, home())).truth
+
+
+def folds() -> dict[str, int]:
+    """Return the fold of every car."""
+    return read_folds(FOLDS)
+
+
+def net_folder(model: str, fold: int) -> Path:
+    """Return where a trained net lies."""
+    return Path("folds") / model / str(fold)
+
+
+def maps_folder(split: str, model: str, fold: int) -> Path:
+    """Return where a net's maps of a split lie."""
+    return Path("predictions") / split / model / str(fold)

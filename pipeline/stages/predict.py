@@ -1,0 +1,64 @@
+"""Predict the images of one split with one trained net: predictions/<split>/<model>/<fold>/."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.data.folds import HELD_OUT, select
+from pipeline.data.images import Pixels
+from pipeline.ensembling.mapping import MapJob, make_maps
+from pipeline.files import sha256_of
+from pipeline.learning.inference import Predictor, stream
+from pipeline.learning.models import CONFIG, WEIGHTS
+from pipeline.params import Params
+from pipeline.places import home
+from pipeline.resume import hold
+from pipeline.stages.code import digest
+from pipeline.stages.command import stage
+from pipeline.stages.inputs import folds, maps_folder, net_folder, read_manifest, test_images, training_images
+
+
+def run(params: Params, model: str, fold: int, split: str) -> None:
+    """Read images and the net; write its maps, a view each for cars with masks and summed over views for test."""
+    image_ids, read = _images(params, fold, split)
+    views, weights, machine = getattr(params.predict.views, split), params.predict.weights, params.machine
+    net = net_folder(model, fold)
+    predictor = Predictor(net, views=views, weights=weights, device=machine.device, precision=params.predict.precision)
+    job = MapJob(image_ids, views, params.predict.shard_images, test=split == "test")
+    facts = {
+        "code": digest("predict"),
+        "torch": torch.__version__,
+        "net": sha256_of(*((net / name).read_bytes() for name in (CONFIG, WEIGHTS[weights]))),
+        "images": read_manifest()["test" if split == "test" else "train"]["digest"],
+        "image_ids": image_ids,
+        "views": views,
+        "precision": str(predictor.dtype),
+        "shard_images": job.shard_images,
+    }
+    predict = partial(
+        stream,
+        predictor,
+        read=read,
+        size=(HEIGHT, WIDTH),
+        batch_size=machine.predict_batch,
+        threads=os.cpu_count() or 1,
+    )
+    with hold(home(), f"predict/{split}/{model}/{fold}", facts) as state:
+        if not state.finished:
+            state.finish(make_maps(job, predict, state.work))
+        state.publish(maps_folder(split, model, fold))
+
+
+def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Callable[[str], Pixels]]:
+    if split == "test":
+        photos = test_images(params)
+        return photos.ids(), photos.image
+    images = training_images(params)
+    return select(images.ids(), folds(), [HELD_OUT if split == "holdout" else fold]), images.image
+
+
+if __name__ == "__main__":
+    stage(run, __doc__)

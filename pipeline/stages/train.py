@@ -1,0 +1,46 @@
+"""Train one model on all folds but one: folds/<model>/<fold>/."""
+
+import torch
+
+from pipeline.data.folds import select, training_folds
+from pipeline.errors import PipelineError
+from pipeline.learning.training import Job, train
+from pipeline.params import Params
+from pipeline.places import home
+from pipeline.resume import hold
+from pipeline.stages.code import digest
+from pipeline.stages.command import stage
+from pipeline.stages.inputs import folds, net_folder, read_manifest, training_images
+
+
+def run(params: Params, model: str, fold: int) -> None:
+    """Read images, folds.csv and the model's design; write weights, config, curves and metrics."""
+    if not 0 <= fold < params.folds.count:
+        raise PipelineError(f"There is no fold {fold}: folds.count is {params.folds.count}.")
+    design, images, fold_by_car, ids = params.design(model), training_images(params), folds(), read_manifest()
+    job = Job(
+        design=design,
+        seed=design.train.seed * 1000 + fold,
+        train_ids=select(images.ids(), fold_by_car, training_folds(fold, params.folds.count)),
+        validation_ids=select(images.ids(), fold_by_car, [fold]),
+        reader=images,
+        machine=params.machine,
+        facts={"model": model, "fold": fold},
+    )
+    facts = {
+        "code": digest("train"),
+        "torch": torch.__version__,
+        "design": design.model_dump(mode="json"),
+        "seed": job.seed,
+        "images": {part: ids[part]["digest"] for part in ("train", "masks")},
+        "train_ids": job.train_ids,
+        "validation_ids": job.validation_ids,
+    }
+    with hold(home(), f"train/{model}/{fold}", facts) as state:
+        if not state.finished:
+            state.finish(train(job, state.work))
+        state.publish(net_folder(model, fold))
+
+
+if __name__ == "__main__":
+    stage(run, __doc__)
