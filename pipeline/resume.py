@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.errors import PipelineError
 from pipeline.files import publish, remove, sha256_of, write_json
 
 FOLDER = ".resume"
@@ -70,6 +71,22 @@ def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
         if state.finished:
             os.utime(folder)
             _forget_old_results(folder)
+
+
+def sizes(root: Path) -> dict[str, int]:
+    """Return the bytes that each slot keeps, results that DVC's cache links to included."""
+    states = [path.parent for path in sorted((root / FOLDER).rglob("facts.json"))]
+    return {str(state.relative_to(root)): sum(p.stat().st_size for p in state.rglob("*") if p.is_file()) for state in states}
+
+
+def clean(root: Path) -> None:
+    """Remove every state; raises PipelineError if a run holds one."""
+    for facts in sorted((root / FOLDER).rglob("facts.json")):
+        try:
+            with FileLock(facts.parent.with_suffix(".lock"), timeout=0):
+                remove(facts.parent)
+        except Timeout as error:
+            raise PipelineError(f"A run is working on {facts.parent.relative_to(root)}: stop it first.") from error
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sample import SampleSettings, draw_sample
+from pipeline.data.sample import draw_sample
+from pipeline.data.settings import SampleSettings
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +21,5 @@ def real_carvana() -> Path:
 def tiny_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of drawn competition files: 4 cars to train on, 1 to test. Not to be written to."""
     folder = tmp_path_factory.mktemp("tiny_sample")
-    draw_sample(folder, SampleSettings(train_cars=4, test_cars=1))
+    draw_sample(folder, SampleSettings(train_cars=4, test_cars=1), workers=2)
     return folder

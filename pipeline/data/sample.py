@@ -1,7 +1,7 @@
 """A stand-in for the competition: the same files, holding drawn cars, for whoever has no Kaggle account at hand.
 
-Everything follows from the settings alone: the same settings give the same bytes on the same library versions, however many
-processes draw. :mod:`pipeline.data.drawing` draws the pictures; here they become the competition's files.
+Everything follows from the settings alone: the same settings give the same bytes on the same library versions, however
+many processes draw. :mod:`pipeline.data.drawing` draws the pictures; here they become the competition's files.
 """
 
 import csv
@@ -14,41 +14,28 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from pipeline.competition import rle
 from pipeline.competition.layout import image_name, join_id, mask_name
-from pipeline.data.car_model import design_car
+from pipeline.data.car_design import design_car
 from pipeline.data.drawing import draw_car
+from pipeline.data.settings import SampleSettings
+from pipeline.files import whole_file, write_text
 
-JPEG_QUALITY = 90
-
-_METADATA = ("id", "year", "make", "model", "trim1", "trim2")
+_JPEG_QUALITY = 90
+_MEMBER_DATE = (2017, 7, 28, 0, 0, 0)  # as in Kaggle's zips
+_HEADER = ("img", "rle_mask")
+_METADATA_HEADER = ("id", "year", "make", "model", "trim1", "trim2")
 _MAKES = ("Aldera", "Borealis", "Corvanto", "Delmira", "Estrada Motors", "Fennhill")
 _TRIMS = ("", "Base", "Sport", "Touring", "Limited")
-
-
-class SampleSettings(BaseModel):
-    """How large a sample to draw, and which."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    train_cars: int = Field(14, ge=2, le=1000)
-    """Cars with masks to learn from, 16 pictures each."""
-
-    test_cars: int = Field(4, ge=1, le=1000)
-    """Further cars, 16 pictures each, whose masks go to truth.csv only."""
-
-    seed: int = Field(0, ge=0, le=2**32 - 1)
-    """Another seed gives other cars."""
 
 
 class DrawnImage(NamedTuple):
@@ -64,8 +51,8 @@ def draw_sample(folder: Path, settings: SampleSettings, workers: int | None = No
     """Draw a sample of the competition into ``folder``, which is made if need be.
 
     Writes train.zip, train_masks.zip, train_masks.csv.zip, test.zip, metadata.csv.zip and sample_submission.csv.zip in
-    Kaggle's layout, and truth.csv, the masks of test.zip in the form of train_masks.csv. Files already there are replaced,
-    each at once and only when complete. ``workers`` processes draw, one for each processor if None.
+    Kaggle's layout, and truth.csv, the masks of test.zip in the form of train_masks.csv. Files already there are
+    replaced, each at once and only when complete. ``workers`` processes draw, one for each processor if None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cars = car_ids(settings)
@@ -73,18 +60,18 @@ def draw_sample(folder: Path, settings: SampleSettings, workers: int | None = No
     test = sorted(range(settings.train_cars, len(cars)), key=cars.__getitem__)
 
     with _drawing(settings.seed, cars, train + test, workers) as drawn:
-        train_masks = _write_split(folder, "train", len(train), drawn)
+        with _whole_zip(folder / "train_masks.zip") as masks:
+            train_masks = _write_split(folder, "train", len(train), drawn, masks)
         test_masks = _write_split(folder, "test", len(test), drawn)
-    _write_zipped_csv(folder / "train_masks.csv.zip", [("img", "rle_mask"), *train_masks])
-    _write_zipped_csv(folder / "sample_submission.csv.zip", [("img", "rle_mask"), *((name, "1 1") for name, _ in test_masks)])
+    _write_zipped_csv(folder / "train_masks.csv.zip", [_HEADER, *train_masks])
+    _write_zipped_csv(folder / "sample_submission.csv.zip", [_HEADER, *((name, "1 1") for name, _ in test_masks)])
     metadata = sorted(_describe(settings.seed, index, car) for index, car in enumerate(cars))
-    _write_zipped_csv(folder / "metadata.csv.zip", [_METADATA, *metadata], csv.QUOTE_ALL)
-    with _whole_file(folder / "truth.csv") as file:
-        file.write(_csv_bytes([("img", "rle_mask"), *test_masks]))
+    _write_zipped_csv(folder / "metadata.csv.zip", [_METADATA_HEADER, *metadata], quote=True)
+    write_text(folder / "truth.csv", _csv([_HEADER, *test_masks]))
 
 
 def car_ids(settings: SampleSettings) -> list[str]:
-    """Return the ids of the sample's cars, 12 hex digits each and all different: first train, then test, in drawing order."""
+    """Return the ids of the sample's cars in drawing order, train before test: 12 hex digits each, all different."""
     cars: dict[str, None] = {}
     attempt = 0
     while len(cars) < settings.train_cars + settings.test_cars:
@@ -98,9 +85,9 @@ def car_ids(settings: SampleSettings) -> list[str]:
 
 @contextmanager
 def _drawing(seed: int, cars: list[str], order: list[int], workers: int | None) -> Iterator[Iterator[list[DrawnImage]]]:
-    """Give an iterator over the cars in ``order``, drawn ahead by a pool of processes."""
+    """Give an iterator over the cars in ``order``, which a pool of processes draws ahead."""
     workers = min(workers or os.cpu_count() or 1, len(order))
-    # Spawned, not forked: a fork of a process whose libraries hold threads can hang.
+    # Spawned, not forked: the fork of a process whose libraries hold threads can hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,))
     try:
         yield pool.map(_draw_and_encode, [seed] * len(order), order, [cars[index] for index in order])
@@ -111,7 +98,7 @@ def _drawing(seed: int, cars: list[str], order: list[int], workers: int | None) 
 def _draw_and_encode(seed: int, index: int, car: str) -> list[DrawnImage]:
     images = []
     for angle, (image_HWC, mask_HW) in enumerate(draw_car(seed, index), start=1):
-        jpeg = simplejpeg.encode_jpeg(image_HWC, JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
+        jpeg = simplejpeg.encode_jpeg(image_HWC, _JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
         images.append(DrawnImage(join_id(car, angle), jpeg, _encode_gif(mask_HW), rle.encode(mask_HW)))
     return images
 
@@ -136,64 +123,43 @@ def _describe(seed: int, index: int, car: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------- files
 
 
-def _write_split(folder: Path, split: str, cars: int, drawn: Iterator[list[DrawnImage]]) -> list[tuple[str, str]]:
-    """Write ``cars`` drawn cars to <split>.zip, for train also the masks' zip; return their (img, rle_mask) rows."""
+def _write_split(
+    folder: Path, split: str, cars: int, drawn: Iterator[list[DrawnImage]], masks: zipfile.ZipFile | None = None
+) -> list[tuple[str, str]]:
+    """Write the next ``cars`` drawn cars to <split>.zip, and to ``masks`` if given; return their (img, rle_mask)."""
     rows = []
-    with _whole_zip(folder / f"{split}.zip") as images, _maybe_masks(folder, split) as masks:
+    with _whole_zip(folder / f"{split}.zip") as images:
         for _ in tqdm(range(cars), desc=f"Drawing {split} cars", unit="car"):
             for image in next(drawn):
                 name = image_name(image.image_id)
-                _add(images, f"{split}/{name}", image.jpeg, zipfile.ZIP_STORED)
+                _add(images, f"{split}/{name}", image.jpeg, zipfile.ZIP_STORED)  # a JPEG does not shrink further
                 if masks is not None:
                     _add(masks, f"{split}_masks/{mask_name(image.image_id)}", image.gif)
                 rows.append((name, image.rle_mask))
     return rows
 
 
-@contextmanager
-def _maybe_masks(folder: Path, split: str) -> Iterator[zipfile.ZipFile | None]:
-    if split == "train":
-        with _whole_zip(folder / "train_masks.zip") as archive:
-            yield archive
-    else:
-        yield None
-
-
-def _csv_bytes(rows: Iterable[tuple[str, ...]], quoting: int = csv.QUOTE_MINIMAL) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)  # type: ignore[arg-type]
-    return text.getvalue().encode()
-
-
-def _write_zipped_csv(path: Path, rows: Iterable[tuple[str, ...]], quoting: int = csv.QUOTE_MINIMAL) -> None:
+def _write_zipped_csv(path: Path, rows: Iterable[tuple[str, ...]], quote: bool = False) -> None:
     """Write ``rows`` to the zip ``path``, whose one member is named as the zip without its last suffix."""
     with _whole_zip(path) as archive:
-        _add(archive, path.stem, _csv_bytes(rows, quoting))
+        _add(archive, path.stem, _csv(rows, quote).encode())
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> None:
-    """Add a member whose entry is the same whenever and wherever it is written."""
-    entry = zipfile.ZipInfo(name, date_time=(2017, 7, 28, 0, 0, 0))
-    entry.create_system = 3
-    entry.external_attr = 0o644 << 16
-    archive.writestr(entry, content, compression)
+def _csv(rows: Iterable[tuple[str, ...]], quote: bool = False) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL).writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager
 def _whole_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    with _whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         yield archive
 
 
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is complete and on disk."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> None:
+    """Add a member whose entry is the same whenever and wherever it is written."""
+    entry = zipfile.ZipInfo(name, _MEMBER_DATE)
+    entry.create_system = 3
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, content, compression)

@@ -85,7 +85,9 @@ def locate(settings: DataSettings, home: Path) -> Path:
     if settings.directory is not None:
         return (home / Path(settings.directory).expanduser()).resolve()
     if settings.source == "sample":
-        return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode())[:8]}"
+        # Other settings and other code draw other pictures: these stay beside them.
+        code = (Path(__file__).with_name(name).read_bytes() for name in ("sample.py", "drawing.py", "car_model.py"))
+        return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
     raise PipelineError(
         "data.source 'kaggle' can't fetch yet: fetch the competition's zips with Kaggle's own client "
         "and set data.directory to their folder."

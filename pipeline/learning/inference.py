@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.models import load
-from pipeline.learning.pixels import Pixels, grow, to_batch, to_input, to_levels
+from pipeline.learning.pixels import Pixels, grow, memory_format, to_batch, to_input, to_levels
 from pipeline.learning.settings import Device, Precision
 from pipeline.learning.views import View
 
@@ -39,7 +39,7 @@ class Predictor:
         self.dtype = resolve_precision(precision, self.device)
         net, self.input = load(folder, weights)
         self.stride = net.stride
-        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.net = net.to(self.device, memory_format=memory_format(self.device))
 
     def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
         """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.

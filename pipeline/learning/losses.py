@@ -15,7 +15,7 @@ _BORDER_RADIUS = 3
 def weighted_sum(
     logits_B1HW: Tensor, target_B1HW: Tensor, weights: Mapping[LossName, float], border_weight: float
 ) -> dict[str, Tensor]:
-    """Return every loss by name, and their weighted sum as ``loss``; scalars in float32.
+    """Return every loss as ``loss_<name>``, and their weighted sum as ``loss``; scalars in float32.
 
     ``target`` is the part of each pixel that is car, 0 to 1.
     """
@@ -23,7 +23,8 @@ def weighted_sum(
     with torch.autocast(logits_B1HW.device.type, enabled=False):
         logits, target = logits_B1HW.float(), target_B1HW.float()
         parts = {name: _losses(border_weight)[name](logits, target) for name in weights}
-    return parts | {"loss": torch.stack([weights[name] * parts[name] for name in weights]).sum()}
+    total = torch.stack([weights[name] * parts[name] for name in weights]).sum()
+    return {f"loss_{name}": part for name, part in parts.items()} | {"loss": total}
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:

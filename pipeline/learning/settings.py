@@ -117,7 +117,7 @@ class TrainSettings(_Section):
     """``auto``: bf16 on GPUs from compute capability 8.0 and on CPUs with AMX or AVX512-BF16, fp16 on older GPUs."""
 
     channels_last: bool = True
-    """Memory format that convolutions run faster in."""
+    """Memory format that convolutions run faster in on GPUs; CPUs keep their own."""
 
     devices: PositiveInt = 1
     """GPUs (or CPU processes) that share the batches."""

@@ -26,7 +26,7 @@ from pipeline.learning.dataset import Examples, Reader, training_loader, validat
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.losses import weighted_sum
 from pipeline.learning.models import WEIGHTS, Net, build, save_config, save_weights
-from pipeline.learning.pixels import grow
+from pipeline.learning.pixels import grow, memory_format
 from pipeline.learning.settings import Design, MachineSettings, TrainSettings
 
 _CHECKPOINT = "last.ckpt"
@@ -54,7 +54,7 @@ def train(job: Job, work: Path) -> Path:
     """
     settings = job.design.train
     device = resolve_device(job.machine.device)
-    segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed), job)
+    segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed), job, device)
     curves, best = Curves(), BestWeights(work / WEIGHTS["best"])
     trainer = _trainer(settings, device, work, [best, *_averaging(settings), curves, _LastCheckpoint(work)])
     checkpoint = work / _CHECKPOINT
@@ -65,7 +65,7 @@ def train(job: Job, work: Path) -> Path:
 class Segmenter(LightningModule):
     """Loss, score, optimizer and schedule of a net."""
 
-    def __init__(self, net: Net, job: Job) -> None:
+    def __init__(self, net: Net, job: Job, device: torch.device) -> None:
         super().__init__()
         self.net = net
         self.settings = job.design.train
@@ -73,7 +73,7 @@ class Segmenter(LightningModule):
         self.image_ids = job.train_ids
         self.dice_sum, self.dice_count = 0.0, 0
         if self.settings.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=memory_format(device))  # type: ignore[call-overload]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw dropout from (seed, step, process), so that a resumed run draws what an uninterrupted one would."""

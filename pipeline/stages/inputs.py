@@ -8,7 +8,7 @@ from pipeline.data.folds import read_folds
 from pipeline.data.settings import locate
 from pipeline.data.source import Labelled, Photos, Source, open_test, open_training
 from pipeline.errors import PipelineError
-from pipeline.params import Params
+from pipeline.params import Params, read_params
 from pipeline.places import home
 
 MANIFEST = Path("data/manifest.json")
@@ -37,6 +37,14 @@ def test_images(params: Params) -> Photos:
 def truth(params: Params) -> Path | None:
     """Return the CSV of true test masks, where they are known."""
     return Source(locate(params.data, home())).truth
+
+
+def expected_ids() -> list[str] | None:
+    """Return the ids that a submission must hold, or None while there is no data."""
+    source = Source(locate(read_params().data, home()))
+    if not MANIFEST.is_file():
+        return None
+    return source.sample_ids or source.test.ids()
 
 
 def folds() -> dict[str, int]:

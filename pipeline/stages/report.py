@@ -1,4 +1,4 @@
-"""Gather what the run reached: reports/metrics.json, curves.csv, predictions.jpg, and a summary on the terminal."""
+"""Gather what the run reached: reports/metrics.json, curves.csv and predictions.jpg."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.files import write_json, write_text
 from pipeline.params import Params
 from pipeline.reporting.pictures import write_sheet
-from pipeline.reporting.summary import curves, metrics, prediction_tiles, summary
+from pipeline.reporting.summary import curves, metrics, prediction_tiles
 from pipeline.stages.command import stage
 from pipeline.stages.inputs import net_folder, test_images
 
@@ -22,7 +22,6 @@ def run(params: Params) -> None:
     write_text(REPORTS / "curves.csv", curves(nets).to_csv(index=False, lineterminator="\n"))
     tiles = prediction_tiles(Path("submissions/submission.csv.gz"), test_images(params).image, submission, 16)
     write_sheet(REPORTS / "predictions.jpg", tiles, "Test images with the outline that the submission gives them")
-    print(summary(evaluation, submission))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+# `make help` says what there is.
+PYTHON ?= python3
+VENV := .venv
+# Activated, so that the stages' `python` and DVC's own helpers are the environment's.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test quick check format lock bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready  ## make .venv from requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+repro: setup  ## the whole pipeline, from data to submission
+	carvana repro
+
+test: setup  ## all tests
+	python -m pytest
+
+quick: setup  ## the tests that take seconds
+	python -m pytest -m "not slow"
+
+check: setup  ## format, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: setup  ## put the code into its one format
+	ruff format .
+	ruff check --fix .
+
+lock: setup  ## pin the newest versions that pyproject.toml allows
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --upgrade --output-file requirements.lock
+
+bench: setup  ## ratios against the usual ways
+	python -m benchmarks
+
+clean: setup  ## forget the state of resumes
+	carvana clean

@@ -1,0 +1,100 @@
+"""The ``carvana`` command: parses, then calls one function; rooms are imported only when they are entered."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_STAGES = "download, folds, train, predict, evaluate, ensemble, report"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and leave with its exit status."""
+    options = _parser().parse_args(arguments)
+    from pipeline.stages.command import in_words
+
+    sys.exit(in_words(lambda: options.call(options), debug=options.debug))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="carvana",
+        description="Carvana image masking, from the competition's files to a submission.",
+        epilog=f"Every stage ({_STAGES}) can be run by hand: python -m pipeline.stages.train --help",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, call: Callable[[argparse.Namespace], None], words: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=words, description=words)
+        command.set_defaults(call=call)
+        return command
+
+    repro = add("repro", _repro, "check that DVC's files are whole, run dvc repro, and show the scores")
+    repro.add_argument("arguments", nargs=argparse.REMAINDER, help="of dvc repro, such as -f or a stage")
+    recipe = add("recipe", _recipe, "lay the settings of recipes/NAME.yaml over params.yaml and show what changed")
+    recipe.add_argument("name", nargs="?", metavar="NAME", help="without it: the recipes there are")
+    check = add("check", _check, "check a submission CSV: every image once, every run-length code sound")
+    check.add_argument("csv", type=Path, metavar="CSV")
+    score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
+    score.add_argument("csv", type=Path, metavar="CSV")
+    score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")
+    add("summary", _summary, "show the scores of the last run")
+    clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
+    clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
+    return parser
+
+
+def _repro(options: argparse.Namespace) -> None:
+    from pipeline.stages.repro import repro
+
+    repro(options.arguments)
+
+
+def _recipe(options: argparse.Namespace) -> None:
+    from pipeline.recipes import apply_recipe, recipe_names
+
+    if options.name is None:
+        print("\n".join(f"{name}: {words}" for name, words in recipe_names().items()))
+    else:
+        print("\n".join(apply_recipe(options.name)) or "Nothing changed.")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from pipeline.competition.submission import check
+    from pipeline.stages.inputs import expected_ids
+
+    ids = expected_ids()
+    report = check(options.csv, ids)
+    against = "" if ids is not None else " (not held against sample_submission.csv: there is no data yet)"
+    print(f"{options.csv} is sound: {report.rows} images, each once{against}; {report.empty} masks are empty.")
+    print(f"Car is {report.coverage_min:.1%} to {report.coverage_max:.1%} of an image, {report.coverage_mean:.1%} on average.")
+    print(f"Content, sha256: {report.sha256}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from pipeline.competition.submission import score
+
+    result = score(options.csv, options.truth)
+    worst = min(result.dice, key=result.dice.__getitem__)
+    print(f"Dice {result.mean:.6f}  IoU {result.mean_iou:.6f}  accuracy {result.mean_accuracy:.6f}")
+    print(f"{len(result.counts)} images; the worst is {worst} with {result.dice[worst]:.6f}.")
+
+
+def _summary(options: argparse.Namespace) -> None:
+    from pipeline.stages.repro import show_summary
+
+    show_summary()
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from pipeline.places import home
+    from pipeline.resume import clean, sizes
+
+    for slot, size in sizes(home()).items():
+        print(f"{size / 1e6:8.1f} MB  {slot}")
+    if options.yes:
+        clean(home())
+        print("Removed. Results in the project and in DVC's cache are as they were.")
+    else:
+        print("Results that DVC holds too take no room twice. 'carvana clean --yes' removes all of these.")

@@ -1,0 +1,64 @@
+"""Recipes: small YAML overlays on params.yaml that keep its comments."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_text
+from pipeline.params import FILE, parse
+
+FOLDER = Path("recipes")
+
+
+def recipe_names() -> dict[str, str]:
+    """Return every recipe with the first line of its head."""
+    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
+    """Lay a recipe over params.yaml and return what changed, a line a key.
+
+    Raises PipelineError if there is no such recipe or what would come out is no sound params.yaml, which then stays
+    as it was.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise PipelineError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
+    yaml = YAML()
+    yaml.width = 120
+    yaml.preserve_quotes = True
+    try:
+        tree = yaml.load(params.read_text(encoding="utf-8"))
+        overlay = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise PipelineError(f"{params} or {path} is no sound YAML: {' '.join(str(error).split())}") from error
+    changes = list(_lay_over(tree, overlay, ""))
+    text = io.StringIO()
+    yaml.dump(tree, text)
+    parse(YAML(typ="safe").load(text.getvalue()))
+    if changes:
+        write_text(params, text.getvalue())
+    return changes
+
+
+def _lay_over(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in overlay.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and isinstance(tree.get(name), dict) and not _whole(key):
+            yield from _lay_over(tree[name], value, f"{key}.")
+        elif name not in tree or tree[name] != value:
+            yield f"{key}: {_plain(tree.get(name))} -> {_plain(value)}"
+            tree[name] = value
+
+
+def _whole(key: str) -> bool:
+    """Return whether a mapping is one value: parts of two lists of losses, or of two nets, make no third."""
+    return key.endswith((".losses", ".weights")) or (key.startswith("models.specs.") and key.count(".") == 2)
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(dict(value) if isinstance(value, dict) else value)

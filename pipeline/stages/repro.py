@@ -1,0 +1,55 @@
+"""``carvana repro``: dvc repro between a look at DVC's files and the scores."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ruamel.yaml import YAML, YAMLError
+
+from pipeline.errors import PipelineError
+from pipeline.params import read_params
+from pipeline.reporting.summary import summary
+
+
+def repro(arguments: Sequence[str]) -> None:
+    """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are torn, or it fails."""
+    read_params()
+    demand_whole(Path.cwd())
+    status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
+    if status:
+        raise PipelineError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
+    show_summary()
+
+
+def demand_whole(project: Path) -> None:
+    """Raise PipelineError if a killed DVC left one of its files torn, with the way to mend it."""
+    lock = project / "dvc.lock"
+    if lock.is_file():
+        try:
+            tree = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))
+            torn = not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict)
+        except (YAMLError, UnicodeDecodeError):
+            torn = True
+        if torn:
+            raise PipelineError(
+                f"{lock} is torn: a run was killed while DVC wrote it. Take back the last whole one with "
+                "'git checkout dvc.lock', or delete it if git has none: finished stages are taken up, not run again."
+            )
+    guard = project / ".dvc" / "tmp" / "rwlock"
+    if guard.is_file():
+        try:
+            json.loads(guard.read_text(encoding="utf-8") or "{}")
+        except ValueError as error:
+            raise PipelineError(f"{guard} is torn: if no other dvc runs in this project, delete it.") from error
+
+
+def show_summary() -> None:
+    """Print the scores of the last run; raises PipelineError if there was none."""
+    try:
+        evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
+        submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineError(f"{error.filename} is missing: run 'carvana repro' first.") from error
+    print(summary(evaluation, submission))
