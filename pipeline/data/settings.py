@@ -14,13 +14,13 @@ class SampleSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train_cars: int = Field(14, ge=2, le=1000)
+    train_cars: int = Field(default=14, ge=2, le=1000)
     """Cars with masks to learn from, 16 pictures each."""
 
-    test_cars: int = Field(4, ge=1, le=1000)
+    test_cars: int = Field(default=4, ge=1, le=1000)
     """Further cars, 16 pictures each, whose masks go to truth.csv only."""
 
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Another seed gives other cars."""
 
 
@@ -86,7 +86,7 @@ def locate(settings: DataSettings, home: Path) -> Path:
         return (home / Path(settings.directory).expanduser()).resolve()
     if settings.source == "sample":
         # Other settings and other code draw other pictures: these stay beside them.
-        code = (Path(__file__).with_name(name).read_bytes() for name in ("sample.py", "drawing.py", "car_model.py"))
+        code = (Path(__file__).with_name(name).read_bytes() for name in ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py"))
         return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
     raise PipelineError(
         "data.source 'kaggle' can't fetch yet: fetch the competition's zips with Kaggle's own client "

@@ -127,7 +127,7 @@ class Segmenter(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _not_finite(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
-        values = ", ".join(f"{name} {float(part):g}" for name, part in parts.items() if name != "loss")
+        values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items() if name != "loss")
         images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
         return (
             f"The loss is no finite number in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
@@ -307,16 +307,17 @@ def _lightning_precision(dtype: torch.dtype) -> str:
 
 
 def _averaging(settings: TrainSettings) -> list[Callback]:
-    if settings.ema is None:
-        return []
-    highest = settings.ema
+    return [WeightAveraging(use_buffers=True, avg_fn=_MovingAverage(settings.ema))] if settings.ema else []
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+
+@dataclass(frozen=True)
+class _MovingAverage:
+    decay: float
+
+    def __call__(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         # A warm-up: at a fixed 0.999 the first, random weights would still be 86 % of the average after 150 steps.
-        decay = min(highest, (1 + int(count)) / (10 + int(count)))
+        decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
         return averaged.lerp(current, 1 - decay) if averaged.is_floating_point() else current
-
-    return [WeightAveraging(use_buffers=True, avg_fn=average)]
 
 
 def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:

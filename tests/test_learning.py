@@ -1,0 +1,347 @@
+"""Nets at small sizes: shapes, weights, losses, views, prediction, and resuming to the last bit."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.errors import PipelineError
+from pipeline.learning import models
+from pipeline.learning.dataset import EpochSampler, Examples, ShareSampler, TrainingSet
+from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.inference import Predictor, stream
+from pipeline.learning.losses import border_bce, dice_loss, weighted_sum
+from pipeline.learning.pixels import grow, soft_target, to_input, to_levels
+from pipeline.learning.settings import Augmentation, ClassicUNet, EncoderUNet, InputSettings, TrainSettings
+from pipeline.learning.views import View
+
+SMALL = InputSettings(size=(64, 64))
+TINY = ClassicUNet(net="classic", widths=(4, 8), dropout=0.2)
+ENCODER = EncoderUNet(net="encoder", encoder="resnet18", decoder_channels=(32, 16, 8))
+
+
+def settings(**changes: object) -> TrainSettings:
+    values = {"epochs": 2, "batch_size": 2, "losses": {"bce": 1.0}, "lr": 0.01}
+    return TrainSettings.model_validate(values | changes)
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+class TestModels:
+    def test_the_classic_unet_has_31_million_parameters(self) -> None:
+        net = models.build(ClassicUNet(net="classic"), SMALL)
+        assert parameters(net) == 31_037_633
+
+    @pytest.mark.parametrize("norm", ["batch", "group", "none"])
+    @pytest.mark.parametrize("channels", ["rgb", "grey"])
+    def test_classic_keeps_size(self, norm: str, channels: str) -> None:
+        spec = ClassicUNet.model_validate({"net": "classic", "widths": (8, 8, 16), "norm": norm})
+        input = InputSettings.model_validate({"size": (64, 96), "channels": channels})
+        net = models.build(spec, input).eval()
+        assert net(torch.zeros(2, input.channel_count, 64, 96)).shape == (2, 1, 64, 96)
+
+    @pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_050"])
+    @pytest.mark.parametrize("channels", ["rgb", "grey"])
+    def test_encoder_keeps_size(self, encoder: str, channels: str) -> None:
+        spec = EncoderUNet(net="encoder", encoder=encoder, decoder_channels=(32, 16, 16, 8, 8))
+        input = InputSettings.model_validate({"size": (64, 64), "channels": channels})
+        net = models.build(spec, input).eval()
+        assert net(torch.zeros(1, input.channel_count, 64, 64)).shape == (1, 1, 64, 64)
+
+    def test_native_width_is_padded_by_as_much_on_each_side(self) -> None:
+        class Columns(nn.Module):
+            def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+                assert pixels.shape[-1] == 96
+                return pixels[:, :1]
+
+        net = models.Net(Columns(), SMALL, stride=32)
+        pixels = torch.rand(1, 3, 64, 94) * 255
+        expected = ((pixels - net.mean) / net.std)[:, :1]
+        assert torch.equal(net(pixels), expected)
+        assert torch.equal(net(pixels.flip(-1)).flip(-1), expected)
+
+    def test_same_seed_same_weights(self) -> None:
+        first, again, other = (models.build(TINY, SMALL, seed).state_dict() for seed in (1, 1, 2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert not all(torch.equal(first[name], other[name]) for name in first)
+
+    def test_a_folder_explains_itself(self, tmp_path: Path) -> None:
+        net = models.build(TINY, SMALL, seed=3)
+        models.save_config(tmp_path, TINY, SMALL, {"fold": 0})
+        models.save_weights(tmp_path / models.WEIGHTS["last"], net.state_dict())
+        loaded, input = models.load(tmp_path)
+        pixels = torch.rand(1, 3, 64, 64) * 255
+        assert input == SMALL
+        assert torch.equal(loaded(pixels), net.eval()(pixels))
+
+    def test_weights_of_another_architecture(self, tmp_path: Path) -> None:
+        models.save_weights(tmp_path / "other.safetensors", models.build(TINY, SMALL).state_dict())
+        wider = models.build(ClassicUNet(net="classic", widths=(8, 8)), SMALL)
+        with pytest.raises(PipelineError, match=r"other\.safetensors holds weights of another architecture: 'body"):
+            models.load_weights(wider, tmp_path / "other.safetensors")
+
+    def test_a_folder_without_a_net(self, tmp_path: Path) -> None:
+        with pytest.raises(PipelineError, match="holds no trained net"):
+            models.load(tmp_path)
+
+    @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+    @pytest.mark.parametrize("prefix", ["", "encoder."])
+    def test_encoder_weights_from_a_file(self, tmp_path: Path, ending: str, prefix: str) -> None:
+        source = models.build(ENCODER, SMALL, seed=1).body.encoder
+        state = {f"{prefix}{name}": value.contiguous() for name, value in source.state_dict().items()}
+        path = tmp_path / f"weights{ending}"
+        if ending == ".pth":
+            torch.save({"state_dict": state}, path)
+        else:
+            models.save_weights(path, state)
+        net = models.build(ENCODER.model_copy(update={"encoder_weights": str(path)}), SMALL, seed=2)
+        assert torch.equal(net.body.encoder.conv1.weight, source.conv1.weight)
+
+    def test_weights_that_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def offline(*_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+        monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", offline)
+        spec = ENCODER.model_copy(update={"encoder_weights": "imagenet"})
+        with pytest.raises(PipelineError, match="can't be fetched.*check the network.*local file"):
+            models.build(spec, SMALL)
+
+    def test_unknown_encoder_and_missing_file(self) -> None:
+        with pytest.raises(PipelineError, match="Encoder 'resnet1'"):
+            models.build(ENCODER.model_copy(update={"encoder": "resnet1"}), SMALL)
+        with pytest.raises(PipelineError, match=r"no weights at .*gone\.pth"):
+            models.build(ENCODER.model_copy(update={"encoder_weights": "./gone.pth"}), SMALL)
+
+    def test_pickles_are_refused(self, tmp_path: Path) -> None:
+        torch.save(models.build(TINY, SMALL), tmp_path / "net.pth")
+        with pytest.raises(PipelineError, match="holds more than weights"):
+            models.read_weights(tmp_path / "net.pth")
+
+
+class TestLosses:
+    def test_all_are_low_for_the_truth_and_high_for_its_opposite(self) -> None:
+        target = torch.zeros(2, 1, 32, 32)
+        target[:, :, 8:24, 8:20] = 1
+        weights = {"bce": 1.0, "border_bce": 1.0, "dice": 1.0, "lovasz": 1.0}
+        right = weighted_sum((target - 0.5) * 40, target, weights, 5.0)
+        wrong = weighted_sum((0.5 - target) * 40, target, weights, 5.0)
+        for name in ("loss_bce", "loss_border_bce", "loss_dice", "loss_lovasz"):
+            assert right[name] < 0.01 < 0.5 < wrong[name]
+        assert torch.isclose(right["loss"], sum(right[f"loss_{name}"] for name in weights))
+
+    def test_the_sum_is_weighted(self) -> None:
+        logits, target = torch.randn(1, 1, 8, 8), torch.rand(1, 1, 8, 8)
+        parts = weighted_sum(logits, target, {"bce": 2.0, "dice": 0.5}, 0)
+        assert torch.isclose(parts["loss"], 2 * parts["loss_bce"] + 0.5 * parts["loss_dice"])
+
+    def test_half_precision_logits_give_a_float32_loss(self) -> None:
+        # A raster of this size overflows a sum in float16, whose largest number is 65,504.
+        logits, target = torch.full((1, 1, 512, 512), 5.0, dtype=torch.float16), torch.ones(1, 1, 512, 512)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = weighted_sum(logits, target, {"dice": 1.0}, 0)["loss"]
+        assert loss.dtype == torch.float32
+        assert 0 < loss < 0.01
+
+    def test_empty_target(self) -> None:
+        assert dice_loss(torch.full((1, 1, 8, 8), -20.0), torch.zeros(1, 1, 8, 8)) < 1e-3
+
+    def test_border_weight(self) -> None:
+        target = torch.zeros(1, 1, 32, 32)
+        target[..., 16:] = 1
+        near, far = torch.zeros_like(target), torch.zeros_like(target)
+        logits = (target - 0.5) * 20
+        near[..., 15] = 20
+        far[..., 1] = 20
+        assert border_bce(logits + near, target, 5.0) > 2 * border_bce(logits + far, target, 5.0)
+
+
+class TestViews:
+    @pytest.mark.parametrize("name", ["identity", "hflip"])
+    def test_inverse_is_exact(self, name: str) -> None:
+        pixels, view = torch.randn(2, 1, 32, 48), View.parse(name)
+        assert torch.equal(view.undo(view.apply(pixels, 16)), pixels)
+
+    @pytest.mark.parametrize("name", ["scale:0.75", "scale:1.5", "hflip+scale:0.5"])
+    def test_scales_do_not_shift(self, name: str) -> None:
+        # A ramp of column numbers says where each pixel went: half-pixel centres keep every one in its place.
+        height, width = 64, 96
+        ramp = torch.arange(width, dtype=torch.float32).expand(1, 1, height, width).contiguous()
+        view = View.parse(name)
+        back = torch.nn.functional.interpolate(
+            view.undo(view.apply(ramp, 16)), (height, width), mode="bilinear", align_corners=False
+        )
+        inner = slice(8, -8)
+        assert (back - ramp)[..., inner].abs().max() < 0.05
+
+    def test_flip_mirrors_left_and_right_only(self) -> None:
+        pixels = torch.arange(6.0).reshape(1, 1, 2, 3)
+        assert View.parse("hflip").apply(pixels, 1).flatten().tolist() == [2, 1, 0, 5, 4, 3]
+
+    def test_scaled_sides_are_multiples_of_the_stride(self) -> None:
+        assert View.parse("scale:0.75").apply(torch.zeros(1, 3, 1280, 1918), 32).shape[-2:] == (960, 1440)
+
+    def test_unknown_view(self) -> None:
+        with pytest.raises(PipelineError, match="no view 'vflip'"):
+            View.parse("vflip")
+
+
+class TestPixels:
+    def test_levels_round_and_half_is_car(self) -> None:
+        logits = torch.tensor([-9.0, -1e-3, 0.0, 1e-3, 9.0])
+        assert to_levels(logits).tolist() == [0, 127, 128, 128, 255]
+
+    def test_growing_a_soft_mask_keeps_the_outline(self) -> None:
+        # Soft targets and clamped logits take most of the loss out of a small net (competition's own masks: 0.998).
+        rows, columns = np.mgrid[:1280, :1918]
+        mask = ((((rows - 700) / 310) ** 2 + ((columns - 960) / 620) ** 2) < 1).astype(np.uint8)
+        soft = soft_target(mask, InputSettings(size=(160, 240))) / np.float32(255)
+        grown = grow(torch.logit(torch.from_numpy(soft), 1e-6)[None, None], 1280, 1918)[0].numpy() >= 0
+        assert 2 * (grown & (mask > 0)).sum() / (grown.sum() + mask.sum()) > 0.998
+
+    def test_growing_is_the_same_cubic_on_every_device(self) -> None:
+        logits = torch.randn(2, 1, 20, 30)
+        torchs = torch.nn.functional.interpolate(logits, (64, 95), mode="bicubic", align_corners=False)[:, 0]
+        assert (grow(logits, 64, 95) - torchs).abs().max() < 1e-3
+
+    def test_native_is_not_touched(self) -> None:
+        image = np.random.default_rng(0).integers(0, 255, (1280, 1918, 3), np.uint8)
+        assert to_input(image, InputSettings(size="native")) is image
+
+    def test_grey_has_one_channel(self) -> None:
+        image = np.zeros((1280, 1918, 3), np.uint8)
+        assert to_input(image, InputSettings(size=(64, 96), channels="grey")).shape == (64, 96, 1)
+
+
+@pytest.fixture
+def net_folder(tmp_path: Path) -> Path:
+    models.save_config(tmp_path, TINY, InputSettings(size=(32, 48)), {})
+    models.save_weights(tmp_path / models.WEIGHTS["last"], models.build(TINY, SMALL, seed=5).state_dict())
+    return tmp_path
+
+
+class TestPredictor:
+    def test_probability_at_the_pictures_own_size(self, net_folder: Path) -> None:
+        image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+        probability = Predictor(net_folder, device="cpu")(image)
+        assert probability.shape == (70, 90)
+        assert probability.dtype == np.float32
+        assert 0 <= probability.min() < probability.max() <= 1
+
+    def test_flip_view_sees_the_mirrored_picture(self, net_folder: Path) -> None:
+        image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+        plain = Predictor(net_folder, views=["identity"], device="cpu", precision="32")
+        flipped = Predictor(net_folder, views=["hflip"], device="cpu", precision="32")
+        # OpenCV's own resizing is exact under mirroring but for rounding.
+        difference = np.abs(flipped(image[:, ::-1].copy())[:, ::-1] - plain(image))
+        assert np.median(difference) < 0.01
+
+    def test_stream_keeps_order_and_passes_what_cannot_be_read(self, net_folder: Path) -> None:
+        random = np.random.default_rng(0)
+        images = {f"{n}": random.integers(0, 255, (64, 96, 3), np.uint8) for n in range(7)}
+
+        def read(image_id: str) -> NDArray[np.uint8]:
+            if image_id in ("2", "6"):
+                raise PipelineError(f"{image_id} is torn")
+            return images[image_id]
+
+        predictor = Predictor(net_folder, views=["identity", "hflip"], device="cpu")
+        seen = list(stream(predictor, list(images), read, size=(64, 96), batch_size=3, threads=2))
+        assert [image_id for image_id, _ in seen] == list(images)
+        for image_id, levels in seen:
+            if image_id in ("2", "6"):
+                assert isinstance(levels, PipelineError)
+            else:
+                assert np.array_equal(levels, predictor.levels([predictor.prepare(images[image_id])], 64, 96)[0])
+
+
+class TestDevices:
+    def test_no_gpu_where_one_was_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(PipelineError, match=r"device: gpu.*nvidia-smi"):
+            resolve_device("gpu")
+
+    @pytest.mark.parametrize(
+        ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+    )
+    def test_auto_precision_on_gpus(
+        self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        assert resolve_precision("auto", torch.device("cuda")) == dtype
+
+    @pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+    def test_auto_precision_on_cpus(self, monkeypatch: pytest.MonkeyPatch, amx: bool, dtype: torch.dtype) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+        assert resolve_precision("auto", torch.device("cpu")) == dtype
+
+
+class Drawn:
+    """Discs, so small that a net learns them in a second."""
+
+    def __init__(self, height: int = 1280, width: int = 1918) -> None:
+        self.rows, self.columns = np.mgrid[:height, :width]
+
+    def mask(self, image_id: str) -> NDArray[np.uint8]:
+        offset = int(image_id) * 60
+        disc = (self.rows - 640) ** 2 + (self.columns - 700 - offset) ** 2 < 300**2
+        return disc.astype(np.uint8)
+
+    def image(self, image_id: str) -> NDArray[np.uint8]:
+        return np.repeat(self.mask(image_id)[..., None] * np.uint8(120) + np.uint8(60), 3, axis=2)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    return Examples.load([str(n) for n in range(6)], Drawn(), InputSettings(size=(32, 48)), cache_gb=1)
+
+
+class TestDataset:
+    def test_targets_are_soft(self, examples: Examples) -> None:
+        target = examples[0][1]
+        assert set(np.unique(target)) > {0, 255}
+
+    def test_cached_or_not_is_the_same(self, examples: Examples) -> None:
+        decoded = Examples.load(examples.image_ids, examples.reader, examples.input, cache_gb=0)
+        assert decoded.cache is None
+        assert all(np.array_equal(a, b) for a, b in zip(decoded[3], examples[3], strict=True))
+
+    def test_augmentation_follows_from_seed_epoch_and_image_alone(self, examples: Examples) -> None:
+        def look(seed: int, *steps: tuple[int, int]) -> torch.Tensor:
+            dataset = TrainingSet(examples, settings(), seed)
+            return [dataset[step]["image"] for step in steps][-1]
+
+        assert torch.equal(look(0, (4, 2)), look(0, (0, 1), (3, 3), (4, 2)))
+        assert not torch.equal(look(0, (4, 2)), look(0, (5, 2)))
+        assert not torch.equal(look(0, (4, 2)), look(1, (4, 2)))
+
+    def test_image_and_target_move_together(self, examples: Examples) -> None:
+        only_moves = Augmentation(shift=0.2, scale=0.2, rotate=10, brightness=0, hue=0)
+        item = TrainingSet(examples, settings(augment=only_moves), 0)[(1, 3)]
+        car = item["image"][0].float() - 60
+        assert (car / 120 - item["target"][0].float() / 255).abs().mean() < 0.02
+
+    def test_crops(self, examples: Examples) -> None:
+        item = TrainingSet(examples, settings(crop=(16, 24)), 0)[(0, 0)]
+        assert item["image"].shape == (3, 16, 24)
+        assert item["target"].shape == (1, 16, 24)
+
+    def test_order_follows_from_seed_and_epoch(self) -> None:
+        sampler = EpochSampler(10, seed=1)
+        first = list(sampler)
+        sampler.set_epoch(1)
+        assert [epoch for epoch, _ in sampler] == [1] * 10
+        assert [index for _, index in first] != [index for _, index in sampler]
+        assert sorted(index for _, index in sampler) == list(range(10))
+
+    @pytest.mark.parametrize("sampler", [EpochSampler, ShareSampler])
+    def test_processes_share_without_overlap(self, sampler: Callable[..., EpochSampler]) -> None:
+        shares = [list(sampler(11, *([7] if sampler is EpochSampler else []), rank, 2)) for rank in (0, 1)]
+        assert not set(shares[0]) & set(shares[1])
+        assert len(shares[0]) + len(shares[1]) == (11 if sampler is ShareSampler else 10)

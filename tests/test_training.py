@@ -1,0 +1,145 @@
+"""Training a net of seconds: what it writes, resuming to the last bit, and errors in words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.competition.metric import count
+from pipeline.errors import PipelineError
+from pipeline.learning import training
+from pipeline.learning.inference import Predictor
+from pipeline.learning.settings import ClassicUNet, Design, InputSettings, MachineSettings, TrainSettings
+from pipeline.learning.training import Job, learning_rate_curve, train
+from tests.test_learning import Drawn
+
+READER = Drawn()
+
+
+def job(reader: Any = READER, **changes: Any) -> Job:
+    values = {"epochs": 3, "batch_size": 2, "losses": {"bce": 1.0, "dice": 1.0}, "lr": 0.01, "warmup": 0.1}
+    values |= {"ema": 0.9, "clip": 1.0}
+    spec = ClassicUNet(net="classic", widths=(4, 8), dropout=0.3)
+    design = Design(
+        spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes)
+    )
+    return Job(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, MachineSettings(), {"fold": 0})
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run's own clears up after it."""
+
+
+def test_a_trained_folder(tmp_path: Path) -> None:
+    folder = train(job(epochs=6, validate_every=4), tmp_path)
+    curves = pd.read_csv(folder / "curves.csv")
+    assert curves["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert curves["loss"].iloc[-1] < curves["loss"].iloc[0]
+    # Every 3rd, the largest divisor of 6 up to 4: so that the last epoch is validated.
+    assert curves["dice"].notna().tolist() == [False, False, True, False, False, True]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["dice"] == curves["dice"].iloc[-1]
+    assert metrics["best_dice"] == pytest.approx(curves["dice"].max(), abs=1e-6)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"]["widths"] == [4, 8]
+    assert config["fold"] == 0
+
+
+@pytest.mark.parametrize("weights", ["last", "best"])
+def test_the_validation_score_is_that_of_the_saved_weights(tmp_path: Path, weights: str) -> None:
+    folder = train(job(), tmp_path)
+    predictor = Predictor(folder, weights=weights, device="cpu")
+    scores = [count(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7")]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert np.mean(scores) == pytest.approx(metrics["dice" if weights == "last" else "best_dice"], abs=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "onecycle"])
+@pytest.mark.parametrize("moment", ["in_epoch_2", "after_epoch_1", "before_collecting"])
+def test_a_killed_run_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, moment: str
+) -> None:
+    whole = train(job(schedule=schedule, accumulate=2), tmp_path / "whole")
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    class Reader(Drawn):
+        looks = 0
+
+        def mask(self, image_id: str) -> Any:
+            return READER.mask(image_id)
+
+        def image(self, image_id: str) -> Any:
+            return READER.image(image_id)
+
+    with monkeypatch.context() as patch:
+        if moment == "before_collecting":
+            patch.setattr(training, "_collect", kill)
+        elif moment == "after_epoch_1":
+            patch.setattr(training.Curves, "on_train_epoch_start", _at_epoch(1, kill))
+        else:
+            patch.setattr(training.Curves, "on_train_batch_end", _at_epoch(1, kill))
+        with pytest.raises(Killed):
+            train(job(Reader(), schedule=schedule, accumulate=2), tmp_path / "killed")
+    killed = train(job(schedule=schedule, accumulate=2), tmp_path / "killed")
+    for file in whole.iterdir():
+        assert file.read_bytes() == (killed / file.name).read_bytes(), file.name
+
+
+def _at_epoch(epoch: int, call: Any) -> Any:
+    def hook(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch >= epoch:
+            call()
+
+    return hook
+
+
+def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"no finite number in epoch 1 \(loss_bce nan.*images \d.*lower train.lr"):
+        train(job(lr=1e30, clip=None, warmup=0.0), tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
+    folder = train(job(optimizer=optimizer, epochs=2, ema=None, lr=0.003), tmp_path)
+    loss = pd.read_csv(folder / "curves.csv")["loss"]
+    assert loss.iloc[-1] < loss.iloc[0]
+
+
+def test_crops_and_uncached_images_in_worker_processes(tmp_path: Path) -> None:
+    made = job(crop=(16, 16), epochs=1)
+    machine = MachineSettings(workers=2, cache_gb=0)
+    in_workers = train(Job(**{**made.__dict__, "machine": machine}), tmp_path / "a")
+    in_memory = train(made, tmp_path / "b")
+    # Where images are decoded decides no result.
+    assert (in_workers / "model.safetensors").read_bytes() == (in_memory / "model.safetensors").read_bytes()
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    folder = train(job(precision="bf16", epochs=2), tmp_path)
+    assert torch.isfinite(torch.tensor(pd.read_csv(folder / "curves.csv")["loss"].tolist())).all()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle", "poly"])
+def test_schedules(schedule: str) -> None:
+    factor = learning_rate_curve(job(schedule=schedule, warmup=0.2).design.train, 100)
+    rates = [factor(step) for step in range(101)]
+    assert rates[0] == pytest.approx(1 / 20)
+    assert max(rates) == 1.0
+    assert rates[19] == 1.0
+    assert rates[100] == (1.0 if schedule == "constant" else pytest.approx(0, abs=1e-6))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(tmp_path: Path) -> None:
+    folder = train(job(devices=2, batch_size=1, epochs=2), tmp_path)
+    curves = pd.read_csv(folder / "curves.csv")
+    assert curves["epoch"].tolist() == [1, 2]
+    assert 0 <= curves["dice"].iloc[-1] <= 1
+    assert (HEIGHT, WIDTH) == (1280, 1918)
