@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 _STAGES = "download, folds, train, predict, evaluate, ensemble, report"
 
@@ -25,12 +26,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, call: Callable[[argparse.Namespace], None], words: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=words, description=words)
+    def add(name: str, call: Callable[[argparse.Namespace], None], words: str, **how: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=words, description=words, **how)
         command.set_defaults(call=call)
         return command
 
-    repro = add("repro", _repro, "check that DVC's files are whole, run dvc repro, and show the scores")
+    # With a prefix that nobody types, so that -f and the like are left to dvc.
+    words = "check that DVC's files are whole, run dvc repro, and show the scores"
+    repro = add("repro", _repro, words, add_help=False, prefix_chars="\0")
+    repro.set_defaults(print_help=repro.print_help)
     repro.add_argument("arguments", nargs=argparse.REMAINDER, help="of dvc repro, such as -f or a stage")
     recipe = add("recipe", _recipe, "lay the settings of recipes/NAME.yaml over params.yaml and show what changed")
     recipe.add_argument("name", nargs="?", metavar="NAME", help="without it: the recipes there are")
@@ -39,15 +43,20 @@ def _parser() -> argparse.ArgumentParser:
     score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
     score.add_argument("csv", type=Path, metavar="CSV")
     score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")
-    add("summary", _summary, "show the scores of the last run")
+    summary = add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
+    for command in (recipe, check, score, summary, clean):  # after the command too, where people add it
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
 def _repro(options: argparse.Namespace) -> None:
     from pipeline.stages.repro import repro
 
+    if {"-h", "--help"} & set(options.arguments):
+        options.print_help()
+        return
     repro(options.arguments)
 
 
@@ -68,7 +77,8 @@ def _check(options: argparse.Namespace) -> None:
     report = check(options.csv, ids)
     against = "" if ids is not None else " (not held against sample_submission.csv: there is no data yet)"
     print(f"{options.csv} is sound: {report.rows} images, each once{against}; {report.empty} masks are empty.")
-    print(f"Car is {report.coverage_min:.1%} to {report.coverage_max:.1%} of an image, {report.coverage_mean:.1%} on average.")
+    least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
+    print(f"Car is {least:.1%} to {most:.1%} of an image, {mean:.1%} on average.")
     print(f"Content, sha256: {report.sha256}")
 
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -54,6 +55,8 @@ def publish(source: Path, target: Path) -> None:
     copied, since people edit them in place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in target.parent.glob(f".{glob.escape(target.name)}.????????.part"):
+        remove(left_by_a_kill)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         if source.is_dir():

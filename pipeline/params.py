@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.data.settings import DataSettings, FoldSettings
 from pipeline.ensembling.ensemble import EnsembleSettings
@@ -49,7 +50,7 @@ class Params(BaseModel):
     input: InputSettings
     models: ModelSettings
     train: TrainSettings
-    machine: MachineSettings = MachineSettings()
+    machine: MachineSettings
     predict: PredictSettings
     ensemble: EnsembleSettings
 
@@ -87,12 +88,14 @@ def read_params(path: Path = Path(FILE)) -> Params:
         return parse(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise PipelineError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
 
 
 def parse(tree: Any) -> Params:
     """Return the settings of a YAML tree."""
+    if not isinstance(tree, dict):
+        raise PipelineError(f"{FILE} holds no settings: take back the last sound ones with 'git checkout {FILE}'.")
     try:
         params = _strictly(Params, tree)
         for name in params.models.specs:
@@ -105,7 +108,7 @@ def parse(tree: Any) -> Params:
 
 def _strictly(kind: type[T], tree: Any) -> T:
     # By way of JSON, since only there strictness lets a list be a tuple; '3' for 3 and yes for 1 stay errors.
-    return kind.model_validate_json(json.dumps(tree), strict=True)
+    return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
 
 
 def _override(key: str, defaults: T, changes: Mapping[str, Any]) -> T:
@@ -119,13 +122,18 @@ def _override(key: str, defaults: T, changes: Mapping[str, Any]) -> T:
 
 
 def _in_words(error: ValidationError, prefix: str = "") -> str:
-    return "\n".join(f"{FILE}: {_fault(details, prefix)}" for details in error.errors())
+    faults = error.errors()
+    # What holds a fault is often reported too, as being empty without it.
+    inner = [a for a in faults if not any(b["loc"] != a["loc"] == b["loc"][: len(a["loc"])] for b in faults)]
+    return "\n".join(f"{FILE}: {_fault(details, prefix)}" for details in inner)
 
 
 def _fault(details: ErrorDetails, prefix: str) -> str:
-    # A union's tag stands in the location as if it were a key.
-    steps = [str(step) for step in details["loc"] if step not in ("classic", "encoder")]
-    key = ".".join(filter(None, [prefix, *steps]))
+    steps = [str(step) for step in details["loc"]]
+    # Which kind of a union was tried stands in the location as if it were a key: the net, or such as tuple[int, int].
+    if steps[:2] == ["models", "specs"]:
+        del steps[3:4]
+    key = ".".join(filter(None, [prefix, *(step for step in steps if "[" not in step)]))
     reason = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
         return f"{key} is no setting: mend the name or take it out."

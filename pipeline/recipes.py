@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_text
@@ -16,7 +18,8 @@ FOLDER = Path("recipes")
 
 def recipe_names() -> dict[str, str]:
     """Return every recipe with the first line of its head."""
-    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in sorted(FOLDER.glob("*.yaml"))}
+    heads = ((path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(FOLDER.glob("*.yaml")))
+    return {path.stem: head.lstrip("# ") for path, head in heads}
 
 
 def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
@@ -31,11 +34,17 @@ def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
     yaml = YAML()
     yaml.width = 120
     yaml.preserve_quotes = True
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     try:
         tree = yaml.load(params.read_text(encoding="utf-8"))
         overlay = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineError(f"{params} can't be read ({error.strerror}): run this in the project's folder.") from error
     except YAMLError as error:
         raise PipelineError(f"{params} or {path} is no sound YAML: {' '.join(str(error).split())}") from error
+    for file, settings in ((params, tree), (path, overlay)):
+        if not isinstance(settings, dict):
+            raise PipelineError(f"{file} holds no settings: take back the last sound ones with 'git checkout {file}'.")
     changes = list(_lay_over(tree, overlay, ""))
     text = io.StringIO()
     yaml.dump(tree, text)
@@ -52,12 +61,22 @@ def _lay_over(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
             yield from _lay_over(tree[name], value, f"{key}.")
         elif name not in tree or tree[name] != value:
             yield f"{key}: {_plain(tree.get(name))} -> {_plain(value)}"
-            tree[name] = value
+            tree[name] = _flow(value)
 
 
 def _whole(key: str) -> bool:
     """Return whether a mapping is one value: parts of two lists of losses, or of two nets, make no third."""
     return key.endswith((".losses", ".weights")) or (key.startswith("models.specs.") and key.count(".") == 2)
+
+
+def _flow(value: Any) -> Any:
+    """Return a value whose lists are written in brackets, as params.yaml has them."""
+    if isinstance(value, dict):
+        return CommentedMap({key: _flow(inner) for key, inner in value.items()})
+    if isinstance(value, list):
+        value = CommentedSeq(value)
+        value.fa.set_flow_style()
+    return value
 
 
 def _plain(value: Any) -> str:

@@ -65,7 +65,9 @@ def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
     with _locked(folder, slot):
         write_json(folder / "facts.json", dict(facts))
         state = State(folder)
-        if not state.finished:
+        if state.finished:
+            remove(state.work)  # what a kill in the midst of finish left
+        else:
             state.work.mkdir(exist_ok=True)
         yield state
         if state.finished:
@@ -76,7 +78,10 @@ def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
 def sizes(root: Path) -> dict[str, int]:
     """Return the bytes that each slot keeps, results that DVC's cache links to included."""
     states = [path.parent for path in sorted((root / FOLDER).rglob("facts.json"))]
-    return {str(state.relative_to(root)): sum(p.stat().st_size for p in state.rglob("*") if p.is_file()) for state in states}
+    return {
+        str(state.relative_to(root)): sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
+        for state in states
+    }
 
 
 def clean(root: Path) -> None:

@@ -109,7 +109,7 @@ class TestModels:
 
         monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", offline)
         spec = ENCODER.model_copy(update={"encoder_weights": "imagenet"})
-        with pytest.raises(PipelineError, match="can't be fetched.*check the network.*local file"):
+        with pytest.raises(PipelineError, match=r"can't be fetched.*check the network.*local file"):
             models.build(spec, SMALL)
 
     def test_unknown_encoder_and_missing_file(self) -> None:

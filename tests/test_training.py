@@ -25,9 +25,7 @@ def job(reader: Any = READER, **changes: Any) -> Job:
     values = {"epochs": 3, "batch_size": 2, "losses": {"bce": 1.0, "dice": 1.0}, "lr": 0.01, "warmup": 0.1}
     values |= {"ema": 0.9, "clip": 1.0}
     spec = ClassicUNet(net="classic", widths=(4, 8), dropout=0.3)
-    design = Design(
-        spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes)
-    )
+    design = Design(spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes))
     return Job(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, MachineSettings(), {"fold": 0})
 
 

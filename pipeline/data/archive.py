@@ -3,6 +3,7 @@
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,9 @@ from typing import Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What zipfile raises for a damaged, encrypted or otherwise packed member."""
 
 
 class Archive(Protocol):
@@ -51,7 +55,7 @@ class ZipArchive:
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
             raise PipelineError(f"{self.path} can't be read as a zip ({error}): fetch it again.") from error
 
     @cached_property
@@ -73,7 +77,7 @@ class ZipArchive:
         try:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise PipelineError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
 
     def fingerprint(self) -> str:
@@ -97,15 +101,31 @@ class FolderArchive:
 
     def read(self, name: str, limit: int = -1) -> bytes:
         """Return a file's bytes."""
-        try:
-            with (self.path / name).open("rb") as handle:
-                return handle.read(limit)
-        except OSError as error:
-            raise PipelineError(f"{self.path / name} can't be read ({error.strerror}).") from error
+        return _read(self.path / name, limit)
 
     def fingerprint(self) -> str:
         """Return a digest of names and sizes; the bytes are not read, so an edit that keeps the size is not seen."""
         return sha256_of(*(f"{name} {size}".encode() for name, size in sorted(self._sizes.items())))
+
+
+class SingleFile:
+    """One file of a folder; what else lies there, such as a manifest that says what this file is, is none of its."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self._name = name
+
+    def names(self) -> list[str]:
+        """Return the one name."""
+        return [self._name]
+
+    def read(self, name: str, limit: int = -1) -> bytes:
+        """Return the file's bytes."""
+        return _read(self.path / name, limit)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the bytes: the competition's single files are tables, read in no time."""
+        return sha256_of(self._name.encode(), self.read(self._name))
 
 
 def find(directory: Path, part: str) -> Archive | None:
@@ -121,8 +141,16 @@ def find(directory: Path, part: str) -> Archive | None:
         if folder.is_dir():
             return FolderArchive(folder)
     if (directory / part).is_file():
-        return FolderArchive(directory)
+        return SingleFile(directory, part)
     return None
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            return handle.read(limit)
+    except OSError as error:
+        raise PipelineError(f"{path} can't be read ({error.strerror}): fetch it again.") from error
 
 
 def _safe_base_name(archive: Path, member: str, taken: Mapping[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,10 @@ def read_folds(path: Path) -> dict[str, int]:
     """Return the fold of every car; raises PipelineError if the file is missing or is none of ours."""
     try:
         with path.open(newline="", encoding="utf-8") as handle:
-            return {row["car"]: int(row["fold"]) for row in csv.DictReader(handle)}
+            folds = {row["car"]: int(row["fold"]) for row in csv.DictReader(handle)}
+        if not folds:
+            raise ValueError("it has no rows")
+        return folds
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PipelineError(f"{path} can't be read as folds ({error}): run 'dvc repro --force folds'.") from error
 
@@ -77,4 +81,4 @@ def training_folds(fold: int, count: int) -> list[int]:
 def _spread(total: int, wanted: int, random: np.random.Generator) -> list[int]:
     """Return ``wanted`` of ``total`` places: a random one from each of as many equal stretches."""
     edges = np.linspace(0, total, wanted + 1).round().astype(int)
-    return [int(random.integers(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [int(random.integers(low, high)) for low, high in pairwise(edges)]

@@ -19,11 +19,11 @@ def decode_jpeg(data: bytes, name: str) -> Pixels:
     Strict: where other readers fill what is missing with grey, a truncated or corrupt file raises PipelineError,
     as does one of another size.
     """
+    check_jpeg_header(data, name)  # first: a damaged header may announce gigabytes
     try:
         image_HWC: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         raise PipelineError(f"{name} is no sound JPEG ({error}): fetch it again.") from error
-    _demand_shape(name, *image_HWC.shape[:2])
     return image_HWC
 
 
@@ -31,7 +31,7 @@ def check_jpeg_header(data: bytes, name: str) -> None:
     """Raise PipelineError unless the first bytes of a file announce a JPEG of 1918 x 1280."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
         raise PipelineError(f"{name} is no JPEG ({error}): fetch it again.") from error
     _demand_shape(name, height, width)
 
@@ -40,17 +40,18 @@ def decode_mask(data: bytes, name: str) -> Pixels:
     """Return a GIF mask as uint8 of 0 and 1, (1280, 1918); raises PipelineError if it has more than two values."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            grey_HW = np.asarray(picture.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            _demand_shape(name, picture.height, picture.width)
+            grey_HW: Pixels = np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise PipelineError(f"{name} is no sound mask ({error}): fetch it again.") from error
-    _demand_shape(name, *grey_HW.shape)
     # Readers differ in calling a car 1 or 255, and both are fine; anything between is not.
     highest = grey_HW.max()
     if highest not in (0, 1, 255) or np.any((grey_HW != 0) & (grey_HW != highest)):
-        raise PipelineError(f"{name} is not binary: a mask holds 0 and one other value, 1 or 255.")
-    return (grey_HW != 0).view(np.uint8)
+        raise PipelineError(f"{name} is not binary (a mask holds 0 and one other value, 1 or 255): fetch it again.")
+    mask_HW: Pixels = (grey_HW != 0).view(np.uint8)
+    return mask_HW
 
 
 def _demand_shape(name: str, height: int, width: int) -> None:
     if (height, width) != (HEIGHT, WIDTH):
-        raise PipelineError(f"{name} is {width} x {height} pixels, not {WIDTH} x {HEIGHT}: not one of Carvana's.")
+        raise PipelineError(f"{name} is {width} x {height} pixels, not {WIDTH} x {HEIGHT}: fetch it again.")

@@ -49,7 +49,10 @@ def inspect(source: Source, on_corrupt: Literal["error", "skip"]) -> dict[str, A
     _check_test_ids(source, test_ids)
     usable = [image_id for image_id in train_ids if image_id not in unreadable]
     if not usable or not test_ids:
-        raise PipelineError(f"{source.directory} holds {len(usable)} training and {len(test_ids)} test images.")
+        raise PipelineError(
+            f"{source.directory} holds {len(usable)} usable training and {len(test_ids)} test images: "
+            "set data.directory to the folder with the competition's files."
+        )
     return {
         "train": {"images": len(usable), "digest": source.train.archive.fingerprint()},
         "masks": {"images": len(source.masks.ids()), "digest": source.masks.fingerprint()},
@@ -64,14 +67,17 @@ def _match(source: Source) -> Iterator[tuple[str, str]]:
     for image_id in sorted(images - masks):
         yield image_id, f"{source.train.where(image_id)} has no mask: add it, or take the image away."
     if masks - images and not images & masks:
-        raise PipelineError(f"No mask in {source.directory} belongs to any of its training images.")
+        raise PipelineError(f"No mask in {source.directory} belongs to any of its training images: fetch both again.")
     for image_id in sorted(masks - images):
         yield image_id, f"The mask of {image_id} in {source.directory} has no image: add it, or take the mask away."
 
 
 def _portable(messages: Mapping[str, str], directory: Path) -> dict[str, str]:
     """Sort messages and cut the folder's path out of them: the same data make the same manifest anywhere."""
-    return {key: text.replace(f"{directory}/", "") for key, text in sorted(messages.items())}
+    return {
+        key: text.replace(f"{directory}/", "").replace(str(directory), "the data's folder")
+        for key, text in sorted(messages.items())
+    }
 
 
 def _decode_both(source: Source, image_id: str) -> None:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 
+DRAWING = ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py")
+"""Files beside this one that decide what a sample looks like."""
+
 
 class SampleSettings(BaseModel):
     """Section ``data.sample`` of params.yaml: how large a sample to draw, and which."""
@@ -76,7 +79,7 @@ class FoldSettings(BaseModel):
     def _active_exist(self) -> "FoldSettings":
         outside = [fold for fold in self.active if not 0 <= fold < self.count]
         if outside:
-            raise ValueError(f"folds.active has {outside[0]}, but {self.count} folds are numbered 0 to {self.count - 1}")
+            raise ValueError(f"folds.active has {outside[0]}, but the {self.count} folds are 0 to {self.count - 1}")
         return self
 
 
@@ -86,7 +89,7 @@ def locate(settings: DataSettings, home: Path) -> Path:
         return (home / Path(settings.directory).expanduser()).resolve()
     if settings.source == "sample":
         # Other settings and other code draw other pictures: these stay beside them.
-        code = (Path(__file__).with_name(name).read_bytes() for name in ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py"))
+        code = (Path(__file__).with_name(name).read_bytes() for name in DRAWING)
         return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
     raise PipelineError(
         "data.source 'kaggle' can't fetch yet: fetch the competition's zips with Kaggle's own client "

@@ -39,7 +39,9 @@ class RleMasks:
     def _rows(self) -> Mapping[str, bytes]:
         lines = self.archive.read(self.file).splitlines()
         if not lines or lines[0].strip() != b"img,rle_mask":
-            raise PipelineError(f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask'.")
+            raise PipelineError(
+                f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask': fetch it again."
+            )
         rows: dict[str, bytes] = {}
         for number, line in enumerate(lines[1:], start=2):
             name, comma, text = line.partition(b",")
@@ -57,7 +59,7 @@ class RleMasks:
     def mask(self, image_id: str) -> Pixels:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
         try:
-            return rle.decode(self._rows[image_id].decode(), HEIGHT, WIDTH)
+            return rle.decode(self._rows[image_id].decode("utf-8", "replace"), HEIGHT, WIDTH)
         except PipelineError as error:
             raise PipelineError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 
@@ -137,8 +139,10 @@ class Source:
         archive = find(self.directory, "sample_submission.csv")
         if archive is None:
             return None
-        text = archive.read("sample_submission.csv").decode("utf-8", "replace")
-        return [row["img"].removesuffix(".jpg") for row in csv.DictReader(io.StringIO(text))]
+        reader = csv.DictReader(io.StringIO(archive.read("sample_submission.csv").decode("utf-8", "replace")))
+        if "img" not in (reader.fieldnames or ()):
+            raise PipelineError(f"sample_submission.csv in {archive.path} has no column img: fetch it again.")
+        return [row["img"].removesuffix(".jpg") for row in reader]
 
     @property
     def truth(self) -> Path | None:

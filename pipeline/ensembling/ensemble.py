@@ -76,7 +76,7 @@ class Merge:
     def _look_up(self, table: NDArray[np.int64] | int, level_map: LevelMap) -> NDArray[np.generic]:
         if isinstance(table, int):
             return level_map.levels if table == 1 else np.multiply(level_map.levels, table, dtype=self._dtype)
-        return table.astype(self._dtype)[level_map.levels]
+        return np.take(table.astype(self._dtype), level_map.levels)  # in half the time of an index
 
     @cached_property
     def _raw(self) -> tuple[list[NDArray[np.int64] | int], int]:
@@ -87,7 +87,9 @@ class Merge:
             factors = [weight * (common // count) for weight, count in zip(self.weights, self.counts, strict=True)]
             return [*factors], ceil(threshold * FULL * common * total)
         if self.name == "vote":
-            votes = [w * (_levels(n) >= ceil(threshold * FULL * n)) for w, n in zip(self.weights, self.counts, strict=True)]
+            votes = [
+                w * (_levels(n) >= ceil(threshold * FULL * n)) for w, n in zip(self.weights, self.counts, strict=True)
+            ]
             return [*votes], ceil(Fraction(total, 2))
         logits = [w * _logit_table(count) for w, count in zip(self.weights, self.counts, strict=True)]
         least = ceil(_logit(float(threshold)) * _LOGIT_SCALE * total)
@@ -103,7 +105,7 @@ class Merge:
         return self._raw[1]
 
     @cached_property
-    def _dtype(self) -> type[np.unsignedinteger[np.typing.NBitBase]]:
+    def _dtype(self) -> type[np.uint16] | type[np.uint32]:
         highest = sum(
             table * FULL * count if isinstance(table, int) else int(table[-1])
             for table, count in zip(self._tables, self.counts, strict=True)
@@ -116,7 +118,7 @@ def _levels(count: int) -> NDArray[np.int64]:
 
 
 def _logit(probability: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log(probability) - np.log1p(-np.asarray(probability))
+    return np.asarray(np.log(probability) - np.log1p(-np.asarray(probability)))
 
 
 def _logit_table(count: int) -> NDArray[np.int64]:

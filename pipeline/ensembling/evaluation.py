@@ -64,11 +64,11 @@ class Evaluation:
         name = list(self._out_of_fold())[-1][0]
         rows = scores.images[(scores.images["split"] == "oof") & (scores.images["model"] == name)]
         lowest = rows.nsmallest(wanted, "dice")
-        masks = {}
+        masks: dict[str, NDArray[np.uint8]] = {}
         for other, fold, nets in self._out_of_fold():
             chosen = set(lowest.loc[lowest["fold"] == fold, "image_id"]) if other == name else set()
             masks |= {i: m.view(np.uint8) for i, m in self._masks("oof", nets, chosen)}
-        return ((row, masks[row.image_id]) for row in lowest.itertuples())
+        return ((row, masks[str(row.image_id)]) for row in lowest.itertuples())
 
     def _out_of_fold(self) -> Iterator[tuple[str, int, Sequence[Net]]]:
         """Yield the name of each model, and of the ensemble's models merged, with the nets of each fold."""

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def _write_shard(job: MapJob, predictions: Predictions, path: Path) -> None:
         writer.note_unreadable(unreadable)
 
 
-def _counted(predictions: Predictions, bar: "tqdm[None]") -> Predictions:
+def _counted(predictions: Predictions, bar: "tqdm[Any]") -> Predictions:
     for prediction in predictions:
         yield prediction
         bar.update()
@@ -78,5 +79,3 @@ def _counted(predictions: Predictions, bar: "tqdm[None]") -> Predictions:
 def _sha256(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-

@@ -65,7 +65,9 @@ def shard_rows(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, num
         else:
             of_nets = next(maps)
             if any(level_map.image_id != image_id for level_map in of_nets):
-                raise PipelineError(f"The maps of {image_id} are missing or out of order: run 'dvc repro --force predict'.")
+                raise PipelineError(
+                    f"The maps of {image_id} are missing or out of order: run 'dvc repro --force predict'."
+                )
             text = rle.encode(merge.mask(of_nets))
         yield f"{image_name(image_id)},{text}"
 

@@ -17,7 +17,7 @@ from pipeline.learning.settings import Augmentation, InputSettings, TrainSetting
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
 
-import albumentations as A  # noqa: E402, N812 - the name its users know
+import albumentations as A
 
 _GIGABYTE = 1 << 30
 
@@ -89,7 +89,7 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, step: Step) -> dict[str, Tensor]:  # type: ignore[override]
+    def __getitem__(self, step: Step) -> dict[str, Tensor]:
         """Return ``image`` (C, h, w) and ``target`` (1, h, w), uint8, and the ``index`` of the image."""
         epoch, index = step
         image_hwC, target_hw = self.examples[index]
@@ -187,9 +187,7 @@ def training_loader(
     )
 
 
-def validation_loader(
-    examples: Examples, batch_size: int, workers: int, rank: int, processes: int
-) -> DataLoader[Any]:
+def validation_loader(examples: Examples, batch_size: int, workers: int, rank: int, processes: int) -> DataLoader[Any]:
     """Return every image once, the last batch being what is left."""
     sampler = ShareSampler(len(examples), rank, processes)
     return DataLoader(ValidationSet(examples), batch_size, sampler=sampler, **_loading(examples, workers))
@@ -217,5 +215,3 @@ def _one_thread(worker: int) -> None:
 
 def _random(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
-
-

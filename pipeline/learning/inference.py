@@ -39,7 +39,7 @@ class Predictor:
         self.dtype = resolve_precision(precision, self.device)
         net, self.input = load(folder, weights)
         self.stride = net.stride
-        self.net = net.to(self.device, memory_format=memory_format(self.device))
+        self.net = net.to(self.device).to(memory_format=memory_format(self.device))
 
     def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
         """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
@@ -48,7 +48,7 @@ class Predictor:
         """
         height, width = image_HWC.shape[:2]
         levels_VHW = self.levels([self.prepare(image_HWC)], height, width)[0]
-        return levels_VHW.mean(axis=0, dtype=np.float32) / np.float32(255)
+        return np.asarray(levels_VHW.mean(axis=0, dtype=np.float32) / np.float32(255))
 
     def prepare(self, image_HWC: Pixels) -> Pixels:
         """Return a picture as the net sees it, uint8 (h, w, C)."""
@@ -58,13 +58,18 @@ class Predictor:
     def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
         """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
         pixels_BCHW = to_batch(inputs, self.device).float()
-        rasters = [self._view_levels(view, pixels_BCHW, height, width) for view in self.views]
-        return torch.stack(rasters, dim=1).numpy()
+        levels_BVHW = np.empty((len(inputs), len(self.views), height, width), np.uint8)
+        for index, view in enumerate(self.views):
+            logits_B1HW = self._logits(view, pixels_BCHW)
+            # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
+            for number, levels_VHW in enumerate(levels_BVHW):
+                raster_1HW = grow(logits_B1HW[number : number + 1], height, width)
+                levels_VHW[index] = to_levels(raster_1HW)[0].cpu().numpy()
+        return levels_BVHW
 
-    def _view_levels(self, view: View, pixels_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def _logits(self, view: View, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.net(view.apply(pixels_BCHW, self.stride))
-        return to_levels(grow(view.undo(logits), height, width)).cpu()
+            return view.undo(self.net(view.apply(pixels_BCHW, self.stride)))
 
 
 def stream(
@@ -77,7 +82,8 @@ def stream(
 ) -> Iterator[tuple[str, Levels | PipelineError]]:
     """Yield every image id in order with its levels (V, *size), or with why it can't be read.
 
-    Images are read and shrunk by ``threads`` while the net works; at most a few batches wait in memory.
+    While the net works, ``threads`` read and shrink images for it, and the caller sees to the batch before; at most a
+    few batches wait in memory.
     """
 
     def prepared(image_id: str) -> Pixels | PipelineError:
@@ -86,12 +92,19 @@ def stream(
         except PipelineError as error:
             return error
 
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in _ahead(pool, prepared, image_ids, batch_size):
-            sound = [pixels for _, pixels in batch if not isinstance(pixels, PipelineError)]
-            levels = iter(predictor.levels(sound, *size) if sound else ())
-            for image_id, pixels in batch:
-                yield image_id, pixels if isinstance(pixels, PipelineError) else next(levels)
+    def predicted(batch: list[Prepared]) -> list[tuple[str, Levels | PipelineError]]:
+        sound = [pixels for _, pixels in batch if not isinstance(pixels, PipelineError)]
+        levels = iter(predictor.levels(sound, *size) if sound else ())
+        return [(image_id, p if isinstance(p, PipelineError) else next(levels)) for image_id, p in batch]
+
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as net:
+        running: Future[list[tuple[str, Levels | PipelineError]]] | None = None
+        for batch in _ahead(readers, prepared, image_ids, batch_size):
+            done, running = running, net.submit(predicted, batch)
+            if done:
+                yield from done.result()
+        if running:
+            yield from running.result()
 
 
 Prepared = tuple[str, Pixels | PipelineError]

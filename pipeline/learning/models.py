@@ -40,7 +40,10 @@ class Net(nn.Module):
         self.body = body
         self.stride = stride
         rgb = input.channels == "rgb"
-        for name, values in (("mean", _IMAGENET_MEAN if rgb else _GREY_MEAN), ("std", _IMAGENET_STD if rgb else _GREY_STD)):
+        for name, values in (
+            ("mean", _IMAGENET_MEAN if rgb else _GREY_MEAN),
+            ("std", _IMAGENET_STD if rgb else _GREY_STD),
+        ):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class Net(nn.Module):
         normal_BCHW = (pixels_BCHW.to(self.mean.dtype) - self.mean) / self.std
         bottom, right = (-side % self.stride for side in pixels_BCHW.shape[-2:])
         if not (bottom or right):
-            return self.body(normal_BCHW)
+            return self.body(normal_BCHW)  # type: ignore[no-any-return]
         # As much on each side, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
         top, left = bottom // 2, right // 2
         padded = functional.pad(normal_BCHW, (left, right - left, top, bottom - top), mode="replicate")
@@ -114,7 +117,8 @@ def read_weights(path: Path) -> StateDict:
         raise PipelineError(f"{path} can't be read as weights ({error}).") from error
     except Exception as error:  # torch.load raises pickle's own errors, of many types, for what it will not unpickle
         raise PipelineError(f"{path} holds more than weights, or none: save it as .safetensors ({error}).") from error
-    return state.get("state_dict", state)
+    weights: StateDict = state.get("state_dict", state)
+    return weights
 
 
 def _fit(module: nn.Module, state: StateDict, path: Path) -> None:
@@ -123,7 +127,9 @@ def _fit(module: nn.Module, state: StateDict, path: Path) -> None:
     unfit = sorted(name for name in set(wanted) & set(state) if state[name].shape != wanted[name])
     if missing or unfit:
         name = (missing or unfit)[0]
-        reason = f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
+        reason = (
+            f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
+        )
         raise PipelineError(f"{path} holds weights of another architecture: {reason} ({len(missing + unfit)} such).")
     module.load_state_dict({name: state[name] for name in wanted})
 

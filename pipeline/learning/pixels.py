@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 def to_input(image_HWC: Pixels, input: InputSettings) -> Pixels:
     """Return a photograph as a net sees it: uint8 (h, w, C), shrunk by area average, in colour or grey."""
     if input.channels == "grey":
-        image_HWC = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
+        image_HWC = np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), np.uint8)
     return np.atleast_3d(_shrink(image_HWC, input))
 
 
@@ -28,7 +28,7 @@ def soft_target(mask_HW: Pixels, input: InputSettings) -> Pixels:
 
 
 def to_batch(inputs: list[Pixels], device: torch.device) -> Tensor:
-    """Return inputs (h, w, C) as one uint8 tensor (B, C, h, w) in the memory format that convolutions run fastest in."""
+    """Return inputs (h, w, C) as one uint8 tensor (B, C, h, w), laid out as convolutions run fastest."""
     batch_BCHW = torch.from_numpy(np.stack(inputs)).to(device).permute(0, 3, 1, 2)
     return batch_BCHW.contiguous(memory_format=memory_format(device))
 
@@ -50,7 +50,9 @@ def grow(logits_B1HW: Tensor, height: int, width: int) -> Tensor:
     if logits_B1HW.device.type != "cpu":
         return functional.interpolate(logits_B1HW, (height, width), mode="bicubic", align_corners=False)[:, 0]
     # The same cubic as torch's, nine times faster.
-    rasters = [cv2.resize(raster.numpy(), (width, height), interpolation=cv2.INTER_CUBIC) for raster in logits_B1HW[:, 0]]
+    rasters = [
+        cv2.resize(raster.numpy(), (width, height), interpolation=cv2.INTER_CUBIC) for raster in logits_B1HW[:, 0]
+    ]
     return torch.from_numpy(np.stack(rasters)) if len(rasters) > 1 else torch.from_numpy(rasters[0])[None]
 
 
@@ -60,6 +62,18 @@ def to_levels(logits: Tensor) -> Tensor:
     The range between the clamps is stretched over all levels, so that what is certain is 0 or 255 exactly and maps
     stay sparse.
     """
+    if logits.device.type != "cpu":
+        return _levels(logits)
+    # Nearly all pixels of a picture are certain: these need a comparison, and only the others a sigmoid.
+    values = logits.contiguous().numpy().reshape(-1, logits.shape[-1])
+    levels = (values > 0).view(np.uint8) * np.uint8(255)
+    # What is as near to the clamp as this rounds to 0 or 255 as well.
+    uncertain = np.flatnonzero(cv2.inRange(values, 0.1 - CLAMP, CLAMP - 0.1).view(np.bool_))
+    levels.ravel()[uncertain] = _levels(torch.from_numpy(values.ravel()[uncertain])).numpy()
+    return torch.from_numpy(levels).view(logits.shape)
+
+
+def _levels(logits: Tensor) -> Tensor:
     highest = torch.tensor(CLAMP).sigmoid().item()
     # From the middle outwards: a probability of 0.5 is 127.5 exactly, which rounds (to even) to 128.
     stretched = (logits.sigmoid() - 0.5).mul_(127.5 / (highest - 0.5)).add_(127.5)
@@ -71,4 +85,4 @@ def _shrink(raster: Pixels, input: InputSettings) -> Pixels:
         return raster
     height, width = input.size
     # Soft targets and area averages take most of the loss out of a smaller net: 0.9987 against 0.9945 at best.
-    return cv2.resize(raster, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(raster, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

@@ -49,22 +49,22 @@ class InputSettings(_Section):
 class Augmentation(_Section):
     """Random changes to training images; a value of 0 leaves a change out."""
 
-    hflip: float = Field(0.5, ge=0, le=1)
+    hflip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a flip left to right."""
 
-    shift: float = Field(0.05, ge=0, le=1)
+    shift: float = Field(default=0.05, ge=0, le=1)
     """Greatest shift, as a part of the image's side."""
 
-    scale: float = Field(0.1, ge=0, lt=1)
+    scale: float = Field(default=0.1, ge=0, lt=1)
     """Greatest zoom, in or out."""
 
-    rotate: float = Field(3.0, ge=0, le=180)
+    rotate: float = Field(default=3.0, ge=0, le=180)
     """Greatest rotation, in degrees."""
 
-    brightness: float = Field(0.2, ge=0, le=1)
+    brightness: float = Field(default=0.2, ge=0, le=1)
     """Greatest change of brightness and contrast."""
 
-    hue: float = Field(0.05, ge=0, le=0.5)
+    hue: float = Field(default=0.05, ge=0, le=0.5)
     """Greatest change of hue and saturation, as parts of the full circle and range; colour input only."""
 
 
@@ -89,7 +89,7 @@ class TrainSettings(_Section):
     losses: Mapping[LossName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Weighted sum of losses, computed in float32."""
 
-    border_weight: float = Field(5.0, ge=0)
+    border_weight: float = Field(default=5.0, ge=0)
     """Extra weight of pixels near an outline in ``border_bce``."""
 
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
@@ -98,19 +98,19 @@ class TrainSettings(_Section):
     lr: float = Field(gt=0)
     """Learning rate at its height."""
 
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of the optimizer."""
 
     schedule: Literal["constant", "cosine", "onecycle", "poly", "plateau"] = "cosine"
     """Of the learning rate; ``plateau`` halves it when the validation Dice stands still, the others go by step."""
 
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     """Part of all steps in which the learning rate rises from 0 (cosine, poly, constant, onecycle)."""
 
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     """Greatest norm of the gradient; None for no clipping."""
 
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the weights' exponential moving average, which validation and prediction use; None for none."""
 
     precision: Precision = "auto"
@@ -135,10 +135,10 @@ class MachineSettings(_Section):
     device: Device = "auto"
     """``auto`` takes a GPU where there is one."""
 
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
     """Processes that load training images; on a CPU none where they fit into ``cache_gb``."""
 
-    cache_gb: float = Field(2.0, ge=0)
+    cache_gb: float = Field(default=2.0, ge=0)
     """Memory that decoded and shrunk training images may take, in GB; they are decoded once if they fit."""
 
     predict_batch: PositiveInt = 4
@@ -151,13 +151,13 @@ class ClassicUNet(_Section):
     net: Literal["classic"]
     """Which family."""
 
-    widths: tuple[PositiveInt, ...] = Field((64, 128, 256, 512, 1024), min_length=2)
+    widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
     """Channels at each level, from full size down; each level halves the image."""
 
     norm: Literal["batch", "group", "none"] = "batch"
     """Normalisation after each convolution."""
 
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which channels of the lowest level are dropped."""
 
     input: Mapping[str, Any] = {}
@@ -187,7 +187,7 @@ class EncoderUNet(_Section):
     decoder_channels: tuple[PositiveInt, ...] = (256, 128, 64, 32, 16)
     """Channels of the decoder, from the lowest level up; their number is the encoder's depth."""
 
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which channels of the decoder's result are dropped."""
 
     input: Mapping[str, Any] = {}

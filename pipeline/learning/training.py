@@ -73,7 +73,7 @@ class Segmenter(LightningModule):
         self.image_ids = job.train_ids
         self.dice_sum, self.dice_count = 0.0, 0
         if self.settings.channels_last:
-            self.net.to(memory_format=memory_format(device))  # type: ignore[call-overload]
+            self.net.to(memory_format=memory_format(device))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw dropout from (seed, step, process), so that a resumed run draws what an uninterrupted one would."""
@@ -87,7 +87,9 @@ class Segmenter(LightningModule):
         parts = weighted_sum(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
         if not torch.isfinite(parts["loss"]):
             raise PipelineError(self._not_finite(parts, batch))
-        self.log_dict({name: part.detach() for name, part in parts.items()}, on_step=False, on_epoch=True, sync_dist=True)
+        self.log_dict(
+            {name: part.detach() for name, part in parts.items()}, on_step=False, on_epoch=True, sync_dist=True
+        )
         return parts["loss"]
 
     def on_validation_epoch_start(self) -> None:
@@ -111,7 +113,9 @@ class Segmenter(LightningModule):
         sums = torch.tensor([self.dice_sum, self.dice_count], dtype=torch.float64)
         if self.device.type == "mps":
             sums = sums.float()
-        total = self.all_gather(sums.to(self.device)).reshape(-1, 2).sum(0)
+        gathered = self.all_gather(sums.to(self.device))
+        assert isinstance(gathered, Tensor)
+        total = gathered.reshape(-1, 2).sum(0)
         return float(total[0] / total[1])
 
     def configure_optimizers(self) -> Any:
@@ -321,7 +325,7 @@ class _MovingAverage:
 
 
 def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     optimizers: dict[str, Callable[[], Optimizer]] = {
         "adam": lambda: torch.optim.Adam(net.parameters(), **common),
         "adamw": lambda: torch.optim.AdamW(net.parameters(), **common),
@@ -345,7 +349,9 @@ def _collect(job: Job, work: Path) -> Path:
     save_config(folder, job.design.spec, job.design.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     metrics = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
-    write_json(folder / "metrics.json", metrics | {"parameters": sum(v.numel() for v in net.values() if v.is_floating_point())})
+    write_json(
+        folder / "metrics.json", metrics | {"parameters": sum(v.numel() for v in net.values() if v.is_floating_point())}
+    )
     return folder
 
 

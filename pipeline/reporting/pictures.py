@@ -50,20 +50,24 @@ def write_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
 
 
 def _draw(tile: Tile) -> Raster:
-    small_HWC = cv2.resize(tile.image, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
+    small_HWC = _shrink(tile.image)
     if tile.true is None:
         _outline(small_HWC, tile.mask, _OUTLINE)
         return small_HWC
     _outline(small_HWC, tile.true, _TRUTH)
     for wrong_HW, colour in ((tile.true & ~tile.mask, _MISSED), (tile.mask & ~tile.true, _TOO_MUCH)):
         # A pixel of error is 1/4 of a tile's pixel: draw it where any lies, or it would not be seen.
-        seen_HW = cv2.resize((wrong_HW & 1) * np.uint8(255), (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA) > 96
+        seen_HW = _shrink((wrong_HW & np.uint8(1)) * np.uint8(255)) > 96
         small_HWC[seen_HW] = colour
     return small_HWC
 
 
+def _shrink(raster: Raster) -> Raster:
+    return np.asarray(cv2.resize(raster, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def _outline(small_HWC: Raster, mask_HW: Raster, colour: tuple[int, int, int]) -> None:
-    small_HW = cv2.resize(mask_HW * np.uint8(255), (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA)
+    small_HW = _shrink(mask_HW * np.uint8(255))
     contours, _ = cv2.findContours((small_HW >= 128).view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(small_HWC, contours, -1, colour, 1)
 

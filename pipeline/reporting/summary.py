@@ -47,7 +47,10 @@ def summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str
     width = max(map(len, scored))
     lines = ["", f"{'':{width}}  {'Dice':>8} {'IoU':>8} {'accuracy':>8}"]
     lines += [f"{name:{width}}  " + " ".join(f"{v[key]:8.5f}" for key in _SCORES) for name, v in scored.items()]
-    lines += ["", f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked"]
+    lines += [
+        "",
+        f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked",
+    ]
     lines += _warnings(evaluation, submission)
     return "\n".join([*lines, "reports/: metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"])
 

@@ -52,7 +52,8 @@ def _sentence(error: Exception) -> str:
     kind = type(error).__name__
     if kind in ("OutOfMemoryError", "MemoryError"):
         return f"Out of memory ({error}): lower train.batch_size, machine.predict_batch or machine.cache_gb."
-    return f"{kind}: {error} This is a fault of the pipeline: the same command with --debug shows where."
+    words = " ".join(f"{kind}: {error}".split())
+    return f"A fault of the pipeline ({words}): the same command with --debug shows where."
 
 
 def _params() -> Params:

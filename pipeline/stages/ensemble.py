@@ -1,6 +1,5 @@
 """Merge the nets' maps of test images: submissions/submission.csv.gz and submission.json."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pipeline.places import home
 from pipeline.resume import hold
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
-from pipeline.stages.inputs import maps_folder, read_manifest, training_images, truth
+from pipeline.stages.inputs import maps_folder, read_json, read_manifest, training_images, truth
 
 CSV = Path("submissions/submission.csv.gz")
 
@@ -51,7 +50,7 @@ def run(params: Params) -> None:
         "weights": settings.weights,
         "threshold": settings.threshold,
         "replaced_images": stores[0].unreadable,
-        "own_dice": json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8")),
+        "own_dice": read_json(Path("reports/evaluation.json")),
     }
     if known:
         score = submission.score(CSV, known)

@@ -33,7 +33,9 @@ def run(params: Params) -> None:
         Tile(images.image(row.image_id), mask_HW, images.mask(row.image_id), f"{row.image_id}  Dice {row.dice:.4f}")
         for row, mask_HW in evaluation.worst(scores, 16)
     ]
-    write_sheet(REPORTS / "worst.jpg", tiles, "The worst validation images: true outline green, missed orange, too much red")
+    write_sheet(
+        REPORTS / "worst.jpg", tiles, "The worst validation images: true outline green, missed orange, too much red"
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,15 @@ def read_manifest() -> dict[str, Any]:
     return manifest
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what an earlier stage wrote; raises PipelineError if it is not there."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} can't be read ({error}): run 'dvc repro', which makes it.") from error
+    return content
+
+
 def training_images(params: Params) -> Labelled:
     """Return the training images and masks; where they lie is no part of any result."""
     return open_training(locate(params.data, home()), read_manifest())
@@ -41,9 +50,9 @@ def truth(params: Params) -> Path | None:
 
 def expected_ids() -> list[str] | None:
     """Return the ids that a submission must hold, or None while there is no data."""
-    source = Source(locate(read_params().data, home()))
     if not MANIFEST.is_file():
         return None
+    source = Source(locate(read_params().data, home()))
     return source.sample_ids or source.test.ids()
 
 

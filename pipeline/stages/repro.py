@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
@@ -26,23 +27,31 @@ def repro(arguments: Sequence[str]) -> None:
 def demand_whole(project: Path) -> None:
     """Raise PipelineError if a killed DVC left one of its files torn, with the way to mend it."""
     lock = project / "dvc.lock"
-    if lock.is_file():
-        try:
-            tree = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))
-            torn = not isinstance(tree, dict) or not isinstance(tree.get("stages"), dict)
-        except (YAMLError, UnicodeDecodeError):
-            torn = True
-        if torn:
-            raise PipelineError(
-                f"{lock} is torn: a run was killed while DVC wrote it. Take back the last whole one with "
-                "'git checkout dvc.lock', or delete it if git has none: finished stages are taken up, not run again."
-            )
+    if lock.is_file() and _is_torn(lock):
+        raise PipelineError(
+            f"{lock} is torn: a run was killed while DVC wrote it. Take back the last whole one with "
+            "'git checkout dvc.lock', or delete it if git has none: finished stages are taken up, not run again."
+        )
     guard = project / ".dvc" / "tmp" / "rwlock"
     if guard.is_file():
         try:
             json.loads(guard.read_text(encoding="utf-8") or "{}")
         except ValueError as error:
             raise PipelineError(f"{guard} is torn: if no other dvc runs in this project, delete it.") from error
+
+
+def _is_torn(lock: Path) -> bool:
+    """Return whether a file is other than DVC writes it; one cut between two whole entries is sound to DVC too."""
+    try:
+        text = lock.read_text(encoding="utf-8")
+        entries = [
+            entry
+            for stage in YAML(typ="safe").load(text)["stages"].values()
+            for entry in (*stage.get("deps", ()), *stage.get("outs", ()), *stage.get("params", {}).values())
+        ]
+    except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        return True
+    return not text.endswith("\n") or not all(isinstance(entry, dict) for entry in entries)
 
 
 def show_summary() -> None:

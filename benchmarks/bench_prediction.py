@@ -1,0 +1,129 @@
+"""The whole way from JPEG to shard, beside the bare forward pass of the same net on the same batches."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measuring import Row, compare
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.data.source import Source
+from pipeline.ensembling.maps import ShardWriter, sum_views
+from pipeline.learning.inference import Predictor, stream
+from pipeline.learning.models import build, save_config, save_weights
+from pipeline.learning.pixels import soft_target, to_batch
+from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
+
+SMALL = ClassicUNet(net="classic", widths=(16, 24, 32, 48, 64))
+NATIVE = EncoderUNet(net="encoder", encoder="resnet34")
+
+
+class Decided(nn.Module):
+    """A net of random weights whose logits become those of a car, since training is no part of this.
+
+    Random nets are undecided everywhere; trained ones, along the outline only. Both contenders run it.
+    """
+
+    def __init__(self, net: nn.Module, logits_HW: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.logits_HW = logits_HW
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.net(pixels_BCHW)
+        return logits.copy_(self.logits_HW)
+
+
+@dataclass(frozen=True, eq=False)
+class _Contender:
+    data: Path
+    net: Path
+    image_ids: list[str]
+    views: tuple[str, ...]
+    batch_size: int
+
+    @cached_property
+    def source(self) -> Source:
+        return Source(self.data)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        predictor = Predictor(self.net, views=self.views)
+        soft_HW = torch.from_numpy(soft_target(self.source.masks.mask(self.image_ids[0]), predictor.input)) / 255
+        predictor.net = Decided(predictor.net, torch.logit(soft_HW, 1e-3).to(predictor.device))  # type: ignore[assignment]
+        return predictor
+
+
+class Ours(_Contender):
+    """Decode, shrink, predict, grow, round, sum the views, write."""
+
+    def __call__(self) -> None:
+        threads = os.cpu_count() or 1
+        levels = stream(
+            self.predictor, self.image_ids, self.source.train.image, (HEIGHT, WIDTH), self.batch_size, threads
+        )
+        with ShardWriter(self.net / "maps.parquet") as writer:
+            for image_id, levels_VHW in levels:
+                assert not isinstance(levels_VHW, Exception)
+                writer.add(sum_views(image_id, "+".join(self.views), levels_VHW))
+            writer.note_unreadable({})
+
+
+class Bare(_Contender):
+    """Nothing but the net, on batches that lie ready."""
+
+    @cached_property
+    @torch.inference_mode()
+    def batches(self) -> list[Tensor]:
+        inputs = [self.predictor.prepare(self.source.train.image(image_id)) for image_id in self.image_ids]
+        groups = [inputs[i : i + self.batch_size] for i in range(0, len(inputs), self.batch_size)]
+        batches = [to_batch(group, self.predictor.device).float() for group in groups]
+        return [view.apply(batch, self.predictor.stride) for batch in batches for view in self.predictor.views]
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        predictor = self.predictor
+        with torch.autocast(predictor.device.type, predictor.dtype, enabled=predictor.dtype != torch.float32):
+            for batch in self.batches:
+                predictor.net(batch)
+        if predictor.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def run(folder: Path) -> list[Row]:
+    """Return prediction with the default net, and with a native one: the ratio is our share of the bare net's speed."""
+    cv2.setNumThreads(-1)
+    small, native = InputSettings(size=(160, 240)), InputSettings(size="native")
+    return [
+        _row(
+            folder, "predict, small U-Net 160 x 240 / its bare forward", SMALL, small, 16, ("identity", "hflip"), 4, 7
+        ),
+        _row(folder, "predict, ResNet-34 U-Net native / its bare forward", NATIVE, native, 2, ("identity",), 1, 2),
+    ]
+
+
+def _row(
+    folder: Path,
+    name: str,
+    spec: ModelSpec,
+    input: InputSettings,
+    count: int,
+    views: tuple[str, ...],
+    batch_size: int,
+    rounds: int,
+) -> Row:
+    ids = Source(folder).train.ids()
+    ids = ids[:: max(1, len(ids) // count)][:count]
+    with tempfile.TemporaryDirectory() as temporary:
+        net = Path(temporary)
+        save_config(net, spec, input, {})
+        save_weights(net / "model.safetensors", build(spec, input, pretrained=False).state_dict())
+        ours = Ours(folder, net, ids, views, batch_size)
+        bare = Bare(folder, net, ids, views, batch_size)
+        ours.predictor, bare.batches  # noqa: B018 - built off the clock, since a native pass is too long to warm up with
+        return compare(name, ours, bare, len(ids), rounds, aim=0.9, warm=input.size != "native")

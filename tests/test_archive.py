@@ -1,0 +1,213 @@
+import pickle
+import random
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.archive import Archive, FolderArchive, ZipArchive, find
+from pipeline.errors import PipelineError
+
+FILES = {f"{number:02d}.jpg": random.Random(number).randbytes(5000 + number) for number in range(20)}
+
+
+def write_zip(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> Path:
+    path.mkdir(parents=True)
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def found(directory: Path, part: str = "train") -> Archive:
+    archive = find(directory, part)
+    assert archive is not None
+    return archive
+
+
+def contents(archive: Archive) -> dict[str, bytes]:
+    return {name: archive.read(name) for name in archive.names()}
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> ZipArchive:
+    """A zip as Kaggle packs them: a folder's entry, then members below it."""
+    return ZipArchive(write_zip(tmp_path / "train.zip", {"train/": b"", **{f"train/{n}": d for n, d in FILES.items()}}))
+
+
+# ---------------------------------------------------------------- one reader over zips and folders
+
+
+def test_zip_and_folders_read_alike(tmp_path: Path, zipped: ZipArchive) -> None:
+    write_folder(tmp_path / "flat" / "train", FILES)
+    write_folder(tmp_path / "as_unzip_leaves_it" / "train" / "train", FILES)
+    for archive in (found(tmp_path), found(tmp_path / "flat"), found(tmp_path / "as_unzip_leaves_it")):
+        assert archive.names() == sorted(FILES)
+        assert contents(archive) == FILES
+        assert archive.read("07.jpg", limit=100) == FILES["07.jpg"][:100]
+
+
+def test_files_are_found_by_their_base_name_however_deep_they_lie(tmp_path: Path) -> None:
+    archive = ZipArchive(write_zip(tmp_path / "train.zip", {"a/b/c/x.jpg": b"x", "y.jpg": b"y"}))
+    assert contents(archive) == {"x.jpg": b"x", "y.jpg": b"y"}
+
+
+@pytest.mark.parametrize("where", ["train_masks.csv.zip", "train_masks.csv", "train_masks.csv/train_masks.csv"])
+def test_a_single_file_in_its_zip_bare_or_in_a_folder_of_its_name(tmp_path: Path, where: str) -> None:
+    if where.endswith(".zip"):
+        write_zip(tmp_path / where, {"train_masks.csv": b"img,rle_mask\n"})
+    else:
+        (tmp_path / where).parent.mkdir(exist_ok=True)
+        (tmp_path / where).write_bytes(b"img,rle_mask\n")
+    assert contents(found(tmp_path, "train_masks.csv")) == {"train_masks.csv": b"img,rle_mask\n"}
+
+
+def test_a_zip_is_preferred_to_the_folder_beside_it_and_nothing_is_none(tmp_path: Path, zipped: ZipArchive) -> None:
+    write_folder(tmp_path / "train", {"other.jpg": b""})
+    assert isinstance(found(tmp_path), ZipArchive)
+    assert find(tmp_path, "test") is None
+
+
+@pytest.mark.parametrize("archive_of", ["zip", "folder"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, zipped: ZipArchive, archive_of: str) -> None:
+    archive = zipped if archive_of == "zip" else FolderArchive(write_folder(tmp_path / "train", FILES))
+    with pytest.raises(PipelineError, match=r"train.*99\.jpg"):
+        archive.read("99.jpg")
+
+
+# ---------------------------------------------------------------- zips that are not to be trusted
+
+
+@pytest.mark.parametrize(
+    "member", ["../x.jpg", "train/../../x.jpg", "/etc/x.jpg", "C:/x.jpg", "C:\\x.jpg", "..\\x.jpg", "\\\\host\\x.jpg"]
+)
+def test_a_member_that_climbs_out_is_refused(tmp_path: Path, member: str) -> None:
+    path = write_zip(tmp_path / "train.zip", {"train/01.jpg": b"1", member: b"2"})
+    with pytest.raises(PipelineError, match=r"train\.zip holds '.*x\.jpg', a path that climbs out .*don't use"):
+        ZipArchive(path).names()
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "train.zip", {"a/01.jpg": b"1", "b/01.jpg": b"2"})
+    with pytest.raises(PipelineError, match=r"train\.zip holds two files named 01\.jpg: fetch it again"):
+        ZipArchive(path).names()
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "no zip", "missing"])
+def test_an_unreadable_zip_is_named(tmp_path: Path, zipped: ZipArchive, damage: str) -> None:
+    path = zipped.path
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut short": path.read_bytes()[:-3000], "empty": b"", "no zip": b"<html>"}[damage])
+    with pytest.raises(PipelineError, match=r"train\.zip can't be read as a zip .*fetch it again"):
+        ZipArchive(path).names()
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_corrupt_member_is_named_and_the_others_are_read(tmp_path: Path, how: int) -> None:
+    path = write_zip(tmp_path / "train.zip", FILES, how)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("07.jpg")
+    data = bytearray(path.read_bytes())
+    data[info.header_offset + 30 + len("07.jpg") + info.compress_size // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(PipelineError, match=r"07\.jpg in .*train\.zip can't be read .*fetch the zip again"):
+        ZipArchive(path).read("07.jpg")
+    assert ZipArchive(path).read("08.jpg") == FILES["08.jpg"]
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_whichever_byte_is_wrong_the_error_is_one_for_users(tmp_path: Path, how: int) -> None:
+    path = write_zip(tmp_path / "train.zip", {"train/é.jpg": b"abcabcabd" * 9, "train/02.jpg": b"xyz"}, how)
+    sound, wrong = path.read_bytes(), tmp_path / "wrong.zip"
+    for place in range(len(sound)):
+        for flip in (0xFF, 0x01):
+            data = bytearray(sound)
+            data[place] ^= flip
+            wrong.write_bytes(data)
+            try:
+                contents(ZipArchive(wrong))
+            except PipelineError as error:
+                assert "wrong.zip" in str(error)
+
+
+# ---------------------------------------------------------------- several processes and threads
+
+
+def test_works_after_pickling(zipped: ZipArchive) -> None:
+    assert contents(zipped) == FILES
+    assert contents(pickle.loads(pickle.dumps(zipped))) == FILES
+
+
+def test_forked_processes_and_their_parent_read_at_once(zipped: ZipArchive) -> None:
+    """A file handle that a fork inherits shares its place with the parent's: each would read the other's bytes."""
+    zipped.read("01.jpg")
+    context = get_context("fork")
+    verdicts = context.SimpleQueue()
+    children = [context.Process(target=_read_often, args=(zipped, verdicts)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert all(contents(zipped) == FILES for _ in range(10))
+    assert [verdicts.get() for _ in children] == [True, True]
+    for child in children:
+        child.join()
+
+
+def _read_often(archive: ZipArchive, verdicts: "object") -> None:
+    try:
+        verdicts.put(all(contents(archive) == FILES for _ in range(10)))  # type: ignore[attr-defined]
+    except BaseException as error:
+        verdicts.put(error)  # type: ignore[attr-defined]
+
+
+def test_threads_read_at_once(zipped: ZipArchive) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert dict(zip(FILES, pool.map(zipped.read, FILES), strict=True)) == FILES
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def test_a_zips_fingerprint_follows_content_and_names_not_packing(tmp_path: Path) -> None:
+    prints = {
+        label: ZipArchive(write_zip(tmp_path / f"{label}.zip", members, how)).fingerprint()
+        for label, members, how in [
+            ("original", FILES, zipfile.ZIP_STORED),
+            ("packed", dict(reversed(FILES.items())), zipfile.ZIP_DEFLATED),
+            ("edited", FILES | {"03.jpg": FILES["03.jpg"][:-1] + b"!"}, zipfile.ZIP_STORED),
+            ("renamed", {f"x{name}": data for name, data in FILES.items()}, zipfile.ZIP_STORED),
+            ("fewer", dict(list(FILES.items())[:-1]), zipfile.ZIP_STORED),
+        ]
+    }
+    assert prints.pop("packed") == prints["original"]
+    assert len(set(prints.values())) == len(prints)
+
+
+def test_a_folders_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
+    changes = {"original": FILES, "edited": FILES | {"03.jpg": b"!"}, "more": FILES | {"99.jpg": b""}}
+    prints = {
+        label: FolderArchive(write_folder(tmp_path / label, files)).fingerprint() for label, files in changes.items()
+    }
+    assert len(set(prints.values())) == len(prints)
+    assert prints["original"] == FolderArchive(write_folder(tmp_path / "copy", FILES)).fingerprint()
+
+
+def test_a_single_files_fingerprint_is_of_its_bytes_and_not_of_what_lies_beside_it(tmp_path: Path) -> None:
+    """The manifest, which holds the fingerprint, may well be written into the same folder."""
+    table = tmp_path / "train_masks.csv"
+    table.write_bytes(b"img,rle_mask\na.jpg,1 2\n")
+    before = found(tmp_path, table.name).fingerprint()
+    (tmp_path / "manifest.json").write_text("{}")
+    assert found(tmp_path, table.name).fingerprint() == before
+    table.write_bytes(b"img,rle_mask\na.jpg,1 3\n")
+    assert found(tmp_path, table.name).fingerprint() != before

@@ -1,0 +1,406 @@
+"""Commands as a user runs them: what they print, how they end, and what they say when something is wrong."""
+
+import errno
+import importlib
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.cli import main
+from pipeline.competition.layout import join_id
+from pipeline.errors import PipelineError
+from pipeline.params import read_params
+from pipeline.resume import hold
+from pipeline.stages import download, repro
+from pipeline.stages.command import in_words, stage
+
+ROOT = Path(__file__).parents[1]
+IDS = [join_id("00087a6bd4dc", angle) for angle in (1, 2, 3)]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without data, which is where the test then is."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def carvana(project: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command, and return its exit status and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def write_csv(name: str, masks: dict[str, str]) -> str:
+    rows = "".join(f"{image_id}.jpg,{text}\n" for image_id, text in masks.items())
+    Path(name).write_text(f"img,rle_mask\n{rows}")
+    return name
+
+
+def bring_in_data(project: Path) -> None:
+    """Make it look as if data had come in, whose test images are IDS."""
+    (project / "data").mkdir()
+    (project / "data" / "manifest.json").write_text("{}")
+    (project / "data" / "sample_submission.csv").write_text(
+        "img,rle_mask\n" + "".join(f"{image_id}.jpg,1 1\n" for image_id in IDS)
+    )
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("directory: null", "directory: data"))
+
+
+# ---------------------------------------------------------------- check and score
+
+
+def test_check_says_what_a_sound_csv_holds(carvana: Run) -> None:
+    name = write_csv("a.csv", {IDS[0]: "1 245504", IDS[1]: ""})
+    status, out, err = carvana("check", name)
+    assert (status, err) == (0, "")
+    assert "a.csv is sound: 2 images, each once (not held against sample_submission.csv: there is no data yet)" in out
+    assert "1 masks are empty" in out
+    assert "0.0% to 10.0% of an image, 5.0% on average" in out
+
+
+def test_check_holds_a_csv_against_the_data_that_came_in(carvana: Run, project: Path) -> None:
+    bring_in_data(project)
+    assert carvana("check", write_csv("a.csv", dict.fromkeys(IDS, "1 5")))[0] == 0
+    status, _, err = carvana("check", write_csv("b.csv", dict.fromkeys(IDS[:2], "1 5")))
+    assert status == 1
+    assert err.startswith(f"error: b.csv misses 1 of 3 images, first {IDS[2]}.jpg")
+
+
+@pytest.mark.parametrize("source", ["kaggle", "sample"])
+def test_check_needs_no_data(carvana: Run, project: Path, source: str) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("source: sample", f"source: {source}"))
+    assert carvana("check", write_csv("a.csv", {IDS[0]: "1 5"}))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 5 7", "odd number of tokens"),
+        ("1 5 3 2", "overlaps"),
+        ("9 1 1 1", "out of order"),
+        ("2455040 2", "has only 2455040"),
+        ("1 x", "Token 2 is 'x'"),
+    ],
+)
+def test_check_names_the_file_the_row_and_the_image(carvana: Run, text: str, words: str) -> None:
+    status, out, err = carvana("check", write_csv("a.csv", {IDS[0]: "1 5", IDS[1]: text}))
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: a.csv, row 3 ({IDS[1]}.jpg): ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_check_of_a_file_that_is_not_there(carvana: Run) -> None:
+    assert carvana("check", "none.csv") == (
+        1,
+        "",
+        "error: none.csv does not exist: expected a CSV, plain, .gz or .zip.\n",
+    )
+
+
+def test_score(carvana: Run) -> None:
+    truth = write_csv("truth.csv", {IDS[0]: "1 10", IDS[1]: "1 10", IDS[2]: ""})
+    name = write_csv("a.csv", {IDS[2]: "", IDS[1]: "6 10", IDS[0]: "1 10"})
+    status, out, err = carvana("score", name, "--truth", truth)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Dice {(1 + 1 + 0.5) / 3:.6f}  IoU {(1 + 1 + 1 / 3) / 3:.6f}  accuracy 0.99999")
+    assert f"3 images; the worst is {IDS[1]} with 0.500000" in out
+
+
+def test_score_of_other_images(carvana: Run) -> None:
+    truth = write_csv("truth.csv", {IDS[0]: "1 10"})
+    status, out, err = carvana("score", write_csv("a.csv", {IDS[1]: "1 10"}), "--truth", truth)
+    assert (status, out) == (1, "")
+    assert err == f"error: a.csv, row 2 ({IDS[1]}.jpg): truth.csv has no mask of this image.\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "check", "none.csv"], ["check", "none.csv", "--debug"]])
+def test_debug_lets_the_traceback_through(project: Path, arguments: list[str]) -> None:
+    with pytest.raises(PipelineError, match=r"none\.csv does not exist"):
+        main(arguments)
+
+
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["check"], ["score", "a.csv"], ["check", "a.csv", "--deep"]])
+def test_a_wrong_command_gets_the_usage(carvana: Run, arguments: list[str]) -> None:
+    status, _, err = carvana(*arguments)
+    assert status == 2
+    assert "usage: carvana" in err
+
+
+def test_the_installed_command(project: Path) -> None:
+    """The one test here that goes the whole way, through a process of its own."""
+    name = write_csv("a.csv", {IDS[0]: "1 5 7"})
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "check", name]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith(f"error: a.csv, row 2 ({IDS[0]}.jpg): ")
+    assert "Traceback" not in run.stderr
+
+
+# ---------------------------------------------------------------- repro and summary
+
+
+@pytest.fixture
+def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Put a DVC that only notes how it was called, and succeeds, in the real one's place."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(repro.subprocess, "run", run)
+    monkeypatch.setattr(repro, "show_summary", lambda: None)
+    return calls
+
+
+WHOLE_LOCK = """\
+schema: '2.0'
+stages:
+  folds:
+    cmd: python -m pipeline.stages.folds
+    deps:
+    - path: pipeline/stages/folds.py
+      hash: md5
+      md5: 68f0e3f1e4d6cbd0e2d6e3d3a0b4a0c5
+      size: 640
+    params:
+      params.yaml:
+        folds.count: 3
+        folds.seed: 0
+    outs:
+    - path: folds/folds.csv
+      hash: md5
+      md5: 3c9cf4c5a2c7f9a6d6ba6ba8c7a9d7f1
+      size: 229
+"""
+
+
+def test_repro_hands_its_arguments_to_dvc(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
+    (project / "dvc.lock").write_text(WHOLE_LOCK)
+    (project / ".dvc" / "tmp").mkdir(parents=True)
+    (project / ".dvc" / "tmp" / "rwlock").write_text("")
+    for arguments in ([], ["-f"], ["-f", "train"], ["train", "--single-item"]):
+        assert carvana("repro", *arguments)[0] == 0
+        assert dvc[-1] == [sys.executable, "-m", "dvc", "repro", *arguments]
+
+
+@pytest.mark.parametrize(
+    "torn", ["", WHOLE_LOCK[:-3], WHOLE_LOCK[:70], "schema: '2.0'\nstages:\n  folds:\n", WHOLE_LOCK + "\tx", "\0" * 50]
+)
+def test_repro_says_how_to_mend_a_torn_lock(carvana: Run, project: Path, dvc: list[list[str]], torn: str) -> None:
+    (project / "dvc.lock").write_text(torn)
+    status, _, err = carvana("repro")
+    assert status == 1
+    assert "dvc.lock is torn" in err
+    assert "git checkout dvc.lock" in err
+    assert err.count("\n") == 1
+    assert dvc == []
+
+
+def test_wherever_the_lock_is_cut_it_is_told_or_dvc_can_read_it(tmp_path: Path) -> None:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    lock = tmp_path / "dvc.lock"
+    for end in range(len(WHOLE_LOCK)):
+        lock.write_text(WHOLE_LOCK[:end])
+        try:
+            repro.demand_whole(tmp_path)
+        except PipelineError:
+            continue
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
+    lock.write_text(WHOLE_LOCK)
+    repro.demand_whole(tmp_path)
+
+
+def test_repro_says_how_to_mend_a_torn_rwlock(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
+    guard = project / ".dvc" / "tmp" / "rwlock"
+    guard.parent.mkdir(parents=True)
+    guard.write_text('{"/a/b": {"write": {"pi')
+    status, _, err = carvana("repro")
+    assert status == 1
+    assert f"{guard} is torn: if no other dvc runs in this project, delete it" in err
+    assert dvc == []
+
+
+def test_repro_looks_at_the_settings_first(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
+    (project / "params.yaml").write_text("trian: {}")
+    status, _, err = carvana("repro")
+    assert status == 1
+    assert "trian is no setting" in err
+    assert dvc == []
+
+
+def test_repro_that_fails_leaves_the_last_word_to_dvc(
+    carvana: Run, dvc: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repro.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 255))
+    status, _, err = carvana("repro")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "dvc repro stopped: the message above says why" in err
+
+
+def test_help_of_repro_is_shown_and_nothing_run(carvana: Run, dvc: list[list[str]]) -> None:
+    status, out, _ = carvana("repro", "--help")
+    assert (status, dvc) == (0, [])
+    assert "usage: carvana repro" in out
+
+
+def test_summary_without_a_run(carvana: Run) -> None:
+    status, _, err = carvana("summary")
+    assert (status, err) == (1, "error: reports/evaluation.json is missing: run 'carvana repro' first.\n")
+
+
+# ---------------------------------------------------------------- recipe and clean
+
+
+def test_recipe_lists_and_lays_over_and_says_what_changed(carvana: Run, project: Path) -> None:
+    status, out, _ = carvana("recipe")
+    assert status == 0
+    assert "carvana: The full competition on one GPU" in out
+    status, out, _ = carvana("recipe", "carvana")
+    assert status == 0
+    assert "input.size: " in out and " -> native" in out
+    assert carvana("recipe", "carvana") == (0, "Nothing changed.\n", "")
+
+
+def test_an_unknown_recipe(carvana: Run, project: Path) -> None:
+    before = (project / "params.yaml").read_bytes()
+    status, _, err = carvana("recipe", "none")
+    assert status == 1
+    assert err.startswith("error: There is no recipe 'none': there are ")
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_clean_lists_and_removes_when_told_to(carvana: Run, project: Path) -> None:
+    with hold(project, "train/unet/0", {"n": 1}) as state:
+        (state.work / "checkpoint").write_bytes(b"x" * 2_000_000)
+    status, out, _ = carvana("clean")
+    assert status == 0
+    assert "2.0 MB  .resume/train/unet/0/" in out
+    assert state.work.exists()
+    status, out, _ = carvana("clean", "--yes")
+    assert status == 0
+    assert "Removed." in out
+    assert not state.folder.exists()
+
+
+def test_clean_waits_for_nobody(carvana: Run, project: Path) -> None:
+    with hold(project, "train/unet/0", {"n": 1}) as state:
+        status, _, err = carvana("clean", "--yes")
+        assert state.work.exists()
+    assert status == 1
+    assert "A run is working on .resume/train/unet/0/" in err
+
+
+# ---------------------------------------------------------------- errors in words
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def call() -> object:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PipelineError("a.jpg is bad: mend it."), "error: a.jpg is bad: mend it.\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: The disk is full ([Errno 28] No space left on device): free some space and run the same command "
+            "again; what is done is kept.\n",
+        ),
+        (
+            MemoryError("12 GB"),
+            "error: Out of memory (12 GB): lower train.batch_size, machine.predict_batch or machine.cache_gb.\n",
+        ),
+        (
+            RuntimeError("first line\nsecond line"),
+            "error: A fault of the pipeline (RuntimeError: first line second line): the same command with --debug "
+            "shows where.\n",
+        ),
+    ],
+)
+def test_an_error_is_one_sentence(capfd: pytest.CaptureFixture[str], error: Exception, words: str) -> None:
+    assert in_words(raising(error), debug=False) == 1
+    assert capfd.readouterr() == ("", words)
+    with pytest.raises(type(error)):
+        in_words(raising(error), debug=True)
+
+
+def test_a_full_disk_is_told_from_however_a_library_reports_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert in_words(raising(RuntimeError("PytorchStreamWriter failed writing file")), debug=False) == 1
+    assert capfd.readouterr().err.startswith("error: The disk is full (PytorchStreamWriter failed writing file): free")
+
+
+def test_ctrl_c_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    assert in_words(raising(KeyboardInterrupt()), debug=False) == 130
+    assert capfd.readouterr().err == "Stopped. The same command goes on from here.\n"
+
+
+def test_a_stage_whose_disk_is_full_says_so(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All the way through a stage's own run, as ``python -m pipeline.stages.download`` takes it."""
+
+    def fill_up(target: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(download, "bring_in", lambda settings, home: None)
+    monkeypatch.setattr(download, "inspect", lambda source, on_corrupt: {})
+    monkeypatch.setattr(download, "write_json", fill_up)
+    monkeypatch.setattr(sys, "argv", ["download"])
+    with pytest.raises(SystemExit) as end:
+        stage(download.run, "Words.")
+    assert end.value.code == 1
+    err = capfd.readouterr().err
+    assert err.startswith("error: The disk is full (")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("folds", "data/manifest.json can't be read"),
+        ("ensemble", "predictions/test/small/0 holds no maps"),
+        ("report", "evaluation.json"),
+    ],
+)
+def test_a_stage_run_too_early_says_what_to_run_first(
+    project: Path, capfd: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    bring_in_data(project)
+    (project / "data" / "manifest.json").unlink()
+    module = importlib.import_module(f"pipeline.stages.{name}")
+    assert in_words(lambda: module.run(read_params()), debug=False) == 1
+    err = capfd.readouterr().err
+    assert words in err
+    assert "dvc repro" in err

@@ -1,0 +1,277 @@
+"""Maps, merging and the submission's parts: exact, and the same everywhere."""
+
+import gzip
+import math
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.competition import rle
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.competition.submission import check, rows
+from pipeline.ensembling.ensemble import EnsembleSettings, Merge
+from pipeline.ensembling.evaluation import Evaluation
+from pipeline.ensembling.mapping import MapJob, make_maps
+from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, read_shard, sum_maps, sum_views
+from pipeline.ensembling.parts import compress_part, join_parts
+from pipeline.ensembling.submission import mean_mask_rows, write_submission
+from pipeline.errors import PipelineError
+
+IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 6)]
+FULL = 255
+
+
+def levels(seed: int, height: int = 40, width: int = 50, views: int = 1) -> NDArray[np.uint8]:
+    """Views of a picture that are certain in most places, as those of trained nets are."""
+    random = np.random.default_rng(seed)
+    raster = random.integers(0, 256, (views, height, width), np.uint8)
+    raster[:, random.random((height, width)) < 0.4] = 0
+    raster[:, :7] = 0
+    raster[:, :, -5:] = 0
+    return raster
+
+
+def whole(seed: int, views: int = 1) -> NDArray[np.uint8]:
+    raster = np.zeros((views, HEIGHT, WIDTH), np.uint8)
+    raster[:, 300:340, 500:550] = levels(seed, views=views)
+    return raster
+
+
+class TestMaps:
+    @pytest.mark.parametrize("views", [1, 2, 5])
+    def test_sums_are_exact_and_cropped(self, views: int) -> None:
+        raster = levels(0, views=views)
+        level_map = sum_views("a", "all", raster)
+        assert level_map.levels.dtype == (np.uint8 if views == 1 else np.uint16)
+        assert level_map.count == views
+        assert np.array_equal(level_map.raster(40, 50), raster.sum(axis=0, dtype=np.int64))
+        assert level_map.levels.size < 40 * 50
+
+    def test_summing_stored_views_is_summing_them_at_once(self) -> None:
+        raster = levels(1, views=3)
+        raster[1] = np.roll(raster[1], 4, axis=1)
+        apart = [LevelMap.crop("a", str(n), 1, view) for n, view in enumerate(raster)]
+        assert np.array_equal(sum_maps(apart).raster(40, 50), sum_views("a", "x", raster).raster(40, 50))
+
+    def test_an_empty_map(self, tmp_path: Path) -> None:
+        empty = LevelMap.crop("a", "identity", 1, np.zeros((40, 50), np.uint8))
+        with ShardWriter(tmp_path / "s") as writer:
+            writer.add(empty)
+            writer.note_unreadable({})
+        (read,) = read_shard(tmp_path / "s")
+        assert not read.raster(40, 50).any()
+        assert not sum_maps([read, empty]).raster(40, 50).any()
+
+    def test_shards_keep_every_level(self, tmp_path: Path) -> None:
+        maps = [sum_views(f"{n}", "v", levels(n, views=1 + n % 2)) for n in range(20)]
+        with ShardWriter(tmp_path / "s") as writer:
+            for level_map in maps:
+                writer.add(level_map)
+            writer.note_unreadable({"x": "torn"})
+        for read, written in zip(read_shard(tmp_path / "s"), maps, strict=True):
+            assert (read.image_id, read.view, read.count) == (written.image_id, written.view, written.count)
+            assert np.array_equal(read.raster(40, 50), written.raster(40, 50))
+
+    def test_a_damaged_shard_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "shard-00000.parquet").write_bytes(b"PAR1 and nothing else")
+        with pytest.raises(PipelineError, match=r"shard-00000\.parquet can't be read"):
+            list(read_shard(tmp_path / "shard-00000.parquet"))
+
+    def test_missing_maps_name_the_command(self, tmp_path: Path) -> None:
+        with pytest.raises(PipelineError, match=r"holds no maps.*dvc repro"):
+            MapStore(tmp_path)
+
+
+def brute_force(name: str, threshold: str, rasters: list[NDArray[np.int64]], counts: list[int], weights: list[int]):
+    """Merge in exact fractions, a pixel at a time, from the definitions."""
+    limit, total = Fraction(threshold), sum(weights)
+    out = np.zeros(rasters[0].shape, np.bool_)
+    for index in np.ndindex(out.shape):
+        parts = [Fraction(int(r[index]), FULL * n) for r, n in zip(rasters, counts, strict=True)]
+        if name == "probability":
+            out[index] = sum(w * p for w, p in zip(weights, parts, strict=True)) >= limit * total
+        else:
+            out[index] = 2 * sum(w for w, p in zip(weights, parts, strict=True) if p >= limit) >= total
+    return out
+
+
+class TestMerge:
+    @settings(deadline=None, max_examples=40)
+    @given(
+        name=st.sampled_from(["probability", "vote"]),
+        threshold=st.sampled_from(["0.5", "0.3", "0.45", "0.999", "0.001"]),
+        nets=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4),
+        seed=st.integers(0, 1000),
+    )
+    def test_equals_exact_fractions(self, name: str, threshold: str, nets: list[tuple[int, int]], seed: int) -> None:
+        counts, weights = [n for n, _ in nets], [w for _, w in nets]
+        views = [levels(seed + k, 12, 15, n) for k, n in enumerate(counts)]
+        maps = [sum_views("a", "v", raster) for raster in views]
+        merge = Merge(name, float(threshold), tuple(counts), tuple(weights))
+        rasters = [raster.sum(axis=0, dtype=np.int64) for raster in views]
+        assert np.array_equal(merge.mask(maps, 12, 15), brute_force(name, threshold, rasters, counts, weights))
+
+    def test_logits_follow_the_float_mean_but_where_it_is_a_tie(self) -> None:
+        views = [levels(seed, views=1) for seed in range(3)]
+        maps = [sum_views("a", "v", raster) for raster in views]
+        mask = Merge("logit", 0.5, (1, 1, 1), (2, 1, 1)).mask(maps, 40, 50)
+        clipped = [np.clip(raster[0] / FULL, 0.5 / FULL, 1 - 0.5 / FULL) for raster in views]
+        mean = sum(w * np.log(p / (1 - p)) for w, p in zip((2, 1, 1), clipped, strict=True)) / 4
+        clear = np.abs(mean) > 1e-3
+        assert np.array_equal(mask[clear], mean[clear] >= 0)
+        assert clear.mean() > 0.9
+
+    def test_ties_are_car(self) -> None:
+        def maps(*values: int) -> list[LevelMap]:
+            return [LevelMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in values]
+
+        assert Merge("probability", 0.5, (1, 1), (1, 1)).mask(maps(255, 0), 1, 1).item()
+        assert not Merge("probability", 0.5, (1, 1), (1, 1)).mask(maps(254, 0), 1, 1).item()
+        assert Merge("vote", 0.5, (1, 1), (1, 1)).mask(maps(128, 0), 1, 1).item()
+        assert not Merge("vote", 0.5, (1, 1), (1, 1)).mask(maps(127, 0), 1, 1).item()
+        assert Merge("probability", 0.5, (1,), (1,)).mask(maps(128), 1, 1).item()
+        assert not Merge("probability", 0.5, (1,), (1,)).mask(maps(127), 1, 1).item()
+
+    def test_weights_count(self) -> None:
+        maps = [LevelMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in (255, 0)]
+        assert not Merge("probability", 0.5, (1, 1), (1, 2)).mask(maps, 1, 1).item()
+        assert Merge("probability", 0.5, (1, 1), (2, 1)).mask(maps, 1, 1).item()
+
+    def test_large_sums_do_not_overflow(self) -> None:
+        full = LevelMap("a", "v", 257, 0, 0, np.array([[65535]], np.uint16))
+        merge = Merge("probability", 0.9, (257,) * 3, (1000, 1000, 1000))
+        assert merge.mask([full] * 3, 1, 1).item()
+
+
+class TestParts:
+    def test_any_reader_gets_the_text(self, tmp_path: Path) -> None:
+        texts = [b"one\n", b"", b"two\n" * 5000]
+        for number, text in enumerate(texts):
+            (tmp_path / f"{number}").write_bytes(compress_part(text))
+        join_parts([tmp_path / f"{number}" for number in range(3)], tmp_path / "x.gz")
+        assert gzip.decompress((tmp_path / "x.gz").read_bytes()) == b"".join(texts)
+        told = subprocess.run(["gzip", "-dc", tmp_path / "x.gz"], capture_output=True, check=True)
+        assert told.stdout == b"".join(texts)
+
+
+class Nets:
+    """Two nets' predictions of the same images, one image of which can't be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+
+    def predict(self, net: int, ids: list[str]):
+        for image_id in ids:
+            self.asked.append(image_id)
+            torn = image_id == IDS[2]
+            yield image_id, PipelineError("torn") if torn else whole(net * 100 + IDS.index(image_id), views=2)
+
+    def store(self, net: int, name: str = "maps") -> MapStore:
+        work = self.folder / name / str(net)
+        work.mkdir(parents=True, exist_ok=True)
+        job = MapJob(IDS, ["identity", "hflip"], shard_images=2, test=True)
+        return MapStore(make_maps(job, lambda ids: self.predict(net, ids), work))
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> Nets:
+    return Nets(tmp_path)
+
+
+def fallback(image_id: str) -> str:
+    return "1 3"
+
+
+class TestSubmission:
+    merge = Merge("probability", 0.5, (2, 2), (1, 1))
+
+    def expected(self, image_id: str) -> str:
+        if image_id == IDS[2]:
+            return "1 3"
+        sums = sum(whole(net * 100 + IDS.index(image_id), views=2).sum(axis=0, dtype=np.int64) for net in (0, 1))
+        return rle.encode(2 * sums >= FULL * 4)
+
+    def test_every_image_has_its_row(self, nets: Nets, tmp_path: Path) -> None:
+        target = tmp_path / "out.csv.gz"
+        (tmp_path / "work").mkdir()
+        write_submission([nets.store(0), nets.store(1)], self.merge, fallback, tmp_path / "work", target)
+        assert check(target, IDS).rows == len(IDS)
+        assert {image_id: text for _, image_id, text in rows(target)} == {i: self.expected(i) for i in IDS}
+
+    def test_finished_shards_and_parts_are_kept(self, nets: Nets, tmp_path: Path) -> None:
+        first = nets.store(0)
+        before = first.digest
+        (first.folder / "shard-00001.parquet").unlink()
+        nets.asked.clear()
+        assert nets.store(0).digest == before
+        assert nets.asked == IDS[2:4]
+        assert MapStore(first.folder).unreadable == {IDS[2]: "torn"}
+
+        (tmp_path / "work").mkdir()
+        stores = [first, nets.store(1)]
+        write_submission(stores, self.merge, fallback, tmp_path / "work", tmp_path / "a.gz")
+        parts = sorted((tmp_path / "work").iterdir())
+        parts[0].unlink()
+        write_submission(stores, self.merge, fallback, tmp_path / "work", tmp_path / "b.gz")
+        assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+
+    def test_nets_that_disagree_are_named(self, nets: Nets, tmp_path: Path) -> None:
+        other = nets.store(1, "other")
+        other.image_ids = IDS[:-1]
+        with pytest.raises(PipelineError, match="hold maps of different images"):
+            write_submission([nets.store(0), other], self.merge, fallback, tmp_path, tmp_path / "x.gz")
+
+    def test_the_mean_mask_of_an_angle(self) -> None:
+        def mask(image_id: str) -> NDArray[np.uint8]:
+            raster = np.zeros((HEIGHT, WIDTH), np.uint8)
+            raster[0, : {"a": 2, "b": 4, "c": 6}[image_id[11]]] = 1
+            return raster
+
+        ids = [f"00000000000{car}_{angle:02d}" for car in "abc" for angle in (1, 2)]
+        row = mean_mask_rows(ids, mask)
+        assert row("ffffffffffff_01") == "1 4"
+        assert row("ffffffffffff_16") == ""
+
+
+class TestEvaluation:
+    def test_scores_and_views(self, tmp_path: Path) -> None:
+        truth = whole(7)[0] // 255
+        truth[300:320, 500:540] = 1
+
+        def store(split: str, model: str, fold: int) -> MapStore:
+            ids = IDS[:2] if fold == 0 else IDS[2:]
+            work = tmp_path / split / model / str(fold)
+            work.mkdir(parents=True, exist_ok=True)
+            job = MapJob(ids, ["identity", "hflip"], shard_images=2, test=False)
+            predicted = np.stack([truth * 255, truth * (255 if model == "good" else 0)])
+            return MapStore(make_maps(job, lambda chosen: ((i, predicted) for i in chosen), work))
+
+        evaluation = Evaluation(
+            settings=EnsembleSettings(threshold=0.75),
+            views=["identity", "hflip"],
+            models=["good", "half"],
+            folds=[0, 1],
+            nets=[("good", 0), ("good", 1), ("half", 0), ("half", 1)],
+            store=store,
+            true_mask=lambda _: truth.astype(np.uint8),
+        )
+        scores = evaluation.score(holdout=False)
+        summary = scores.summary()
+        assert summary["oof"]["good"]["dice"] == 1
+        assert summary["oof"]["half"]["dice"] == 0
+        assert summary["oof"]["ensemble"]["dice"] == 1
+        assert summary["oof"]["good"]["images"] == 5
+        assert "holdout" not in summary
+        worst = list(evaluation.worst(scores, 3))
+        assert len(worst) == 3
+        assert np.array_equal(worst[0][1], truth)
+        with pytest.raises(PipelineError, match=r"no view scale:0\.5"):
+            store("oof", "good", 0).images(0, ["scale:0.5"]).__next__()
+        assert math.isclose(summary["oof"]["good"]["iou"], 1)

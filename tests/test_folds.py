@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.competition.layout import join_id
+from pipeline.data.folds import HELD_OUT, deal, mean_areas, read_folds, select, training_folds, write_folds
+from pipeline.errors import PipelineError
+
+
+def drawn_areas(cars: int, seed: int = 0) -> dict[str, float]:
+    """Areas as spread as the competition's: 8.8 % to 41 % of the image, 21 % on average."""
+    areas = np.random.default_rng(seed).lognormal(np.log(0.2), 0.25, cars).clip(0.088, 0.41)
+    return {f"{number:012x}": float(area) for number, area in enumerate(areas)}
+
+
+def cars_of(folds: dict[str, int], fold: int) -> list[str]:
+    return [car for car, its_fold in folds.items() if its_fold == fold]
+
+
+@given(cars=st.integers(1, 60), count=st.integers(2, 8), holdout=st.integers(0, 12), seed=st.integers(0, 3))
+def test_every_car_has_one_fold_and_every_fold_its_share(cars: int, count: int, holdout: int, seed: int) -> None:
+    areas = drawn_areas(cars)
+    if cars - holdout < count:
+        with pytest.raises(
+            PipelineError, match=rf"{cars} cars are too few .*lower folds\.count or folds\.holdout_cars"
+        ):
+            deal(areas, count, holdout, seed)
+        return
+    folds = deal(areas, count, holdout, seed)
+    assert list(folds) == sorted(areas)
+    assert set(folds.values()) == set(range(count)) | ({HELD_OUT} if holdout else set())
+    assert len(cars_of(folds, HELD_OUT)) == holdout
+    sizes = [len(cars_of(folds, fold)) for fold in range(count)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_and_held_out_cars_are_alike_in_area(seed: int) -> None:
+    areas = drawn_areas(318, seed)
+    folds = deal(areas, 5, 16, seed)
+    means = [np.mean([areas[car] for car in cars_of(folds, fold)]) for fold in (HELD_OUT, 0, 1, 2, 3, 4)]
+    mean = np.mean(list(areas.values()))
+    assert np.ptp(means[1:]) < 0.02 * mean
+    assert abs(means[0] - mean) < 0.05 * mean
+
+
+def test_no_car_straddles_training_and_validation() -> None:
+    areas = drawn_areas(12)
+    image_ids = [join_id(car, angle) for car in areas for angle in range(1, 17)]
+    folds = deal(areas, 3, 2, 0)
+    parts = {fold: select(image_ids, folds, [fold]) for fold in (HELD_OUT, 0, 1, 2)}
+    assert sorted(image_id for part in parts.values() for image_id in part) == sorted(image_ids)
+    for fold in range(3):
+        training = select(image_ids, folds, training_folds(fold, 3))
+        cars = {image_id[:12] for image_id in training}
+        assert len(training) == 16 * len(cars)
+        for other in (fold, HELD_OUT):
+            assert cars.isdisjoint(image_id[:12] for image_id in parts[other])
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
+    areas = drawn_areas(30)
+    assert deal(areas, 4, 3, 7) == deal(dict(reversed(areas.items())), 4, 3, 7)
+    assert deal(areas, 4, 3, 7) != deal(areas, 4, 3, 8)
+
+
+def test_cars_of_one_area_are_dealt_too() -> None:
+    assert sorted(deal(dict.fromkeys("abcdef", 0.2), 3, 0, 0).values()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_area_of_a_car_is_the_mean_over_its_masks() -> None:
+    first, second, other = "00087a6bd4dc_01", "00087a6bd4dc_02", "02159e548029_01"
+    masks = {image_id: np.zeros((4, 5), np.uint8) for image_id in (first, second, other)}
+    masks[first][:2] = 1
+    masks[second][:1] = 1
+    assert mean_areas(masks, masks.__getitem__) == {"00087a6bd4dc": 7.5, "02159e548029": 0}
+
+
+def test_folds_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "folds.csv"
+    write_folds(path, {"b": 1, "a": HELD_OUT, "c": 0})
+    assert path.read_bytes() == b"car,fold\na,-1\nb,1\nc,0\n"
+    assert read_folds(path) == {"a": HELD_OUT, "b": 1, "c": 0}
+
+
+@pytest.mark.parametrize(
+    "damage", [None, b"", b"car,fold\n", b"car;fold\na;1\n", b"car,fold\na,1\nb", b"car,fold\na,x\n", b"\xff\xfe"]
+)
+def test_a_damaged_folds_csv_is_named(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "folds.csv"
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(PipelineError, match=r"folds\.csv can't be read as folds .*dvc repro --force folds"):
+        read_folds(path)
+
+
+def test_a_car_that_folds_csv_lacks_is_named() -> None:
+    with pytest.raises(PipelineError, match=r"no car '02159e548029'.*dvc repro --force folds"):
+        select(["02159e548029_01"], {"00087a6bd4dc": 0}, [0])

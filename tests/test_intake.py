@@ -1,0 +1,436 @@
+"""What comes in is checked, file by file; each fault is told with its file and the way to mend it."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.competition import rle
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.data.intake import bring_in, inspect
+from pipeline.data.settings import DRAWING, DataSettings, SampleSettings, locate
+from pipeline.data.source import Source, open_test, open_training
+from pipeline.errors import PipelineError
+from pipeline.stages.code import imports
+
+Files = dict[str, dict[str, bytes]]
+"""Members by zip."""
+
+TRAIN = ["00087a6bd4dc_01", "00087a6bd4dc_02", "02159e548029_01", "02159e548029_02"]
+TEST = ["0004d4463b50_01", "0004d4463b50_02"]
+FIRST = TRAIN[0]
+JPEG, GIF, CSV = f"train/{FIRST}.jpg", f"train_masks/{FIRST}_mask.gif", "train_masks.csv"
+
+
+def jpeg(seed: int, height: int = HEIGHT, width: int = WIDTH) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 40, width // 40 + 1, 3), np.uint8)
+    image_HWC = np.ascontiguousarray(np.repeat(np.repeat(coarse, 40, axis=0), 40, axis=1)[:, :width])
+    return simplejpeg.encode_jpeg(image_HWC, 80)
+
+
+def disc(seed: int) -> NDArray[np.uint8]:
+    y, x = np.ogrid[:HEIGHT, :WIDTH]
+    return ((y - 640) ** 2 + (x - 959) ** 2 < (400 + 10 * seed) ** 2).astype(np.uint8)
+
+
+def gif(values_HW: NDArray[np.uint8], palette: bytes = b"\0\0\0\xff\xff\xff") -> bytes:
+    picture, buffer = Image.fromarray(values_HW), io.BytesIO()
+    picture.putpalette(palette)
+    picture.save(buffer, format="GIF")
+    return buffer.getvalue()
+
+
+def table(rows: dict[str, str]) -> bytes:
+    return "".join(f"{name},{text}\n" for name, text in ({"img": "rle_mask"} | rows).items()).encode()
+
+
+@pytest.fixture(scope="session")
+def sound() -> Files:
+    """Two cars to train on and one to test, two angles each, in the competition's zips."""
+    masks = {image_id: disc(number) for number, image_id in enumerate(TRAIN)}
+    return {
+        "train.zip": {f"train/{image_id}.jpg": jpeg(number) for number, image_id in enumerate(TRAIN)},
+        "train_masks.zip": {f"train_masks/{image_id}_mask.gif": gif(mask) for image_id, mask in masks.items()},
+        "train_masks.csv.zip": {CSV: table({f"{image_id}.jpg": rle.encode(mask) for image_id, mask in masks.items()})},
+        "test.zip": {f"test/{image_id}.jpg": jpeg(10 + number) for number, image_id in enumerate(TEST)},
+        "sample_submission.csv.zip": {"sample_submission.csv": table({f"{image_id}.jpg": "1 1" for image_id in TEST})},
+    }
+
+
+@pytest.fixture
+def files(sound: Files) -> Files:
+    """A copy of the sound files to break."""
+    return deepcopy(sound)
+
+
+def zipped(folder: Path, files: Files) -> Source:
+    folder.mkdir(exist_ok=True)
+    for name, members in files.items():
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for member, data in members.items():
+                archive.writestr(member, data)
+    return Source(folder)
+
+
+def unpacked(folder: Path, files: Files) -> Source:
+    folder.mkdir(exist_ok=True)
+    for members in files.values():
+        for member, data in members.items():
+            path = folder / PurePosixPath(member)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+    return Source(folder)
+
+
+def without_csv(files: Files) -> Files:
+    del files["train_masks.csv.zip"]
+    return files
+
+
+def edit_row(files: Files, edit: Callable[[bytes], bytes]) -> None:
+    """Change the line of the first image in train_masks.csv."""
+    lines = files["train_masks.csv.zip"][CSV].splitlines(keepends=True)
+    lines[1] = edit(lines[1])
+    files["train_masks.csv.zip"][CSV] = b"".join(lines)
+
+
+# ---------------------------------------------------------------- sound data
+
+
+def test_the_manifest_says_what_came_in(tmp_path: Path, files: Files) -> None:
+    manifest = inspect(zipped(tmp_path, files), "error")
+    assert {part: manifest[part]["images"] for part in ("train", "masks", "test")} == {
+        "train": 4,
+        "masks": 4,
+        "test": 2,
+    }
+    assert manifest["unreadable"] == manifest["suspect_test_images"] == {}
+    labelled = open_training(tmp_path, manifest)
+    assert labelled.ids() == TRAIN
+    assert labelled.image(FIRST).shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(labelled.mask(FIRST), disc(0))
+    assert open_test(tmp_path, manifest).ids() == TEST
+
+
+@pytest.mark.parametrize("masks", ["csv", "gif"])
+@pytest.mark.parametrize("write", [zipped, unpacked])
+def test_zipped_and_unpacked_data_are_the_same_data(
+    tmp_path: Path, files: Files, sound: Files, write: Callable[[Path, Files], Source], masks: str
+) -> None:
+    reference = inspect(zipped(tmp_path / "reference", sound), "error")
+    source = write(tmp_path / "data", files if masks == "csv" else without_csv(files))
+    manifest = inspect(source, "error")
+    for part in ("train", "masks", "test"):
+        assert manifest[part]["images"] == reference[part]["images"]
+    labelled = open_training(source.directory, manifest)
+    assert labelled.ids() == TRAIN
+    for number, image_id in enumerate(TRAIN):
+        np.testing.assert_array_equal(labelled.mask(image_id), disc(number))
+    assert source.sample_ids == TEST
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_white_is_1_or_255_by_reader(tmp_path: Path, files: Files, white: int) -> None:
+    files["train_masks.zip"][GIF] = gif(disc(0), bytes([0, 0, 0, white, white, white]))
+    np.testing.assert_array_equal(zipped(tmp_path, without_csv(files)).masks.mask(FIRST), disc(0))
+
+
+def test_an_empty_mask_is_a_mask(tmp_path: Path, files: Files) -> None:
+    edit_row(files, lambda line: line.partition(b",")[0] + b",\n")
+    source = zipped(tmp_path, files)
+    assert inspect(source, "error")["unreadable"] == {}
+    assert not source.masks.mask(FIRST).any()
+
+
+# ---------------------------------------------------------------- faults, one at a time
+
+
+def truncated_jpeg(files: Files) -> None:
+    files["train.zip"][JPEG] = files["train.zip"][JPEG][:-2000]
+
+
+def corrupt_jpeg(files: Files) -> None:
+    data = bytearray(files["train.zip"][JPEG])
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(range(64))
+    files["train.zip"][JPEG] = bytes(data)
+
+
+def no_jpeg(files: Files) -> None:
+    files["train.zip"][JPEG] = b"<html>Too many requests</html>"
+
+
+def small_jpeg(files: Files) -> None:
+    files["train.zip"][JPEG] = jpeg(0, 640, 960)
+
+
+def image_without_mask(files: Files) -> None:
+    edit_row(files, lambda line: b"")
+
+
+def mask_without_image(files: Files) -> None:
+    del files["train.zip"][JPEG]
+
+
+def grey_gif(files: Files) -> None:
+    mask = disc(0)
+    mask[0, 0] = 2
+    without_csv(files)["train_masks.zip"][GIF] = gif(mask, bytes([0, 0, 0, 255, 255, 255, 128, 128, 128]))
+
+
+def truncated_gif(files: Files) -> None:
+    data = without_csv(files)["train_masks.zip"][GIF]
+    files["train_masks.zip"][GIF] = data[: len(data) // 2]
+
+
+def transposed_gif(files: Files) -> None:
+    without_csv(files)["train_masks.zip"][GIF] = gif(disc(0).T.copy())
+
+
+def gif_that_claims_gigabytes(files: Files) -> None:
+    data = without_csv(files)["train_masks.zip"][GIF]
+    files["train_masks.zip"][GIF] = data[:6] + b"\xff\xff\xff\xff" + data[10:]
+
+
+def odd_row(files: Files) -> None:
+    edit_row(files, lambda line: line.rstrip() + b" 7\n")
+
+
+def row_beyond_the_image(files: Files) -> None:
+    edit_row(files, lambda line: line.rstrip() + b" 2455040 2\n")
+
+
+def row_that_is_no_text(files: Files) -> None:
+    edit_row(files, lambda line: line.rstrip() + b" \xff\n")
+
+
+PER_IMAGE = {
+    truncated_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no sound JPEG .*fetch it again",
+    corrupt_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no sound JPEG .*fetch it again",
+    no_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no JPEG .*fetch it again",
+    small_jpeg: rf"{FIRST}\.jpg in .*train\.zip is 960 x 640 pixels, not 1918 x 1280: fetch it again",
+    image_without_mask: rf"{FIRST}\.jpg in .*train\.zip has no mask: add it, or take the image away",
+    mask_without_image: rf"The mask of {FIRST} in .* has no image: add it, or take the mask away",
+    grey_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not binary .*fetch it again",
+    truncated_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is no sound mask .*fetch it again",
+    transposed_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is 1280 x 1918 pixels, not 1918 x 1280: fetch it again",
+    gif_that_claims_gigabytes: rf"{FIRST}_mask\.gif in .*train_masks\.zip is no sound mask .*fetch it again",
+    odd_row: rf"The mask of {FIRST} in train_masks\.csv .*odd number of tokens",
+    row_beyond_the_image: rf"The mask of {FIRST} in train_masks\.csv .*only 2455040",
+    row_that_is_no_text: rf"The mask of {FIRST} in train_masks\.csv .*expected whole numbers",
+}
+"""Faults of one training image, which may be skipped, with what is said of them."""
+
+
+@pytest.mark.parametrize("spoil", PER_IMAGE)
+def test_a_faulty_image_or_mask_stops_or_is_skipped(
+    tmp_path: Path, files: Files, spoil: Callable[[Files], None]
+) -> None:
+    spoil(files)
+    source = zipped(tmp_path, files)
+    with pytest.raises(PipelineError, match=PER_IMAGE[spoil] + r".*\(1 such in all; data\.on_corrupt: skip"):
+        inspect(source, "error")
+    manifest = inspect(source, "skip")
+    assert list(manifest["unreadable"]) == [FIRST]
+    assert manifest["train"]["images"] == 3
+    assert open_training(tmp_path, manifest).ids() == TRAIN[1:]
+
+
+def test_all_faulty_images_are_counted_and_listed(tmp_path: Path, files: Files) -> None:
+    files["train.zip"][JPEG] = b""
+    files["train.zip"][f"train/{TRAIN[2]}.jpg"] = b""
+    source = zipped(tmp_path, files)
+    with pytest.raises(PipelineError, match="2 such in all"):
+        inspect(source, "error")
+    assert list(inspect(source, "skip")["unreadable"]) == [TRAIN[0], TRAIN[2]]
+
+
+@pytest.mark.parametrize("write", [zipped, unpacked])
+@pytest.mark.parametrize("spoil", PER_IMAGE)
+def test_the_manifest_has_no_path_of_this_machine(
+    tmp_path: Path, files: Files, spoil: Callable[[Files], None], write: Callable[[Path, Files], Source]
+) -> None:
+    spoil(files)
+    manifest = inspect(write(tmp_path, files), "skip")
+    assert str(tmp_path) not in json.dumps(manifest)
+    assert FIRST in manifest["unreadable"][FIRST]
+
+
+def unknown_image_name(files: Files) -> None:
+    files["train.zip"]["train/my_car.jpg"] = jpeg(0)
+
+
+def unknown_mask_name(files: Files) -> None:
+    without_csv(files)["train_masks.zip"]["train_masks/my_car_mask.gif"] = gif(disc(0))
+
+
+def row_without_comma(files: Files) -> None:
+    edit_row(files, lambda line: line.replace(b",", b";"))
+
+
+def two_rows_of_an_image(files: Files) -> None:
+    edit_row(files, lambda line: line * 2)
+
+
+def no_header(files: Files) -> None:
+    files["train_masks.csv.zip"][CSV] = files["train_masks.csv.zip"][CSV].partition(b"\n")[2]
+
+
+def no_train(files: Files) -> None:
+    del files["train.zip"]
+
+
+def no_test(files: Files) -> None:
+    del files["test.zip"]
+
+
+def no_masks(files: Files) -> None:
+    del without_csv(files)["train_masks.zip"]
+
+
+def empty_test(files: Files) -> None:
+    files["test.zip"] = {"test/": b""}
+    del files["sample_submission.csv.zip"]
+
+
+def masks_of_other_images(files: Files) -> None:
+    files["train_masks.csv.zip"][CSV] = table({f"{image_id}.jpg": "1 1" for image_id in TEST})
+
+
+def a_test_image_too_many(files: Files) -> None:
+    files["test.zip"]["test/0004d4463b50_16.jpg"] = jpeg(0)
+
+
+def sample_submission_of_other_columns(files: Files) -> None:
+    files["sample_submission.csv.zip"]["sample_submission.csv"] = b"image,mask\n"
+
+
+OF_ALL = {
+    unknown_image_name: r"train\.zip: 'my_car' is no image id.*Take the file away",
+    unknown_mask_name: r"train_masks\.zip: 'my_car' is no image id.*Take the file away",
+    row_without_comma: r"Row 2 of train_masks\.csv in .* has no comma: mend the file",
+    two_rows_of_an_image: r"Row 3 of train_masks\.csv in .* is a second row of its image: mend the file",
+    no_header: r"train_masks\.csv in .* must begin with the line 'img,rle_mask': fetch it again",
+    no_train: r"holds neither train\.zip nor a folder train: set data\.directory",
+    no_test: r"holds neither test\.zip nor a folder test: set data\.directory",
+    no_masks: r"holds neither train_masks\.zip nor a folder train_masks: set data\.directory",
+    empty_test: r"holds 4 usable training and 0 test images: set data\.directory",
+    masks_of_other_images: r"No mask in .* belongs to any of its training images: fetch both again",
+    a_test_image_too_many: r"0004d4463b50_16 is in only one of the test images and sample_submission\.csv .*fetch both",
+    sample_submission_of_other_columns: r"sample_submission\.csv in .* has no column img: fetch it again",
+}
+"""Faults that stop in any case."""
+
+
+@pytest.mark.parametrize("spoil", OF_ALL)
+def test_a_fault_of_the_whole_stops_in_any_case(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
+    spoil(files)
+    source = zipped(tmp_path, files)
+    for on_corrupt in ("error", "skip"):
+        with pytest.raises(PipelineError, match=OF_ALL[spoil]) as caught:
+            inspect(source, on_corrupt)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files: Files) -> None:
+    no_jpeg, wrong_size, cut = f"test/{TEST[0]}.jpg", f"test/{TEST[1]}.jpg", "test/0004d4463b50_03.jpg"
+    files["test.zip"] |= {no_jpeg: b"", wrong_size: jpeg(0, 640, 960), cut: jpeg(0)[:-2000]}
+    del files["sample_submission.csv.zip"]
+    manifest = inspect(zipped(tmp_path, files), "error")
+    assert list(manifest["suspect_test_images"]) == TEST
+    assert f"{TEST[0]}.jpg in test.zip is no JPEG" in manifest["suspect_test_images"][TEST[0]]
+    photos = open_test(tmp_path, manifest)
+    assert photos.ids() == [*TEST, "0004d4463b50_03"]
+    for image_id in photos.ids():
+        with pytest.raises(PipelineError, match=rf"{image_id}\.jpg in .*test\.zip"):
+            photos.image(image_id)
+
+
+# ---------------------------------------------------------------- data that change later
+
+
+@pytest.mark.parametrize("write", [zipped, unpacked])
+def test_data_that_changed_after_the_manifest_are_refused(
+    tmp_path: Path, files: Files, write: Callable[[Path, Files], Source]
+) -> None:
+    manifest = inspect(write(tmp_path, files), "error")
+    assert open_training(tmp_path, manifest).ids() == TRAIN
+    original = deepcopy(files)
+
+    files["test.zip"][f"test/{TEST[0]}.jpg"] = jpeg(99)
+    write(tmp_path, files)
+    open_training(tmp_path, manifest)
+    with pytest.raises(PipelineError, match=rf"test files in {tmp_path} are not those of .*dvc repro --force download"):
+        open_test(tmp_path, manifest)
+
+    files = deepcopy(original)
+    files["train.zip"][JPEG] = jpeg(98)
+    write(tmp_path, files)
+    open_test(tmp_path, manifest)
+    with pytest.raises(PipelineError, match="train files in"):
+        open_training(tmp_path, manifest)
+
+    files = deepcopy(original)
+    edit_row(files, lambda line: line.replace(b"9", b"8"))  # its size stays
+    write(tmp_path, files)
+    with pytest.raises(PipelineError, match="masks files in"):
+        open_training(tmp_path, manifest)
+
+
+def test_a_manifest_beside_the_data_does_not_change_them(tmp_path: Path, files: Files) -> None:
+    manifest = inspect(unpacked(tmp_path, files), "error")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    open_training(tmp_path, manifest)
+    open_test(tmp_path, manifest)
+
+
+# ---------------------------------------------------------------- where data come from
+
+
+def test_the_directory_alone_overrides_the_sample(tmp_path: Path, files: Files) -> None:
+    zipped(tmp_path / "mine", files)
+    (tmp_path / "home").mkdir()
+    for directory in (str(tmp_path / "mine"), "../mine"):
+        source = bring_in(DataSettings(source="sample", directory=directory), tmp_path / "home")
+        assert source.train.ids() == TRAIN
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_sample_drawn_by_other_code_or_settings_lies_elsewhere(tmp_path: Path) -> None:
+    drawn_by = files_below("pipeline/data/sample.py") - {"pipeline/data/settings.py"}
+    assert {f"pipeline/data/{name}" for name in DRAWING} == {file for file in drawn_by if "/data/" in file}
+    folders = {locate(DataSettings(source="sample", sample=SampleSettings(seed=seed)), tmp_path) for seed in (0, 0, 1)}
+    assert len(folders) == 2
+
+
+def files_below(file: str) -> set[str]:
+    return {file}.union(*(files_below(other) for other in imports(file) if not other.endswith("__init__.py")))
+
+
+def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path, files: Files) -> None:
+    for name in ("with", "without"):
+        zipped(tmp_path / name, files)
+    (tmp_path / "with" / "truth.csv").write_bytes(b"img,rle_mask\n")
+    place = tmp_path / "data" / "truth.csv"
+    bring_in(DataSettings(source="directory", directory="with"), tmp_path)
+    assert place.read_bytes() == b"img,rle_mask\n"
+    bring_in(DataSettings(source="directory", directory="without"), tmp_path)
+    assert not place.exists()
+
+
+def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"data\.directory is .*nowhere, which is no folder: give it the path"):
+        bring_in(DataSettings(source="sample", directory="nowhere"), tmp_path)
+
+
+def test_kaggle_is_refused_with_the_way_round(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"'kaggle' can't fetch yet.*set data\.directory"):
+        bring_in(DataSettings(source="kaggle"), tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,220 @@
+"""The whole pipeline as users run it: dvc repro on a tiny sample, again, changed, as an experiment, and killed."""
+
+import gzip
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.competition.submission import check, score
+from tests.project import Project, kill_when
+
+TINY = {
+    "folds.count": 2,
+    "folds.active": [0, 1],
+    "folds.holdout_cars": 1,
+    "input.size": [64, 96],
+    "models.specs.small.widths": [4, 8, 8],
+    "models.specs.small.dropout": 0.2,
+    "train.epochs": 3,
+    "train.validate_every": 1,
+    "predict.shard_images": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, tiny_sample: Path) -> Project:
+    """A project after one run of everything on a tiny sample."""
+    project = Project(tmp_path_factory.mktemp("pipeline") / "project", TINY | {"data.directory": str(tiny_sample)})
+    project.repro()
+    project.commit()
+    return project
+
+
+@pytest.mark.slow
+class TestRepro:
+    def test_a_submission_is_made_checked_and_scored(self, done: Project, tiny_sample: Path) -> None:
+        csv = done.folder / "submissions/submission.csv.gz"
+        with zipfile.ZipFile(tiny_sample / "sample_submission.csv.zip") as sample:
+            lines = sample.read("sample_submission.csv").decode().splitlines()[1:]
+        ids = [line.partition(".")[0] for line in lines]
+        report = check(csv, ids)
+        described = done.read("submissions/submission.json")
+        assert described["content_sha256"] == report.sha256
+        assert described["nets"] == ["small/0", "small/1"]
+        assert described["test"]["dice"] == pytest.approx(score(csv, tiny_sample / "truth.csv").mean)
+        assert gzip.decompress(csv.read_bytes()).startswith(b"img,rle_mask\n")
+
+    def test_metrics_and_reports(self, done: Project) -> None:
+        metrics = done.read("reports/metrics.json")
+        assert metrics["oof"]["small"]["images"] == 48
+        assert metrics["holdout"]["cars"] == 1
+        for scores in (metrics["oof"]["small"], metrics["holdout"], metrics["test"]):
+            assert 0 < scores["iou"] <= scores["dice"] <= 1
+            assert 0 < scores["accuracy"] <= 1
+        images = pd.read_csv(done.folder / "reports/images.csv")
+        assert images.groupby("split").size().to_dict() == {"holdout": 16, "oof": 48}
+        assert images[images["split"] == "oof"]["dice"].mean() == pytest.approx(
+            metrics["oof"]["small"]["dice"], abs=1e-5
+        )
+        for name in ("worst.jpg", "predictions.jpg"):
+            assert (done.folder / "reports" / name).read_bytes().startswith(b"\xff\xd8")
+        curves = pd.read_csv(done.folder / "reports/curves.csv")
+        assert curves.groupby("net")["epoch"].max().to_dict() == {"small/0": 3, "small/1": 3}
+
+    def test_no_car_was_scored_by_a_net_that_learned_it(self, done: Project) -> None:
+        folds = pd.read_csv(done.folder / "folds/folds.csv").set_index("car")["fold"]
+        images = pd.read_csv(done.folder / "reports/images.csv")
+        assert (images["fold"] == images["car"].map(folds)).all()
+
+    def test_a_second_run_does_nothing(self, done: Project) -> None:
+        assert "Data and pipelines are up to date" in done.repro()
+        assert "Dice" in done.run("carvana", "summary")
+
+    @pytest.mark.parametrize(
+        ("key", "value", "stages"),
+        [
+            ("ensemble.threshold", 0.4, {"evaluate", "ensemble"}),
+            ("models.specs.small.dropout", 0.1, {"train@small-0", "train@small-1"}),
+            ("models.specs.classic.dropout", 0.1, set()),
+            ("predict.views.oof", ["identity", "hflip", "scale:0.75"], {"predict@small-0-oof", "predict@small-1-oof"}),
+            ("machine.workers", 0, set()),
+            ("train.lr", 0.005, {"train@small-0", "train@small-1"}),
+        ],
+    )
+    def test_a_change_reruns_just_what_depends_on_it(
+        self, done: Project, key: str, value: object, stages: set[str]
+    ) -> None:
+        done.put({key: value})
+        try:
+            assert done.changed() == stages
+        finally:
+            done.git("checkout", "params.yaml")
+
+    def test_a_temporary_experiment_finds_data_and_state(self, done: Project) -> None:
+        printed = done.run("dvc", "exp", "run", "--temp", "--set-param", "ensemble.threshold=0.45", "--name", "t45")
+        assert "Running stage 'ensemble'" in printed
+        assert "Running stage 'download'" not in printed
+        assert "Running stage 'train" not in printed
+        shown = done.run("dvc", "exp", "show", "--csv", "--drop", ".*sha.*")
+        assert "t45" in shown
+        # One that trains shares the state of resumes with the workspace.
+        before = {path.name for path in (done.folder / ".resume/train/small/0").iterdir()}
+        done.run("dvc", "exp", "run", "--temp", "--set-param", "train.lr=0.02", "--name", "lr")
+        after = {path.name for path in (done.folder / ".resume/train/small/0").iterdir()}
+        assert before < after
+
+    def test_metrics_and_plots_of_dvc(self, done: Project) -> None:
+        assert "holdout.dice" in done.run("dvc", "metrics", "show")
+        assert "file:" in done.run("dvc", "plots", "show", "--out", "plots")
+        assert "train@small-0" in done.run("dvc", "dag", "--mermaid")
+
+
+@pytest.mark.slow
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["train", "--model", "none", "--fold", "0"], "There is no model 'none'"),
+            (["train", "--model", "small", "--fold", "7"], "There is no fold 7"),
+            (["predict", "--model", "small", "--fold", "5", "--split", "test"], "holds no trained net"),
+        ],
+    )
+    def test_what_does_not_exist(self, done: Project, arguments: list[str], words: str) -> None:
+        printed = done.run("python", "-m", f"pipeline.stages.{arguments[0]}", *arguments[1:], status=1)
+        assert words in printed
+        assert "Traceback" not in printed
+
+    def test_a_gpu_where_there_is_none(self, done: Project) -> None:
+        done.put({"machine.device": "gpu"})
+        try:
+            command = ("python", "-m", "pipeline.stages.predict", "--model", "small", "--fold", "0", "--split", "test")
+            blind = ("env", "CUDA_VISIBLE_DEVICES=", *command)
+            assert "A GPU is asked for" in done.run(*blind, status=1)
+        finally:
+            done.git("checkout", "params.yaml")
+
+    def test_a_torn_lock_file(self, done: Project) -> None:
+        lock = done.folder / "dvc.lock"
+        whole = lock.read_bytes()
+        lock.write_bytes(whole[: len(whole) // 2] + b"\n  torn: [")
+        try:
+            printed = done.run("carvana", "repro", status=1)
+            assert "dvc.lock is torn" in printed
+            assert "git checkout dvc.lock" in printed
+        finally:
+            lock.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_a_corrupt_test_image_keeps_its_row(done: Project, tiny_sample: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in tiny_sample.iterdir():
+        if file.name != "test.zip":
+            (data / file.name).symlink_to(file)
+    with zipfile.ZipFile(tiny_sample / "test.zip") as old, zipfile.ZipFile(data / "test.zip", "w") as new:
+        torn = old.namelist()[3]
+        for name in old.namelist():
+            new.writestr(name, old.read(name)[: 30_000 if name == torn else None])
+    project = Project(tmp_path / "project", TINY | {"data.directory": str(data), "train.epochs": 1})
+    project.repro()
+    image_id = Path(torn).stem
+    replaced = project.read("submissions/submission.json")["replaced_images"]
+    assert list(replaced) == [image_id]
+    assert check(project.folder / "submissions/submission.csv.gz").rows == 16
+    assert image_id in project.run("carvana", "summary")
+
+
+def bytes_of(project: Project) -> dict[str, bytes]:
+    names = [f"folds/small/{fold}/model.safetensors" for fold in (0, 1)]
+    return {name: (project.folder / name).read_bytes() for name in (*names, "submissions/submission.csv.gz")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["process", "group", "dvc"])
+def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, tmp_path: Path, how: str) -> None:
+    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample)})
+    resume = project.folder / ".resume"
+
+    def there(pattern: str) -> bool:
+        return any(resume.glob(pattern))
+
+    shard = "predict/test/small/0/*/work/maps/shard-00000.parquet"
+    points = [
+        ("train", lambda: there("train/small/0/*/work/last.ckpt")),
+        ("train", lambda: there("train/small/1/*/work")),
+        ("predict", lambda: there(shard)),
+        ("ensemble", lambda: there("ensemble/*/work/part-*")),
+    ]
+    for stage, ready in points:
+        dvc = project.start("dvc", "repro")
+        process = kill_when(dvc, stage, ready, how)
+        assert dvc.returncode != 0
+        if stage == "predict":
+            finished = {path: path.stat().st_mtime_ns for path in resume.glob(shard)}
+        if how == "dvc":
+            # Its child lives on, and the next run must neither disturb it nor be disturbed by it.
+            assert process.is_running()
+    project.repro()
+    assert bytes_of(project) == bytes_of(done)
+    for path, moment in finished.items():
+        kept = path.parents[2] / "result" / path.name
+        assert kept.stat().st_mtime_ns == moment, "a finished shard was made again"
+
+
+@pytest.mark.slow
+def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample), "train.epochs": 2})
+    project.repro("folds")
+    command = ("python", "-m", "pipeline.stages.train", "--model", "small", "--fold", "0")
+    both = [
+        subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert sum("Another run is working on train/small/0" in text for text in printed) == 1
+    assert len(list((project.folder / ".resume/train/small/0").glob("*/result"))) == 1

@@ -1,0 +1,176 @@
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.resume import FOLDER, clean, hold, sizes
+
+SLOT = "train/unet/0"
+FACTS = {"lr": 0.1, "images": ["a", "b"]}
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def build(root: Path, facts: dict[str, Any] = FACTS, text: str = "result") -> Path:
+    """Hold a state and finish it, unless it is finished; return its folder."""
+    with hold(root, SLOT, facts) as state:
+        if not state.finished:
+            built = state.work / "built"
+            built.mkdir()
+            (built / "net").write_text(text)
+            state.finish(built)
+    return state.folder
+
+
+def states(root: Path) -> set[Path]:
+    return {path.parent for path in (root / FOLDER).rglob("facts.json")}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+# ---------------------------------------------------------------- one process
+
+
+def test_finished_work_is_kept_and_published(tmp_path: Path) -> None:
+    build(tmp_path)
+    with hold(tmp_path, SLOT, FACTS) as state:
+        assert state.finished
+        assert not state.work.exists()
+        for _ in range(2):
+            state.publish(tmp_path / "out")
+    assert (tmp_path / "out" / "net").read_text() == "result"
+
+
+def test_work_that_stopped_is_found_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), hold(tmp_path, SLOT, FACTS) as state:
+        (state.work / "epoch").write_text("3")
+        raise RuntimeError
+    with hold(tmp_path, SLOT, FACTS) as state:
+        assert not state.finished
+        assert (state.work / "epoch").read_text() == "3"
+
+
+def test_a_kill_in_the_midst_of_finish_leaves_a_finished_state(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    (folder / "work").mkdir()
+    (folder / "work" / "checkpoint").write_text("left behind")
+    with hold(tmp_path, SLOT, FACTS) as state:
+        assert state.finished
+        assert not state.work.exists()
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.2}, {"images": ["a"]}, {"images": ["b", "a"]}, {"more": None}])
+def test_other_facts_have_other_states(tmp_path: Path, other: dict[str, Any]) -> None:
+    build(tmp_path)
+    with hold(tmp_path, SLOT, FACTS | other) as state:
+        assert not state.finished
+    with hold(tmp_path, "train/unet/1", FACTS) as state:
+        assert not state.finished
+
+
+def test_the_order_of_facts_is_none(tmp_path: Path) -> None:
+    build(tmp_path)
+    with hold(tmp_path, SLOT, dict(reversed(FACTS.items()))) as state:
+        assert state.finished
+
+
+def test_three_finished_states_are_kept_and_all_unfinished_ones(tmp_path: Path) -> None:
+    with hold(tmp_path, SLOT, {"n": -1}) as unfinished:
+        (unfinished.work / "epoch").write_text("3")
+    with hold(tmp_path, "train/unet/1", {"n": 0}) as state:
+        elsewhere = state.folder
+    built = []
+    for number in range(5):
+        built.append(build(tmp_path, {"n": number}))
+        if number == 3:
+            build(tmp_path, {"n": 1})  # used again, so that it is no longer among the oldest
+    assert states(tmp_path) == {built[1], built[3], built[4], unfinished.folder, elsewhere}
+    assert (unfinished.work / "epoch").read_text() == "3"
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _build_slowly(root: Path, name: str) -> None:
+    with hold(root, SLOT, FACTS) as state:
+        if not state.finished:
+            with (root / "builders").open("a") as log:
+                log.write(f"{name}\n")
+            built = state.work / "built"
+            built.mkdir()
+            wait_for(lambda: (root / "go on").exists())
+            (built / "net").write_text(name)
+            state.finish(built)
+        state.publish(root / f"out-{name}")
+
+
+def _hold_for_ever(root: Path) -> None:
+    with hold(root, SLOT, FACTS) as state:
+        (state.work / "epoch").write_text("3")
+        (root / "held").touch()
+        time.sleep(600)
+
+
+def start(function: Callable[..., None], *arguments: object) -> SpawnProcess:
+    process = SPAWN.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = start(_build_slowly, tmp_path, "first")
+    wait_for((tmp_path / "builders").exists)
+    second = start(_build_slowly, tmp_path, "second")
+    said = [""]
+
+    def waits() -> bool:
+        said[0] += capfd.readouterr().err
+        return f"Another run is working on {SLOT}: waiting for it" in said[0]
+
+    wait_for(waits)
+    (tmp_path / "go on").touch()
+    for process in (first, second):
+        process.join(30)
+        assert process.exitcode == 0
+    assert (tmp_path / "builders").read_text() == "first\n"
+    assert [(tmp_path / f"out-{name}" / "net").read_text() for name in ("first", "second")] == ["first"] * 2
+
+
+def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> None:
+    holder = start(_hold_for_ever, tmp_path)
+    wait_for((tmp_path / "held").exists)
+    with pytest.raises(PipelineError, match=rf"A run is working on \.resume/{SLOT}/.*: stop it first"):
+        clean(tmp_path)
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(30)
+    with hold(tmp_path, SLOT, FACTS) as state:
+        assert not state.finished
+        assert (state.work / "epoch").read_text() == "3"
+
+
+# ---------------------------------------------------------------- clean
+
+
+def test_clean_removes_every_state_and_sizes_lists_them(tmp_path: Path) -> None:
+    folder = build(tmp_path, text="x" * 1000)
+    with hold(tmp_path, "predict/test/unet/0", FACTS):
+        pass
+    listed = sizes(tmp_path)
+    assert len(listed) == 2
+    assert 1000 < listed[str(folder.relative_to(tmp_path))] < 2000
+    clean(tmp_path)
+    assert sizes(tmp_path) == {}
+    assert not folder.exists()
+    clean(tmp_path)
