@@ -58,13 +58,25 @@ class Params(BaseModel):
         """Return a model with the defaults of ``input`` and ``train`` filled in; raises PipelineError if unknown."""
         if model not in self.models.specs:
             raise PipelineError(f"There is no model '{model}': {FILE} has {', '.join(self.models.specs)}.")
-        spec, key = self.models.specs[model], f"models.specs.{model}"
-        input = _override(f"{key}.input", self.input, spec.input)
-        train = _override(f"{key}.train", self.train, spec.train)
         try:
-            return Design(spec=spec, input=input, train=train)
+            return Design(spec=self.models.specs[model], input=self._input(model), train=self._train(model))
         except ValidationError as error:
-            raise PipelineError(_in_words(error, key)) from error
+            raise PipelineError(_in_words(error, f"models.specs.{model}")) from error
+
+    def check(self) -> None:
+        """Raise PipelineError for what no section can tell by itself; of models that are not active, only ill values."""
+        for model in self.models.specs:
+            self._input(model)
+            self._train(model)
+        for model in self.models.active:
+            self.design(model)
+        self.ensemble_nets()
+
+    def _input(self, model: str) -> InputSettings:
+        return _override(f"models.specs.{model}.input", self.input, self.models.specs[model].input)
+
+    def _train(self, model: str) -> TrainSettings:
+        return _override(f"models.specs.{model}.train", self.train, self.models.specs[model].train)
 
     def ensemble_nets(self) -> list[tuple[str, int]]:
         """Return the model and fold of every net of the ensemble; raises PipelineError for one that is not active."""
@@ -98,9 +110,7 @@ def parse(tree: Any) -> Params:
         raise PipelineError(f"{FILE} holds no settings: take back the last sound ones with 'git checkout {FILE}'.")
     try:
         params = _strictly(Params, tree)
-        for name in params.models.specs:
-            params.design(name)
-        params.ensemble_nets()
+        params.check()
     except ValidationError as error:
         raise PipelineError(_in_words(error)) from error
     return params

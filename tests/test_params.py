@@ -36,7 +36,7 @@ def tree(shipped: dict[str, Any]) -> dict[str, Any]:
     """The shipped settings with folds and models that these tests know."""
     tree = deepcopy(shipped)
     tree["folds"] |= {"count": 3, "active": [0, 1, 2]}
-    tree["models"] = {"active": ["small"], "specs": deepcopy(SPECS)}
+    tree["models"] = {"active": ["small", "encoder"], "specs": deepcopy(SPECS)}
     tree["predict"]["views"] = {split: ["identity"] for split in ("oof", "holdout", "test")}
     return tree
 
@@ -121,7 +121,7 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("input.size", [160], "input.size"),
         ("input.size", "big", "input.size can't be 'big'"),
         ("input.size", [160, "a"], "input.size.1 can't be 'a'"),
-        ("train.crop", [62, 64], "models.specs.classic: train.crop 62 x 64: this net needs multiples of 4"),
+        ("train.crop", [62, 64], "models.specs.small: train.crop 62 x 64: this net needs multiples of 4"),
         ("train.crop", [640, 640], "train.crop 640 x 640 is larger than what the net sees"),
         # specs, whose nets' kinds are no part of a key
         ("models.specs.classic.widths", "x", "models.specs.classic.widths can't be 'x'"),
@@ -202,6 +202,14 @@ def test_a_spec_overrides_what_it_names_and_nothing_else(tree: dict[str, Any]) -
 def test_a_model_that_does_not_exist_is_named(tree: dict[str, Any]) -> None:
     with pytest.raises(PipelineError, match=r"There is no model 'smal': params\.yaml has classic, encoder, small"):
         parse(tree).design("smal")
+
+
+def test_a_size_need_not_suit_a_net_that_is_not_active(tree: dict[str, Any]) -> None:
+    tree["models"]["specs"]["deep"] = {"net": "classic", "widths": [4] * 8}
+    parse(tree)
+    tree["models"]["active"] = ["small", "deep"]
+    with pytest.raises(PipelineError, match=r"models\.specs\.deep: input\.size .* multiples of 128"):
+        parse(tree)
 
 
 def test_nets_of_the_ensemble_are_all_active_ones_or_those_chosen(tree: dict[str, Any]) -> None:

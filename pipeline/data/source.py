@@ -205,8 +205,13 @@ def _demand(directory: Path, manifest: Mapping[str, Any], part: str, digest: str
         )
 
 
+def _ours(name: str, ending: str) -> bool:
+    # Macs put a file of the same name, with "._" before it, beside each.
+    return name.endswith(ending) and not name.startswith(".")
+
+
 def _ids(archive: Archive, ending: str) -> list[str]:
-    ids = [name.removesuffix(ending) for name in archive.names() if name.endswith(ending)]
+    ids = [name.removesuffix(ending) for name in archive.names() if _ours(name, ending)]
     for image_id in ids:
         try:
             split_id(image_id)

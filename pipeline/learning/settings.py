@@ -18,7 +18,7 @@ Size = tuple[PositiveInt, PositiveInt]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InputSettings(_Section):

@@ -49,6 +49,8 @@ def _sentence(error: Exception) -> str:
     # Libraries report a full disk each in their own way, so look for oneself.
     if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(Path.cwd()).free < _TOO_LITTLE:
         return f"The disk is full ({error}): free some space and run the same command again; what is done is kept."
+    if isinstance(error, PermissionError):
+        return f"{error.filename or error} may not be read or written: change its permissions or its owner."
     kind = type(error).__name__
     if kind in ("OutOfMemoryError", "MemoryError"):
         return f"Out of memory ({error}): lower train.batch_size, machine.predict_batch or machine.cache_gb."
