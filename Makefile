@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test quick check format lock bench clean
+.PHONY: help setup repro test quick check format lock bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -21,29 +21,26 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 repro: setup  ## the whole pipeline, from data to submission
-	carvana repro
+	$(VENV)/bin/carvana repro
 
 test: setup  ## all tests
-	python -m pytest
+	$(VENV)/bin/python -m pytest
 
 quick: setup  ## the tests that take seconds
-	python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow"
 
 check: setup  ## format, lint and types
-	ruff format --check .
-	ruff check .
-	mypy
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 format: setup  ## put the code into its one format
-	ruff format .
-	ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
 
 lock: setup  ## pin the newest versions that pyproject.toml allows
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --upgrade --output-file requirements.lock
 
 bench: setup  ## ratios against the usual ways
-	python -m benchmarks
-
-clean: setup  ## forget the state of resumes
-	carvana clean
+	$(VENV)/bin/python -m benchmarks

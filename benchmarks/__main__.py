@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> None:
     for name in chosen:
         if name not in NAMES:
             parser.error(f"there is no benchmark '{name}': choose from {', '.join(NAMES)}")
+    # For both sides: on a busy machine, torch's threads would spin as they wait.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Imported here, so that the processes in which peaks are measured import only what they run.
     from benchmarks.measuring import Row, table
 

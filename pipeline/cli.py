@@ -70,11 +70,15 @@ def _recipe(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from functools import partial
+
+    from tqdm import tqdm
+
     from pipeline.competition.submission import check
     from pipeline.stages.inputs import expected_ids
 
     ids = expected_ids()
-    report = check(options.csv, ids)
+    report = check(options.csv, ids, partial(tqdm, desc="Checking", unit="row", leave=False, disable=None))
     against = "" if ids is not None else " (not held against sample_submission.csv: there is no data yet)"
     print(f"{options.csv} is sound: {report.rows} images, each once{against}; {report.empty} masks are empty.")
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
@@ -83,9 +87,13 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
+    from functools import partial
+
+    from tqdm import tqdm
+
     from pipeline.competition.submission import score
 
-    result = score(options.csv, options.truth)
+    result = score(options.csv, options.truth, partial(tqdm, desc="Scoring", unit="row", leave=False, disable=None))
     worst = min(result.dice, key=result.dice.__getitem__)
     print(f"Dice {result.mean:.6f}  IoU {result.mean_iou:.6f}  accuracy {result.mean_accuracy:.6f}")
     print(f"{len(result.counts)} images; the worst is {worst} with {result.dice[worst]:.6f}.")

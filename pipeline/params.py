@@ -1,6 +1,7 @@
 """params.yaml as frozen, typed sections; unknown keys and ill-typed values are errors that name the key."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +12,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.data.settings import DataSettings, FoldSettings
-from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
 from pipeline.errors import PipelineError
 from pipeline.learning.prediction_settings import PredictSettings
 from pipeline.learning.settings import Design, InputSettings, MachineSettings, ModelSpec, TrainSettings
 
 FILE = "params.yaml"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -34,6 +37,11 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def _active_exist(self) -> "ModelSettings":
+        for name in self.specs:
+            if not _NAME.fullmatch(name) or name == ENSEMBLE:
+                raise ValueError(
+                    f"models.specs.{name}: name it otherwise, in letters, digits, - and _, not '{ENSEMBLE}'"
+                )
         for name in self.active:
             if name not in self.specs:
                 raise ValueError(f"models.active has '{name}', but models.specs has only {', '.join(self.specs)}")
@@ -64,7 +72,7 @@ class Params(BaseModel):
             raise PipelineError(_in_words(error, f"models.specs.{model}")) from error
 
     def check(self) -> None:
-        """Raise PipelineError for what no section can tell by itself; of models that are not active, only ill values."""
+        """Raise PipelineError for what no section can tell by itself; inactive models need not fit ``input``."""
         for model in self.models.specs:
             self._input(model)
             self._train(model)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class State:
         publish(self.result, target)
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed versions of packages, as facts."""
+    return {package: version(package) for package in packages}
+
+
 @contextlib.contextmanager
 def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
     """Hold the state of ``slot`` (such as ``train/unet/0``) that belongs to ``facts``, alone.
@@ -69,6 +75,8 @@ def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
             remove(state.work)  # what a kill in the midst of finish left
         else:
             state.work.mkdir(exist_ok=True)
+            for left_by_a_kill in [*state.work.rglob(".*.part")]:
+                remove(left_by_a_kill)
         yield state
         if state.finished:
             os.utime(folder)

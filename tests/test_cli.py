@@ -375,7 +375,8 @@ def test_a_stage_whose_disk_is_full_says_so(
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     monkeypatch.setattr(download, "bring_in", lambda settings, home: None)
-    monkeypatch.setattr(download, "inspect", lambda source, on_corrupt: {})
+    monkeypatch.setattr(download, "inspect", lambda source, on_corrupt: {"suspect_test_images": {}})
+    monkeypatch.setattr(download, "write_truth", lambda source, target: None)
     monkeypatch.setattr(download, "write_json", fill_up)
     monkeypatch.setattr(sys, "argv", ["download"])
     with pytest.raises(SystemExit) as end:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.intake import bring_in, inspect
+from pipeline.data.intake import bring_in, inspect, write_truth
 from pipeline.data.settings import DRAWING, DataSettings, SampleSettings, locate
 from pipeline.data.source import Source, open_test, open_training
 from pipeline.errors import PipelineError
@@ -417,12 +417,12 @@ def files_below(file: str) -> set[str]:
 def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path, files: Files) -> None:
     for name in ("with", "without"):
         zipped(tmp_path / name, files)
-    (tmp_path / "with" / "truth.csv").write_bytes(b"img,rle_mask\n")
+    (tmp_path / "with" / "truth.csv").write_bytes(b"img,rle_mask\n00087a6bd4dc_01.jpg,1 1\n")
     place = tmp_path / "data" / "truth.csv"
-    bring_in(DataSettings(source="directory", directory="with"), tmp_path)
+    write_truth(bring_in(DataSettings(source="directory", directory="with"), tmp_path), place)
+    assert place.read_bytes() == b"img,rle_mask\n00087a6bd4dc_01.jpg,1 1\n"
+    write_truth(bring_in(DataSettings(source="directory", directory="without"), tmp_path), place)
     assert place.read_bytes() == b"img,rle_mask\n"
-    bring_in(DataSettings(source="directory", directory="without"), tmp_path)
-    assert not place.exists()
 
 
 def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:

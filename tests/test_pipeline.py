@@ -187,6 +187,7 @@ def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, t
         ("train", lambda: there("train/small/0/*/work/last.ckpt")),
         ("train", lambda: there("train/small/1/*/work")),
         ("predict", lambda: there(shard)),
+        ("evaluate", lambda: True),
         ("ensemble", lambda: there("ensemble/*/work/part-*")),
     ]
     for stage, ready in points:
@@ -200,6 +201,7 @@ def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, t
             assert process.is_running()
     project.repro()
     assert bytes_of(project) == bytes_of(done)
+    assert not list(project.folder.rglob(".*.part")), "a kill left something half written"
     for path, moment in finished.items():
         kept = path.parents[2] / "result" / path.name
         assert kept.stat().st_mtime_ns == moment, "a finished shard was made again"

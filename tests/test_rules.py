@@ -13,7 +13,7 @@ from pipeline.stages.code import imports
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py"))
 
-TOOLS = {"errors", "files", "places", "resume"}
+TOOLS = {"cores", "errors", "files", "places", "resume"}
 """Files beside the rooms that every room but ``competition`` may use."""
 
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "learning": {"competition", "data"} | TOOLS,
     "ensembling": {"competition", "data"} | TOOLS,
     "reporting": {"competition", "data"} | TOOLS,
+    "cores": set[str](),
     "errors": set[str](),
     "files": {"errors"},
     "places": set[str](),
@@ -35,7 +36,7 @@ MAY_IMPORT = {
 """Rooms of ``pipeline/``, and single files there, with those that they may import."""
 
 ONLY = {
-    "torch": {"learning", "stages/train.py", "stages/predict.py"},
+    "torch": {"learning"},
     "torchvision": {"learning"},
     "timm": {"learning"},
     "segmentation_models_pytorch": {"learning"},

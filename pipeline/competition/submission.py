@@ -11,11 +11,11 @@ import math
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from pipeline.errors import PipelineError
 
 HEADER = "img,rle_mask"
 """First line of every submission, and of train_masks.csv."""
+
+Progress = Callable[[Iterator[Any]], Iterable[Any]]
+"""Passes rows on, and shows a person how many went by."""
 
 _PIXELS = HEIGHT * WIDTH
 
@@ -94,7 +97,7 @@ def rows(path: Path) -> Iterator[tuple[int, str, str]]:
         yield row, image_id, text
 
 
-def check(path: Path, expected_ids: Collection[str] | None = None) -> Report:
+def check(path: Path, expected_ids: Collection[str] | None = None, progress: Progress = iter) -> Report:
     """Return what a submission holds, or refuse it.
 
     ``expected_ids`` are the images that it must hold, each once and no other; None takes any image ids. Raises
@@ -110,7 +113,7 @@ def check(path: Path, expected_ids: Collection[str] | None = None) -> Report:
     header = next(lines, b"")
     _check_header(path, header)
     digest.update(header)
-    for row, line in enumerate(lines, start=2):
+    for row, line in enumerate(progress(lines), start=2):
         digest.update(line)
         image_id, text = _fields(path, row, line)
         if image_id in seen:
@@ -134,7 +137,7 @@ def check(path: Path, expected_ids: Collection[str] | None = None) -> Report:
     )
 
 
-def score(path: Path, truth_path: Path) -> Score:
+def score(path: Path, truth_path: Path, progress: Progress = iter) -> Score:
     """Return the Dice of each image of a submission, given a CSV of the true masks in the same form.
 
     Both files are read side by side. True masks that the submission has not come to yet wait in a temporary file, so
@@ -146,7 +149,7 @@ def score(path: Path, truth_path: Path) -> Score:
     truth = _truth(truth_path)
     with tempfile.TemporaryFile() as file:
         waiting = _Waiting(file)
-        for row, image_id, text in rows(path):
+        for row, image_id, text in progress(rows(path)):
             if image_id in counts:
                 raise _second_row(path, row, image_id)
             predicted = _runs(path, row, image_id, text)

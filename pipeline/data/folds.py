@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from pipeline.competition.layout import car_of
 from pipeline.errors import PipelineError
@@ -22,7 +23,7 @@ Folds = Mapping[str, int]
 def mean_areas(image_ids: Iterable[str], mask: Callable[[str], NDArray[np.uint8]]) -> dict[str, float]:
     """Return the mean area of each car's masks, in pixels."""
     areas: dict[str, list[int]] = {}
-    for image_id in image_ids:
+    for image_id in tqdm(image_ids, desc="Measuring masks", unit="image"):
         areas.setdefault(car_of(image_id), []).append(int(np.count_nonzero(mask(image_id))))
     return {car: sum(values) / len(values) for car, values in areas.items()}
 

@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from tqdm import tqdm
 
+from pipeline.competition.submission import HEADER
+from pipeline.cores import cores
 from pipeline.data.sample import draw_sample
 from pipeline.data.settings import DataSettings, locate
 from pipeline.data.source import Source
@@ -19,14 +22,14 @@ def bring_in(settings: DataSettings, home: Path) -> Source:
     """Make sure that the files are there, and return them."""
     folder = locate(settings, home)
     if settings.directory is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         # Every file appears whole, this one last: where it is, so are the others.
-        if not (folder / "truth.csv").is_file():
-            draw_sample(folder, settings.sample)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "truth.csv").is_file():
+                draw_sample(folder, settings.sample)
     elif not folder.is_dir():
         raise PipelineError(f"data.directory is {folder}, which is no folder: give it the path of one.")
-    source = Source(folder)
-    _show_truth(source, home / "data" / "truth.csv")
-    return source
+    return Source(folder)
 
 
 def inspect(source: Source, on_corrupt: Literal["error", "skip"]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _faults(ids: list[str], check: Callable[[str], None], words: str) -> Iterato
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         found: Iterable[str | None] = tqdm(pool.map(fault, ids), desc=words, total=len(ids), unit="image")
         yield from ((image_id, message) for image_id, message in zip(ids, found, strict=True) if message)
 
@@ -111,10 +114,10 @@ def _check_test_ids(source: Source, test_ids: list[str]) -> None:
         )
 
 
-def _show_truth(source: Source, place: Path) -> None:
-    """Put the known test masks where ``carvana score`` is told to look, or take away those of another source."""
-    if source.truth is None:
-        place.unlink(missing_ok=True)
-        return
-    with whole_file(place) as temporary:
-        shutil.copyfile(source.truth, temporary)
+def write_truth(source: Source, target: Path) -> None:
+    """Write the masks of the test images as a CSV, which has a header only where they are not known."""
+    with whole_file(target) as temporary:
+        if source.truth is None:
+            temporary.write_text(f"{HEADER}\n", encoding="utf-8")
+        else:
+            shutil.copyfile(source.truth, temporary)

@@ -12,8 +12,9 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import cv2
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from pipeline.competition import rle
 from pipeline.competition.layout import image_name, join_id, mask_name
+from pipeline.cores import cores
 from pipeline.data.car_design import design_car
 from pipeline.data.drawing import draw_car
 from pipeline.data.settings import SampleSettings
@@ -86,13 +88,26 @@ def car_ids(settings: SampleSettings) -> list[str]:
 @contextmanager
 def _drawing(seed: int, cars: list[str], order: list[int], workers: int | None) -> Iterator[Iterator[list[DrawnImage]]]:
     """Give an iterator over the cars in ``order``, which a pool of processes draws ahead."""
-    workers = min(workers or os.cpu_count() or 1, len(order))
+    workers = min(workers or cores(), len(order))
     # Spawned, not forked: the fork of a process whose libraries hold threads can hang.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
     try:
         yield pool.map(_draw_and_encode, [seed] * len(order), order, [cars[index] for index in order])
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    cv2.setNumThreads(1)
+    parent = parent_process()
+
+    def follow() -> None:
+        # A pool's processes outlive a parent that is killed, and would wait for work for ever.
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _draw_and_encode(seed: int, index: int, car: str) -> list[DrawnImage]:

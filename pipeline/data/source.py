@@ -104,11 +104,16 @@ class Photos:
 
     def check_header(self, image_id: str) -> None:
         """Raise PipelineError unless the file announces a JPEG of the right size; reads the first bytes only."""
-        check_jpeg_header(self.archive.read(image_name(image_id), limit=1 << 16), self.where(image_id))
+        name, where = image_name(image_id), self.where(image_id)
+        try:
+            check_jpeg_header(self.archive.read(name, limit=1 << 12), where)
+        except PipelineError:
+            # Camera notes or a preview may stand before the size.
+            check_jpeg_header(self.archive.read(name), where)
 
     def where(self, image_id: str) -> str:
         """Return words for messages that say which file this is."""
-        return f"{image_name(image_id)} in {self.archive.path}"
+        return f"{image_name(image_id)} in {self.archive.path.name}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.ensembling.maps import FULL, LevelMap
 
+ENSEMBLE = "ensemble"
+"""Name, among models, of several merged."""
+
 MergeName = Literal["probability", "logit", "vote"]
 
 _LOGIT_SCALE = 1 << 12
@@ -94,7 +97,7 @@ class Merge:
         logits = [w * _logit_table(count) for w, count in zip(self.weights, self.counts, strict=True)]
         least = ceil(_logit(float(threshold)) * _LOGIT_SCALE * total)
         # Moved up so that level 0 is 0, as outside the boxes.
-        return [table - table[0] for table in logits], least - sum(int(table[0]) for table in logits)
+        return [table - table[0] for table in logits], max(1, least - sum(int(table[0]) for table in logits))
 
     @property
     def _tables(self) -> list[NDArray[np.int64] | int]:

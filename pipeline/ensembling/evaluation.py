@@ -1,6 +1,6 @@
 """Nets scored on cars that they never saw: out of fold, and on cars held out of every fold."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge
+from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings, Merge
 from pipeline.ensembling.maps import MapStore
 from pipeline.ensembling.scoring import SCORES, TrueMask, merged, score, summarise
-
-ENSEMBLE = "ensemble"
-"""Name, among models, of several merged."""
 
 Net = tuple[str, int]
 """Model and fold."""
@@ -95,3 +92,9 @@ def merge_of(settings: EnsembleSettings, nets: Sequence[Net], views: int) -> Mer
     """Return the merge of ``nets``, each a sum of as many views."""
     weights = tuple(settings.weights.get(model, 1) for model, _ in nets)
     return Merge(settings.merge, settings.threshold, (views,) * len(nets), weights)
+
+
+def own_dice(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Dice alone of a summary: by model out of fold, and of the ensemble on held-out cars."""
+    held_out = {"holdout": summary["holdout"]["dice"]} if "holdout" in summary else {}
+    return {"oof": {model: scores["dice"] for model, scores in summary["oof"].items()}, **held_out}

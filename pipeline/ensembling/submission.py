@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pipeline.competition import rle
 from pipeline.competition.layout import image_name, split_id
 from pipeline.competition.submission import HEADER
+from pipeline.cores import cores
 from pipeline.ensembling.ensemble import Merge
 from pipeline.ensembling.maps import MapStore
 from pipeline.ensembling.parts import compress_part, join_parts
@@ -31,7 +32,7 @@ def write_submission(stores: Sequence[MapStore], merge: Merge, fallback: Fallbac
     shards = range(stores[0].shard_count())
     missing = [number for number in shards if not _part(work, number).is_file()]
     # Decompressing, adding and compressing let other threads run; a few shards at a time bound the memory.
-    with ThreadPoolExecutor() as pool, tqdm(total=len(shards), desc="Merging", unit="shard") as bar:
+    with ThreadPoolExecutor(cores()) as pool, tqdm(total=len(shards), desc="Merging", unit="shard") as bar:
         bar.update(len(shards) - len(missing))
         # A task is no more than a number and a row of text on disk, so all of them may wait at once.
         for _ in pool.map(lambda number: _write_part(stores, merge, fallback, number, _part(work, number)), missing):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from pipeline.cores import cores
 from pipeline.learning.pixels import Pixels, soft_target, to_input
 from pipeline.learning.settings import Augmentation, InputSettings, TrainSettings
 
@@ -60,6 +61,13 @@ class Examples:
             return self.cache[0][index], self.cache[1][index]
         return self._decode(index)
 
+    def image(self, index: int) -> Pixels:
+        """Return an image (h, w, C) without its target, uint8."""
+        if self.cache is not None:
+            cached: Pixels = self.cache[0][index]
+            return cached
+        return to_input(self.reader.image(self.image_ids[index]), self.input)
+
     def _decode(self, index: int) -> tuple[Pixels, Pixels]:
         image_id = self.image_ids[index]
         image_hwC = to_input(self.reader.image(image_id), self.input)
@@ -73,7 +81,7 @@ class Examples:
             images[index], targets[index] = self._decode(index)
 
         # Decoders let other threads run.
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             list(tqdm(pool.map(fill, range(len(self))), desc="Decoding images", total=len(self), unit="image"))
         return images, targets
 
@@ -111,7 +119,7 @@ class ValidationSet(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return ``image`` (C, h, w) and ``mask`` (1280, 1918) of 0 and 1, uint8."""
-        image_hwC, _ = self.examples[index]
+        image_hwC = self.examples.image(index)
         mask_HW = self.examples.reader.mask(self.examples.image_ids[index])
         return {"image": torch.from_numpy(image_hwC).permute(2, 0, 1), "mask": torch.from_numpy(mask_HW)}
 

@@ -38,7 +38,6 @@ class Predictor:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         net, self.input = load(folder, weights)
-        self.stride = net.stride
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
 
     def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
@@ -69,7 +68,7 @@ class Predictor:
 
     def _logits(self, view: View, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return view.undo(self.net(view.apply(pixels_BCHW, self.stride)))
+            return view.undo(self.net(view.apply(pixels_BCHW)))
 
 
 def stream(

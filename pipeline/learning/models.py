@@ -1,5 +1,6 @@
 """The nets, and the folder in which a trained one explains itself."""
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch.nn import functional
 from pipeline.errors import PipelineError
 from pipeline.files import whole_file, write_json
 from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
+from pipeline.places import home
 
 CONFIG = "config.json"
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
@@ -187,7 +189,7 @@ def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
     # Imported here: it takes seconds, and classic nets do without.
     import segmentation_models_pytorch as smp
 
-    file = Path(weights).expanduser() if weights and _looks_like_a_file(weights) else None
+    file = weights_file(weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on how timm's encoders want their weights to be named
@@ -206,8 +208,22 @@ def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
     return unet  # type: ignore[no-any-return]
 
 
-def _looks_like_a_file(weights: str) -> bool:
-    return "/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")
+def weights_file(weights: str | None) -> Path | None:
+    """Return the file that ``encoder_weights`` names, in the project's own root if relative; None for a set's name."""
+    if weights is None or not ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
+        return None
+    return home() / Path(weights).expanduser()
+
+
+def weights_digest(spec: ModelSpec) -> str | None:
+    """Return a digest of the file that a net starts from, or None where it starts from none."""
+    file = weights_file(spec.encoder_weights) if isinstance(spec, EncoderUNet) else None
+    if file is None:
+        return None
+    if not file.is_file():
+        raise PipelineError(f"There are no weights at {file}: check encoder_weights.")
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:

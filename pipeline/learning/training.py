@@ -1,10 +1,10 @@
 """One net trained on one fold, with Lightning; what a kill leaves behind is taken up at the last whole epoch."""
 
+import contextlib
 import logging
 import math
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer, lr_scheduler
 from tqdm import tqdm
 
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.errors import PipelineError
-from pipeline.files import whole_file, write_json, write_text
+from pipeline.files import publish, whole_file, write_json, write_text
 from pipeline.learning.dataset import Examples, Reader, training_loader, validation_loader
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.losses import weighted_sum
@@ -54,12 +56,29 @@ def train(job: Job, work: Path) -> Path:
     """
     settings = job.design.train
     device = resolve_device(job.machine.device)
+    if device.type == "cuda" and settings.devices > torch.cuda.device_count():
+        raise PipelineError(
+            f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
+        )
     segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed), job, device)
-    curves, best = Curves(), BestWeights(work / WEIGHTS["best"])
+    curves, best = Curves(settings), BestWeights(work)
     trainer = _trainer(settings, device, work, [best, *_averaging(settings), curves, _LastCheckpoint(work)])
     checkpoint = work / _CHECKPOINT
-    trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
-    return _collect(job, work) if trainer.is_global_zero else work
+    with _one_voice():
+        trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
+    return _collect(job, work)
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Raise what a loading or a training process raised as if it had been raised here, without its traceback."""
+    try:
+        yield
+    except (PipelineError, ProcessRaisedException) as error:
+        _, mark, words = str(error).rpartition("PipelineError: ")
+        if mark:
+            raise PipelineError(words.strip()) from error
+        raise
 
 
 class Segmenter(LightningModule):
@@ -160,14 +179,20 @@ def learning_rate_curve(settings: TrainSettings, steps: int) -> Callable[[int], 
 
 
 class Curves(Callback):
-    """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left."""
+    """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left.
 
-    def __init__(self) -> None:
+    Also has the last epoch validated, whatever ``validate_every`` says: its weights are those that are used.
+    """
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.every = settings.validate_every
         self.rows: list[dict[str, float]] = []
         self.bar: Any = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar of all epochs, from where this run takes them up."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if last else self.every
         if self.bar is None and trainer.is_global_zero:
             batches = int(trainer.num_training_batches)
             done = trainer.current_epoch * batches
@@ -209,8 +234,8 @@ class BestWeights(Callback):
     Stands before the averaging of weights among the callbacks, so that it sees the averaged ones in place.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.dice, self.epoch = -1.0, 0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,7 +245,7 @@ class BestWeights(Callback):
         if dice > self.dice:
             self.dice, self.epoch = dice, trainer.current_epoch + 1
             if trainer.is_global_zero:
-                save_weights(self.path, pl_module.net.state_dict())
+                save_weights(self.folder / _best(self.epoch), pl_module.net.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far, for the checkpoint."""
@@ -239,6 +264,10 @@ class _LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:
+            (best,) = (callback for callback in trainer.callbacks if isinstance(callback, BestWeights))  # type: ignore[attr-defined]
+            for older in set(self.path.parent.glob(_best("*"))) - {self.path.parent / _best(best.epoch)}:
+                older.unlink()
 
 
 class _WholeFiles(TorchCheckpointIO):
@@ -265,10 +294,18 @@ class _Data(LightningDataModule):
         return validation_loader(examples, batch_size, self.job.machine.workers, *self._share())
 
     def _examples(self, image_ids: Sequence[str]) -> Examples:
-        return Examples.load(image_ids, self.job.reader, self.job.design.input, self.job.machine.cache_gb)
+        # The memory is shared by training and validation images, and by the processes.
+        share = len(image_ids) / (len(self.job.train_ids) + len(self.job.validation_ids)) / self._share()[1]
+        cache_gb = self.job.machine.cache_gb * share
+        return Examples.load(image_ids, self.job.reader, self.job.design.input, cache_gb)
 
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _best(epoch: int | str) -> str:
+    # Named by epoch: a kill between weights and checkpoint leaves one that the checkpoint knows nothing of.
+    return f"best-{epoch}.safetensors"
 
 
 def _trainer(settings: TrainSettings, device: torch.device, work: Path, callbacks: list[Callback]) -> Trainer:
@@ -277,7 +314,8 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=settings.devices,
         # Spawned, not launched anew: another launch of the stage would wait for the lock that this one holds.
-        strategy="ddp_spawn" if settings.devices > 1 else "auto",
+        # Buffers are not sent round: shares of the validation images differ in length, and would wait for each other.
+        strategy=DDPStrategy(start_method="spawn", broadcast_buffers=False) if settings.devices > 1 else "auto",
         precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
@@ -285,8 +323,7 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
         callbacks=callbacks,
         plugins=[_WholeFiles()],
         default_root_dir=work,
-        # Validation runs by ``check_val_every_n_epoch``, and after the last epoch whatever that says.
-        check_val_every_n_epoch=_validation_period(settings),
+        check_val_every_n_epoch=settings.validate_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,
@@ -294,11 +331,6 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
         enable_model_summary=False,
         benchmark=device.type == "cuda",
     )
-
-
-def _validation_period(settings: TrainSettings) -> int:
-    """Return the largest divisor of ``epochs`` that is at most ``validate_every``, so that the last is validated."""
-    return max(n for n in range(1, min(settings.validate_every, settings.epochs) + 1) if settings.epochs % n == 0)
 
 
 def _validates(trainer: Trainer) -> bool:
@@ -311,17 +343,20 @@ def _lightning_precision(dtype: torch.dtype) -> str:
 
 
 def _averaging(settings: TrainSettings) -> list[Callback]:
-    return [WeightAveraging(use_buffers=True, avg_fn=_MovingAverage(settings.ema))] if settings.ema else []
+    return [WeightAveraging(use_buffers=True, multi_avg_fn=_MovingAverage(settings.ema))] if settings.ema else []
 
 
 @dataclass(frozen=True)
 class _MovingAverage:
     decay: float
 
-    def __call__(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    def __call__(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         # A warm-up: at a fixed 0.999 the first, random weights would still be 86 % of the average after 150 steps.
         decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
-        return averaged.lerp(current, 1 - decay) if averaged.is_floating_point() else current
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averaged, current)
 
 
 def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
@@ -344,8 +379,7 @@ def _collect(job: Job, work: Path) -> Path:
     folder.mkdir(exist_ok=True)
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
     save_weights(folder / WEIGHTS["last"], net)
-    (folder / WEIGHTS["best"]).unlink(missing_ok=True)
-    os.link(work / WEIGHTS["best"], folder / WEIGHTS["best"])
+    publish(work / _best(best["epoch"]), folder / WEIGHTS["best"])
     save_config(folder, job.design.spec, job.design.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     metrics = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}

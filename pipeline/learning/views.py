@@ -32,10 +32,10 @@ class View:
                 raise PipelineError(f"There is no view '{name}': use identity, hflip, scale:0.75 or hflip+scale:0.75.")
         return cls(hflip, scale)
 
-    def apply(self, pixels_BCHW: Tensor, stride: int) -> Tensor:
-        """Return floating pixels as this view sees them; scaled sides are rounded to multiples of ``stride``."""
+    def apply(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return floating pixels as this view sees them."""
         if self.scale != 1.0:
-            size = [max(stride, round(side * self.scale / stride) * stride) for side in pixels_BCHW.shape[-2:]]
+            size = [max(1, round(side * self.scale)) for side in pixels_BCHW.shape[-2:]]
             # Half-pixel centres, so that nothing shifts; antialiased, so that nothing flickers when shrunk.
             pixels_BCHW = functional.interpolate(
                 pixels_BCHW, size=size, mode="bilinear", align_corners=False, antialias=True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.params import Params, read_params
+from pipeline.params import read_params
 
 _TOO_LITTLE = 32 << 20
 _CHOICES = {"split": ("oof", "holdout", "test")}
@@ -25,7 +25,7 @@ def stage(run: Callable[..., None], words: str | None) -> None:
         )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = vars(parser.parse_args())
-    sys.exit(in_words(lambda: run(_params(), **options), debug=options.pop("debug")))
+    sys.exit(in_words(lambda: run(read_params(), **options), debug=options.pop("debug")))
 
 
 def in_words(call: Callable[[], object], *, debug: bool) -> int:
@@ -56,10 +56,6 @@ def _sentence(error: Exception) -> str:
         return f"Out of memory ({error}): lower train.batch_size, machine.predict_batch or machine.cache_gb."
     words = " ".join(f"{kind}: {error}".split())
     return f"A fault of the pipeline ({words}): the same command with --debug shows where."
-
-
-def _params() -> Params:
-    return read_params()
 
 
 def _module(run: Callable[..., Any]) -> str:

@@ -1,8 +1,9 @@
-"""Bring the competition's files in, check each, and write what they are: data/manifest.json."""
+"""Bring the competition's files in, check each, and write what they are: data/manifest.json and truth.csv."""
 
+import sys
 from pathlib import Path
 
-from pipeline.data.intake import bring_in, inspect
+from pipeline.data.intake import bring_in, inspect, write_truth
 from pipeline.files import write_json
 from pipeline.params import Params
 from pipeline.places import home
@@ -12,7 +13,11 @@ from pipeline.stages.command import stage
 def run(params: Params) -> None:
     """Read ``data``; write the manifest. The files themselves stay outside DVC."""
     source = bring_in(params.data, home())
-    write_json(Path("data/manifest.json"), inspect(source, params.data.on_corrupt))
+    manifest = inspect(source, params.data.on_corrupt)
+    for message in manifest["suspect_test_images"].values():
+        print(f"warning: {message} Its row will be the mean mask of its angle.", file=sys.stderr)
+    write_truth(source, Path("data/truth.csv"))
+    write_json(Path("data/manifest.json"), manifest)
 
 
 if __name__ == "__main__":

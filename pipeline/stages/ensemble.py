@@ -1,10 +1,13 @@
 """Merge the nets' maps of test images: submissions/submission.csv.gz and submission.json."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pipeline.competition import submission
-from pipeline.ensembling.evaluation import merge_of
+from pipeline.ensembling.evaluation import merge_of, own_dice
 from pipeline.ensembling.maps import MapStore
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
 from pipeline.files import publish, write_json
@@ -28,7 +31,9 @@ def run(params: Params) -> None:
         "maps": [store.digest for store in stores],
         "settings": settings.model_dump(mode="json"),
         "nets": nets,
+        # For the mean masks that stand in for images which can't be read.
         "masks": read_manifest()["masks"]["digest"],
+        "mask_ids": images.ids(),
     }
     with hold(home(), "ensemble", facts) as state:
         if not state.finished:
@@ -37,8 +42,9 @@ def run(params: Params) -> None:
             write_submission(stores, merge, mean_mask_rows(images.ids(), images.mask), state.work, built / CSV.name)
             state.finish(built)
         publish(state.result / CSV.name, CSV)
-    checked = submission.check(CSV, stores[0].image_ids)
-    known = truth(params)
+    progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
+    checked = submission.check(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
+    known = truth()
     description: dict[str, Any] = {
         "content_sha256": checked.sha256,
         "rows": checked.rows,
@@ -50,10 +56,10 @@ def run(params: Params) -> None:
         "weights": settings.weights,
         "threshold": settings.threshold,
         "replaced_images": stores[0].unreadable,
-        "own_dice": read_json(Path("reports/evaluation.json")),
+        "own_dice": own_dice(read_json(Path("reports/evaluation.json"))),
     }
     if known:
-        score = submission.score(CSV, known)
+        score = submission.score(CSV, known, partial(progress, desc="Scoring"))
         description["test"] = {"dice": score.mean, "iou": score.mean_iou, "accuracy": score.mean_accuracy}
     write_json(CSV.with_name("submission.json"), description)
 

@@ -1,12 +1,10 @@
 """Predict the images of one split with one trained net: predictions/<split>/<model>/<fold>/."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-
 from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.cores import cores
 from pipeline.data.folds import HELD_OUT, select
 from pipeline.data.images import Pixels
 from pipeline.ensembling.mapping import MapJob, make_maps
@@ -15,7 +13,7 @@ from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.models import CONFIG, WEIGHTS
 from pipeline.params import Params
 from pipeline.places import home
-from pipeline.resume import hold
+from pipeline.resume import hold, versions
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
 from pipeline.stages.inputs import folds, maps_folder, net_folder, read_manifest, test_images, training_images
@@ -30,7 +28,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     job = MapJob(image_ids, views, params.predict.shard_images, test=split == "test")
     facts = {
         "code": digest("predict"),
-        "torch": torch.__version__,
+        "libraries": versions("torch", "timm", "segmentation-models-pytorch", "opencv-python-headless"),
         "net": sha256_of(*((net / name).read_bytes() for name in (CONFIG, WEIGHTS[weights]))),
         "images": read_manifest()["test" if split == "test" else "train"]["digest"],
         "image_ids": image_ids,
@@ -44,7 +42,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
         read=read,
         size=(HEIGHT, WIDTH),
         batch_size=machine.predict_batch,
-        threads=os.cpu_count() or 1,
+        threads=cores(),
     )
     with hold(home(), f"predict/{split}/{model}/{fold}", facts) as state:
         if not state.finished:

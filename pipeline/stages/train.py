@@ -1,13 +1,13 @@
 """Train one model on all folds but one: folds/<model>/<fold>/."""
 
-import torch
-
 from pipeline.data.folds import select, training_folds
 from pipeline.errors import PipelineError
+from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.models import weights_digest
 from pipeline.learning.training import Job, train
 from pipeline.params import Params
 from pipeline.places import home
-from pipeline.resume import hold
+from pipeline.resume import hold, versions
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
 from pipeline.stages.inputs import folds, net_folder, read_manifest, training_images
@@ -29,7 +29,9 @@ def run(params: Params, model: str, fold: int) -> None:
     )
     facts = {
         "code": digest("train"),
-        "torch": torch.__version__,
+        "libraries": versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
+        "precision": str(resolve_precision(design.train.precision, resolve_device(params.machine.device))),
+        "encoder_weights": weights_digest(design.spec),
         "design": design.model_dump(mode="json"),
         "seed": job.seed,
         "images": {part: ids[part]["digest"] for part in ("train", "masks")},
