@@ -83,7 +83,7 @@ class Bare(_Contender):
         inputs = [self.predictor.prepare(self.source.train.image(image_id)) for image_id in self.image_ids]
         groups = [inputs[i : i + self.batch_size] for i in range(0, len(inputs), self.batch_size)]
         batches = [to_batch(group, self.predictor.device).float() for group in groups]
-        return [view.apply(batch, self.predictor.stride) for batch in batches for view in self.predictor.views]
+        return [view.apply(batch) for batch in batches for view in self.predictor.views]
 
     @torch.inference_mode()
     def __call__(self) -> None:

@@ -112,8 +112,11 @@ class Segmenter(LightningModule):
         return parts["loss"]
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a new mean."""
+        """Begin a new mean, with the running statistics of the process that saves its weights."""
         self.dice_sum, self.dice_count = 0.0, 0
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
@@ -125,7 +128,7 @@ class Segmenter(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the score, for curves and ``plateau``."""
-        self.log("dice", self.validation_dice())
+        self.log("dice", self.validation_dice(), rank_zero_only=True)
 
     def validation_dice(self) -> float:
         """Return the mean Dice over the images of all processes."""
