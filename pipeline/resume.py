@@ -30,7 +30,7 @@ class State:
     @property
     def work(self) -> Path:
         """Folder for checkpoints and finished shards; gone once the work is finished."""
-        return self.folder / "work"
+        return self.folder / "unfinished"
 
     @property
     def result(self) -> Path:

@@ -182,13 +182,13 @@ def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, t
     def there(pattern: str) -> bool:
         return any(resume.glob(pattern))
 
-    shard = "predict/test/small/0/*/work/maps/shard-00000.parquet"
+    shard = "predict/test/small/0/*/unfinished/maps/shard-00000.parquet"
     points = [
-        ("train", lambda: there("train/small/0/*/work/last.ckpt")),
-        ("train", lambda: there("train/small/1/*/work")),
+        ("train", lambda: there("train/small/0/*/unfinished/last.ckpt")),
+        ("train", lambda: there("train/small/1/*/unfinished")),
         ("predict", lambda: there(shard)),
         ("evaluate", lambda: True),
-        ("ensemble", lambda: there("ensemble/*/work/part-*")),
+        ("ensemble", lambda: there("ensemble/*/unfinished/part-*")),
     ]
     for stage, ready in points:
         dvc = project.start("dvc", "repro")

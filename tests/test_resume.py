@@ -63,8 +63,8 @@ def test_work_that_stopped_is_found_again(tmp_path: Path) -> None:
 
 def test_a_kill_in_the_midst_of_finish_leaves_a_finished_state(tmp_path: Path) -> None:
     folder = build(tmp_path)
-    (folder / "work").mkdir()
-    (folder / "work" / "checkpoint").write_text("left behind")
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "checkpoint").write_text("left behind")
     with hold(tmp_path, SLOT, FACTS) as state:
         assert state.finished
         assert not state.work.exists()
