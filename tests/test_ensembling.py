@@ -138,6 +138,13 @@ class TestMerge:
         assert Merge("probability", 0.5, (1,), (1,)).mask(maps(128), 1, 1).item()
         assert not Merge("probability", 0.5, (1,), (1,)).mask(maps(127), 1, 1).item()
 
+    @pytest.mark.parametrize("name", ["probability", "logit", "vote"])
+    @pytest.mark.parametrize("threshold", [0.0001, 0.5, 0.9999])
+    def test_what_every_net_calls_certain_is_so_at_any_threshold(self, name: str, threshold: float) -> None:
+        raster = np.array([[0, 255]], np.uint8)
+        maps = [LevelMap("a", "v", 1, 0, 0, raster)] * 2
+        assert Merge(name, threshold, (1, 1), (1, 1)).mask(maps, 1, 3).tolist() == [[False, True, False]]
+
     def test_weights_count(self) -> None:
         maps = [LevelMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in (255, 0)]
         assert not Merge("probability", 0.5, (1, 1), (1, 2)).mask(maps, 1, 1).item()

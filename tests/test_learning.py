@@ -103,6 +103,24 @@ class TestModels:
         net = models.build(ENCODER.model_copy(update={"encoder_weights": str(path)}), SMALL, seed=2)
         assert torch.equal(net.body.encoder.conv1.weight, source.conv1.weight)
 
+    def test_a_weights_file_is_sought_in_the_projects_root(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = ENCODER.model_copy(update={"encoder_weights": "weights/r18.safetensors"})
+        experiment = tmp_path / ".dvc" / "tmp" / "exps" / "x"
+        experiment.mkdir(parents=True)
+        (tmp_path / "weights").mkdir()
+        monkeypatch.chdir(experiment)
+        with pytest.raises(PipelineError, match=r"no weights at .*r18\.safetensors: check encoder_weights"):
+            models.weights_digest(spec)
+        digests = []
+        for content in (b"one", b"two"):
+            (tmp_path / "weights" / "r18.safetensors").write_bytes(content)
+            digests.append(models.weights_digest(spec))
+        assert digests[0] != digests[1]
+        assert models.weights_digest(ENCODER) is None
+        assert models.weights_digest(ENCODER.model_copy(update={"encoder_weights": "imagenet"})) is None
+
     def test_weights_that_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def offline(*_: object, **__: object) -> None:
             raise OSError("no route to host")

@@ -97,7 +97,10 @@ class Merge:
         logits = [w * _logit_table(count) for w, count in zip(self.weights, self.counts, strict=True)]
         least = ceil(_logit(float(threshold)) * _LOGIT_SCALE * total)
         # Moved up so that level 0 is 0, as outside the boxes.
-        return [table - table[0] for table in logits], max(1, least - sum(int(table[0]) for table in logits))
+        tables = [table - table[0] for table in logits]
+        moved = least - sum(int(table[0]) for table in logits)
+        # Certain stays certain, whichever way, at thresholds finer than the levels too.
+        return [*tables], min(max(1, moved), sum(int(table[-1]) for table in tables))
 
     @property
     def _tables(self) -> list[NDArray[np.int64] | int]:
