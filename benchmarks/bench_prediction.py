@@ -103,7 +103,7 @@ def run(folder: Path) -> list[Row]:
         _row(
             folder, "predict, small U-Net 160 x 240 / its bare forward", SMALL, small, 16, ("identity", "hflip"), 4, 7
         ),
-        _row(folder, "predict, ResNet-34 U-Net native / its bare forward", NATIVE, native, 2, ("identity",), 1, 1),
+        _row(folder, "predict, ResNet-34 U-Net native / its bare forward", NATIVE, native, 2, ("identity",), 1, 2),
     ]
 
 
