@@ -27,9 +27,7 @@ class Project:
         for name in FILES:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
             copy(ROOT / name, folder / name)
-        (folder / ".dvc").mkdir()
-        for name in ("config", ".gitignore"):
-            shutil.copyfile(ROOT / ".dvc" / name, folder / ".dvc" / name)
+        shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
         self.put(changes)
         self.git("init", "--quiet")
         self.commit()
