@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,6 @@ def main() -> None:
     for name in chosen:
         if name not in NAMES:
             parser.error(f"there is no benchmark '{name}': choose from {', '.join(NAMES)}")
-    # For both sides: on a busy machine, torch's threads would spin as they wait.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Imported here, so that the processes in which peaks are measured import only what they run.
     from benchmarks.measuring import Row, table
 
@@ -37,7 +34,8 @@ def main() -> None:
     print(
         "\nMilliseconds an image (medians); ratio: median of theirs / ours over rounds in turns, and its range.\n"
         "Peak: growth of a new process's resident memory in its first call, all libraries' allocations counted.\n"
-        "RLE, reading and the ensemble run on one core each, prediction on all that torch takes."
+        "RLE, reading and the ensemble run on one core each, prediction on all that torch takes:\n"
+        "its ratios mean little while others use the cores, since torch's threads spin as they wait for each other."
     )
 
 
