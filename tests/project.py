@@ -105,8 +105,8 @@ def kill_when(dvc: "subprocess.Popen[str]", stage: str, ready: Callable[[], bool
     """Wait until ``ready`` while ``stage`` runs, then SIGKILL its process, the whole group, or DVC alone."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and dvc.poll() is None:
-        process = stage_process(stage, dvc.pid)
-        if process is not None and ready():
+        process = stage_process(stage, dvc.pid) if ready() else None
+        if process is not None:
             if how == "process":
                 process.kill()
             elif how == "group":
@@ -115,5 +115,5 @@ def kill_when(dvc: "subprocess.Popen[str]", stage: str, ready: Callable[[], bool
                 dvc.kill()
             dvc.wait(timeout=60)
             return process
-        time.sleep(0.002)
+        time.sleep(0.01)
     raise AssertionError(f"{stage} never came so far: dvc ended with {dvc.poll()}")
