@@ -35,14 +35,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def data_folder(params: Params) -> Path:
+    """Return the folder of the competition's files; raises PipelineError if the drawn ones were deleted."""
+    folder = locate(params.data, home())
+    if params.data.directory is None and not folder.is_dir():
+        raise PipelineError(f"{folder} is gone: draw the sample again with 'dvc repro --force download'.")
+    return folder
+
+
 def training_images(params: Params) -> Labelled:
     """Return the training images and masks; where they lie is no part of any result."""
-    return open_training(locate(params.data, home()), read_manifest())
+    return open_training(data_folder(params), read_manifest())
 
 
 def test_images(params: Params) -> Photos:
     """Return the test images."""
-    return open_test(locate(params.data, home()), read_manifest())
+    return open_test(data_folder(params), read_manifest())
 
 
 def truth() -> Path | None:

@@ -9,15 +9,19 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.data.intake import bring_in
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
+from pipeline.places import home
 from pipeline.reporting.summary import summary
 
 
 def repro(arguments: Sequence[str]) -> None:
     """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are torn, or it fails."""
-    read_params()
+    params = read_params()
     demand_whole(Path.cwd())
+    # DVC may take the manifest from its cache, without a look at whether the files that it stands for are there.
+    bring_in(params.data, home())
     status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
     if status:
         raise PipelineError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
