@@ -173,6 +173,7 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(repro.subprocess, "run", run)
     monkeypatch.setattr(repro, "show_summary", lambda: None)
+    monkeypatch.setattr(repro, "bring_in", lambda settings, home: calls.append([f"bring in {settings.source}"]))
     return calls
 
 
@@ -251,6 +252,11 @@ def test_repro_looks_at_the_settings_first(carvana: Run, project: Path, dvc: lis
     assert status == 1
     assert "trian is no setting" in err
     assert dvc == []
+
+
+def test_repro_sees_to_the_data_before_dvc_does(carvana: Run, dvc: list[list[str]]) -> None:
+    assert carvana("repro")[0] == 0
+    assert [call[0] for call in dvc] == ["bring in sample", sys.executable]
 
 
 def test_repro_that_fails_leaves_the_last_word_to_dvc(
