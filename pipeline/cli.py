@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     from pipeline.stages.command import in_words
 
-    sys.exit(in_words(lambda: options.call(options), debug=options.debug))
+    to_dvc = getattr(options, "arguments", [])
+    debug = options.debug or "--debug" in to_dvc
+    options.arguments = [argument for argument in to_dvc if argument != "--debug"]
+    sys.exit(in_words(lambda: options.call(options), debug=debug))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,33 +73,44 @@ def _recipe(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from functools import partial
-
-    from tqdm import tqdm
-
     from pipeline.competition.submission import check
-    from pipeline.stages.inputs import expected_ids
 
-    ids = expected_ids()
-    report = check(options.csv, ids, partial(tqdm, desc="Checking", unit="row", leave=False, disable=None))
-    against = "" if ids is not None else " (not held against sample_submission.csv: there is no data yet)"
-    print(f"{options.csv} is sound: {report.rows} images, each once{against}; {report.empty} masks are empty.")
+    ids, why_not = _expected_ids()
+    report = check(options.csv, ids, _bar("Checking", ids))
+    print(f"{options.csv} is sound: {report.rows} images, each once; {report.empty} masks are empty.")
+    if why_not:
+        print(f"Not held against the images of the competition, which are not at hand: {why_not}")
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
     print(f"Car is {least:.1%} to {most:.1%} of an image, {mean:.1%} on average.")
     print(f"Content, sha256: {report.sha256}")
 
 
 def _score(options: argparse.Namespace) -> None:
+    from pipeline.competition.submission import score
+
+    result = score(options.csv, options.truth, _bar("Scoring", _expected_ids()[0]))
+    worst = min(result.dice, key=result.dice.__getitem__)
+    print(f"Dice {result.mean:.6f}  IoU {result.mean_iou:.6f}  accuracy {result.mean_accuracy:.6f}")
+    print(f"{len(result.counts)} images; the worst is {worst} with {result.dice[worst]:.6f}.")
+
+
+def _expected_ids() -> tuple[list[str] | None, str]:
+    """Return the ids that a submission must hold, or None and why they are not known."""
+    from pipeline.errors import PipelineError
+    from pipeline.stages.inputs import expected_ids
+
+    try:
+        return expected_ids(), ""
+    except PipelineError as error:
+        return None, str(error)
+
+
+def _bar(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterable[Any]]:
     from functools import partial
 
     from tqdm import tqdm
 
-    from pipeline.competition.submission import score
-
-    result = score(options.csv, options.truth, partial(tqdm, desc="Scoring", unit="row", leave=False, disable=None))
-    worst = min(result.dice, key=result.dice.__getitem__)
-    print(f"Dice {result.mean:.6f}  IoU {result.mean_iou:.6f}  accuracy {result.mean_accuracy:.6f}")
-    print(f"{len(result.counts)} images; the worst is {worst} with {result.dice[worst]:.6f}.")
+    return partial(tqdm, desc=words, total=ids and len(ids), unit="row", leave=False, disable=None)
 
 
 def _summary(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -16,6 +16,7 @@ from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
 from pipeline.errors import PipelineError
 from pipeline.learning.prediction_settings import PredictSettings
 from pipeline.learning.settings import Design, InputSettings, MachineSettings, ModelSpec, TrainSettings
+from pipeline.sections import Distinct, Section
 
 FILE = "params.yaml"
 
@@ -24,12 +25,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 T = TypeVar("T", bound=BaseModel)
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Section):
     """Section ``models`` of params.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    active: tuple[str, ...] = Field(min_length=1)
+    active: Distinct[str]
     """Models to train, predict and merge."""
 
     specs: Mapping[str, ModelSpec]
@@ -48,10 +47,8 @@ class ModelSettings(BaseModel):
         return self
 
 
-class Params(BaseModel):
+class Params(Section):
     """All of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: DataSettings
     folds: FoldSettings

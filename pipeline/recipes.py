@@ -15,6 +15,9 @@ from pipeline.params import FILE, parse
 
 FOLDER = Path("recipes")
 
+_WHERE_THE_DATA_ARE = "data.directory"
+"""A recipe only fills it in: what a user has set is true of the machine, not of the recipe."""
+
 
 def recipe_names() -> dict[str, str]:
     """Return every recipe with the first line of its head."""
@@ -59,7 +62,11 @@ def _lay_over(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
         key = f"{prefix}{name}"
         if isinstance(value, dict) and isinstance(tree.get(name), dict) and not _whole(key):
             yield from _lay_over(tree[name], value, f"{key}.")
-        elif name not in tree or tree[name] != value:
+        elif name in tree and tree[name] == value:
+            continue
+        elif key == _WHERE_THE_DATA_ARE and tree.get(name):
+            yield f"{key}: {_plain(tree[name])}, kept as yours"
+        else:
             yield f"{key}: {_plain(tree.get(name))} -> {_plain(value)}"
             tree[name] = _flow(value)
 

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +21,9 @@ FOLDER = ".resume"
 """Folder of all states, in the project's own root and outside DVC."""
 
 _FINISHED_STATES_KEPT = 3
+
+_DROPPED = f".{'?' * 16}.{'?' * 8}.part"
+"""Name of a state that is being removed."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
     """
     text = json.dumps(facts, sort_keys=True)
     folder = root / FOLDER / slot / sha256_of(text.encode())[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, slot):
+    # The lock lies beside the folder, so that removing the folder never removes a lock that somebody waits for.
+    with alone(folder.with_suffix(".lock"), slot):
+        folder.mkdir(exist_ok=True)
         write_json(folder / "facts.json", dict(facts))
         state = State(folder)
         if state.finished:
@@ -83,44 +89,60 @@ def hold(root: Path, slot: str, facts: Mapping[str, Any]) -> Iterator[State]:
             _forget_old_results(folder)
 
 
+@contextlib.contextmanager
+def alone(lock: Path, words: str) -> Iterator[None]:
+    """Hold the file ``lock`` against other processes, waiting for one that holds it; ``words`` say what it works on."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        print(f"Another run is working on {words}: waiting for it.", file=sys.stderr)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def sizes(root: Path) -> dict[str, int]:
     """Return the bytes that each slot keeps, results that DVC's cache links to included."""
-    states = [path.parent for path in sorted((root / FOLDER).rglob("facts.json"))]
     return {
         str(state.relative_to(root)): sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
-        for state in states
+        for state in _states(root)
     }
 
 
 def clean(root: Path) -> None:
     """Remove every state; raises PipelineError if a run holds one."""
-    for facts in sorted((root / FOLDER).rglob("facts.json")):
+    for state in _states(root):
         try:
-            with FileLock(facts.parent.with_suffix(".lock"), timeout=0):
-                remove(facts.parent)
+            with FileLock(state.with_suffix(".lock"), timeout=0):
+                _drop(state)
         except Timeout as error:
-            raise PipelineError(f"A run is working on {facts.parent.relative_to(root)}: stop it first.") from error
+            raise PipelineError(f"A run is working on {state.relative_to(root)}: stop it first.") from error
+    for left_by_a_kill in [*(root / FOLDER).rglob(_DROPPED)]:
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, slot: str) -> Iterator[None]:
-    # The lock lies beside the folder, so that removing the folder never removes a lock that somebody waits for.
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another run is working on {slot}: waiting for it, to take over its result.", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _states(root: Path) -> list[Path]:
+    return [facts.parent for facts in sorted((root / FOLDER).rglob("facts.json")) if facts.parent.name[0] != "."]
 
 
 def _forget_old_results(current: Path) -> None:
     """Drop all but the newest finished states of a slot; unfinished work stays."""
-    finished = [path for path in current.parent.iterdir() if path != current and State(path).finished]
+    others = [path for path in current.parent.iterdir() if path != current and path.name[0] != "."]
+    finished = [path for path in others if State(path).finished]
     finished.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in finished[_FINISHED_STATES_KEPT - 1 :]:
         with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
-            remove(path)
+            _drop(path)
+    for left_by_a_kill in current.parent.glob(_DROPPED):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)  # another process may be at it
+
+
+def _drop(state: Path) -> None:
+    """Remove a state; moved aside first, so that no kill leaves a part of a result that looks whole."""
+    aside = state.with_name(f".{state.name}.{uuid.uuid4().hex[:8]}.part")
+    state.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,3 +1,4 @@
+import errno
 import pickle
 import random
 import zipfile
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.archive import Archive, FolderArchive, ZipArchive, find
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError, PipelineError
 
 FILES = {f"{number:02d}.jpg": random.Random(number).randbytes(5000 + number) for number in range(20)}
 
@@ -121,12 +122,12 @@ def test_a_corrupt_member_is_named_and_the_others_are_read(tmp_path: Path, how: 
     data = bytearray(path.read_bytes())
     data[info.header_offset + 30 + len("07.jpg") + info.compress_size // 2] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(PipelineError, match=r"07\.jpg in .*train\.zip can't be read .*fetch the zip again"):
+    with pytest.raises(CorruptFileError, match=r"07\.jpg in .*train\.zip can't be read .*fetch the zip again"):
         ZipArchive(path).read("07.jpg")
     assert ZipArchive(path).read("08.jpg") == FILES["08.jpg"]
 
 
-@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_whichever_byte_is_wrong_the_error_is_one_for_users(tmp_path: Path, how: int) -> None:
     path = write_zip(tmp_path / "train.zip", {"train/é.jpg": b"abcabcabd" * 9, "train/02.jpg": b"xyz"}, how)
     sound, wrong = path.read_bytes(), tmp_path / "wrong.zip"
@@ -139,6 +140,26 @@ def test_whichever_byte_is_wrong_the_error_is_one_for_users(tmp_path: Path, how:
                 contents(ZipArchive(wrong))
             except PipelineError as error:
                 assert "wrong.zip" in str(error)
+
+
+@pytest.mark.parametrize("archive_of", ["zip", "folder"])
+def test_a_drive_that_fails_is_no_corrupt_file(
+    tmp_path: Path, zipped: ZipArchive, archive_of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is corrupt is skipped for good; a drive may come back."""
+    archive = zipped if archive_of == "zip" else FolderArchive(write_folder(tmp_path / "train", FILES))
+    archive.names()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(
+        PipelineError, match=r"train.*can't be read \(Input/output error\): see that its drive"
+    ) as caught:
+        archive.read("07.jpg")
+    assert not isinstance(caught.value, CorruptFileError)
 
 
 # ---------------------------------------------------------------- several processes and threads

@@ -74,8 +74,8 @@ def test_check_says_what_a_sound_csv_holds(carvana: Run) -> None:
     name = write_csv("a.csv", {IDS[0]: "1 245504", IDS[1]: ""})
     status, out, err = carvana("check", name)
     assert (status, err) == (0, "")
-    assert "a.csv is sound: 2 images, each once (not held against sample_submission.csv: there is no data yet)" in out
-    assert "1 masks are empty" in out
+    assert "a.csv is sound: 2 images, each once; 1 masks are empty" in out
+    assert "Not held against the images of the competition, which are not at hand: " in out
     assert "0.0% to 10.0% of an image, 5.0% on average" in out
 
 
@@ -87,8 +87,12 @@ def test_check_holds_a_csv_against_the_data_that_came_in(carvana: Run, project: 
     assert err.startswith(f"error: b.csv misses 1 of 3 images, first {IDS[2]}.jpg")
 
 
+@pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("source", ["kaggle", "sample"])
-def test_check_needs_no_data(carvana: Run, project: Path, source: str) -> None:
+def test_check_needs_no_data(carvana: Run, project: Path, source: str, manifest: bool) -> None:
+    if manifest:
+        bring_in_data(project)
+        shutil.copy(ROOT / "params.yaml", project)
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("source: sample", f"source: {source}"))
     assert carvana("check", write_csv("a.csv", {IDS[0]: "1 5"}))[0] == 0
@@ -244,6 +248,27 @@ def test_repro_says_how_to_mend_a_torn_rwlock(carvana: Run, project: Path, dvc: 
     assert status == 1
     assert f"{guard} is torn: if no other dvc runs in this project, delete it" in err
     assert dvc == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [([], True), (["-f"], True), (["folds"], False), (["--dry"], False), (["-s", "folds"], False)],
+)
+def test_repro_shows_the_scores_of_whole_runs_only(
+    carvana: Run, dvc: list[list[str]], monkeypatch: pytest.MonkeyPatch, arguments: list[str], shown: bool
+) -> None:
+    monkeypatch.setattr(repro, "show_summary", lambda: print("scores"))
+    assert carvana("repro", *arguments)[:2] == (0, "scores\n" if shown else "")
+
+
+def test_debug_of_repro_is_not_for_dvc(project: Path, dvc: list[list[str]]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["repro", "--debug", "-f"])
+    assert left.value.code == 0
+    assert dvc[-1] == [sys.executable, "-m", "dvc", "repro", "-f"]
+    (project / "params.yaml").write_text("trian: {}")
+    with pytest.raises(PipelineError, match="trian is no setting"):
+        main(["repro", "--debug"])
 
 
 def test_repro_looks_at_the_settings_first(carvana: Run, project: Path, dvc: list[list[str]]) -> None:

@@ -1,10 +1,11 @@
 """Maps, merging and the submission's parts: exact, and the same everywhere."""
 
 import gzip
-import math
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, read_shard, sum_maps, sum_views
 from pipeline.ensembling.parts import compress_part, join_parts
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError, PipelineError
 
 IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 6)]
 FULL = 255
@@ -155,6 +156,14 @@ class TestMerge:
         merge = Merge("probability", 0.9, (257,) * 3, (1000, 1000, 1000))
         assert merge.mask([full] * 3, 1, 1).item()
 
+    @pytest.mark.parametrize("name", ["probability", "logit", "vote"])
+    @pytest.mark.parametrize("weight", [1, 9971, 1_000_000])
+    def test_whatever_the_weights_more_level_is_never_less_car(self, name: str, weight: int) -> None:
+        merge = Merge(name, 0.5, (2,) * 10, (weight, weight - weight // 1000) * 5)
+        ramp = LevelMap("a", "v", 2, 0, 0, np.arange(511, dtype=np.uint16)[None])
+        mask = merge.mask([ramp] * 10, 1, 511)[0]
+        assert mask.tolist() == [level >= 255 for level in range(511)]
+
 
 class TestParts:
     def test_any_reader_gets_the_text(self, tmp_path: Path) -> None:
@@ -178,7 +187,7 @@ class Nets:
         for image_id in ids:
             self.asked.append(image_id)
             torn = image_id == IDS[2]
-            yield image_id, PipelineError("torn") if torn else whole(net * 100 + IDS.index(image_id), views=2)
+            yield image_id, CorruptFileError("torn") if torn else whole(net * 100 + IDS.index(image_id), views=2)
 
     def store(self, net: int, name: str = "maps") -> MapStore:
         work = self.folder / name / str(net)
@@ -232,8 +241,18 @@ class TestSubmission:
     def test_nets_that_disagree_are_named(self, nets: Nets, tmp_path: Path) -> None:
         other = nets.store(1, "other")
         other.image_ids = IDS[:-1]
+        with pytest.raises(PipelineError, match=r"hold maps of different images: run 'carvana clean --yes', then"):
+            write_submission([nets.store(0), other], self.merge, fallback, tmp_path, tmp_path / "x.gz")
+        other.image_ids, other.unreadable = IDS, {}
         with pytest.raises(PipelineError, match="hold maps of different images"):
             write_submission([nets.store(0), other], self.merge, fallback, tmp_path, tmp_path / "x.gz")
+
+    def test_maps_in_another_order_are_never_merged(self, nets: Nets, tmp_path: Path) -> None:
+        stores = [nets.store(0), nets.store(1)]
+        for store in stores:
+            store.image_ids = [IDS[1], IDS[0], *IDS[2:]]
+        with pytest.raises(PipelineError, match=f"The maps of {IDS[1]} are missing or out of order"):
+            write_submission(stores, self.merge, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_the_mean_mask_of_an_angle(self) -> None:
         def mask(image_id: str) -> NDArray[np.uint8]:
@@ -248,37 +267,78 @@ class TestSubmission:
 
 
 class TestEvaluation:
-    def test_scores_and_views(self, tmp_path: Path) -> None:
-        truth = whole(7)[0] // 255
-        truth[300:320, 500:540] = 1
+    """Two models, one of which sees only half of each car's width in image ``half``; another ensemble than its best."""
 
+    cars = (IDS, [f"ba9876543210_{angle:02d}" for angle in range(1, 4)])
+
+    @staticmethod
+    def truth(image_id: str) -> NDArray[np.uint8]:
+        mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask_HW[300:320, 500:540] = 1
+        return mask_HW
+
+    def predicted(self, model: str, image_id: str) -> NDArray[np.uint8]:
+        """Views of an image: ``good`` is right; ``bad`` finds a part that shrinks with the angle, in identity alone."""
+        levels_VHW = np.stack([self.truth(image_id) * np.uint8(255)] * 2)
+        if model == "bad":
+            levels_VHW[0, :, 500 + 40 // int(image_id[-2:]) :] = 0
+            levels_VHW[1] = 0
+        return levels_VHW
+
+    def evaluation(self, folder: Path, **changes: Any) -> Evaluation:
         def store(split: str, model: str, fold: int) -> MapStore:
-            ids = IDS[:2] if fold == 0 else IDS[2:]
-            work = tmp_path / split / model / str(fold)
+            ids = self.cars[1] if split == "holdout" else self.cars[0][:2] if fold == 0 else self.cars[0][2:]
+            work = folder / split / model / str(fold)
             work.mkdir(parents=True, exist_ok=True)
             job = MapJob(ids, ["identity", "hflip"], shard_images=2, test=False)
-            predicted = np.stack([truth * 255, truth * (255 if model == "good" else 0)])
-            return MapStore(make_maps(job, lambda chosen: ((i, predicted) for i in chosen), work))
+            return MapStore(make_maps(job, lambda some: ((i, self.predicted(model, i)) for i in some), work))
 
-        evaluation = Evaluation(
+        both = [(model, fold) for model in ("good", "bad") for fold in (0, 1)]
+        whole = Evaluation(
             settings=EnsembleSettings(threshold=0.75),
-            views=["identity", "hflip"],
-            models=["good", "half"],
+            views=["identity"],
+            models=["good", "bad"],
             folds=[0, 1],
-            nets=[("good", 0), ("good", 1), ("half", 0), ("half", 1)],
+            nets=both,
             store=store,
-            true_mask=lambda _: truth.astype(np.uint8),
+            true_mask=self.truth,
         )
-        scores = evaluation.score(holdout=False)
+        return replace(whole, **changes)
+
+    @staticmethod
+    def dice_of(share: float) -> float:
+        return 2 * share / (1 + share)
+
+    def test_each_model_and_the_ensemble_are_scored_by_image(self, tmp_path: Path) -> None:
+        scores = self.evaluation(tmp_path).score(holdout=True)
         summary = scores.summary()
-        assert summary["oof"]["good"]["dice"] == 1
-        assert summary["oof"]["half"]["dice"] == 0
-        assert summary["oof"]["ensemble"]["dice"] == 1
-        assert summary["oof"]["good"]["images"] == 5
+        shares = [1 / angle for angle in range(1, 6)]
+        bad = [self.dice_of(int(40 * share) / 40) for share in shares]
+        assert summary["oof"]["good"] == {"dice": 1, "iou": 1, "accuracy": 1, "images": 5, "cars": 1}
+        assert summary["oof"]["bad"]["dice"] == pytest.approx(np.mean(bad), abs=1e-6)
+        # At 0.75, both must see it.
+        assert summary["oof"]["ensemble"]["dice"] == summary["oof"]["bad"]["dice"]
+        assert summary["holdout"]["dice"] == pytest.approx(np.mean(bad[:3]), abs=1e-6)
+        assert summary["holdout"]["images"] == 3
+        assert set(scores.by_car()["car"]) == {"0123456789ab", "ba9876543210"}
+
+    def test_the_ensemble_is_merged_as_its_settings_say(self, tmp_path: Path) -> None:
+        weighted = EnsembleSettings(threshold=0.75, weights={"good": 4})
+        summary = self.evaluation(tmp_path, settings=weighted).score(holdout=True).summary()
+        assert summary["holdout"]["dice"] == summary["oof"]["ensemble"]["dice"] == 1
+        assert summary["oof"]["bad"]["dice"] < 1
+
+    def test_views_are_those_of_the_submission(self, tmp_path: Path) -> None:
+        summary = self.evaluation(tmp_path, views=["identity", "hflip"]).score(holdout=False).summary()
+        assert (summary["oof"]["good"]["dice"], summary["oof"]["bad"]["dice"]) == (1, 0)
         assert "holdout" not in summary
-        worst = list(evaluation.worst(scores, 3))
-        assert len(worst) == 3
-        assert np.array_equal(worst[0][1], truth)
         with pytest.raises(PipelineError, match=r"no view scale:0\.5"):
-            store("oof", "good", 0).images(0, ["scale:0.5"]).__next__()
-        assert math.isclose(summary["oof"]["good"]["iou"], 1)
+            self.evaluation(tmp_path, views=["scale:0.5"]).score(holdout=False)
+
+    def test_the_worst_are_those_of_what_is_submitted(self, tmp_path: Path) -> None:
+        evaluation = self.evaluation(tmp_path)
+        found = list(evaluation.worst(evaluation.score(holdout=True), 2))
+        assert [(row.model, row.image_id) for row, _ in found] == [("ensemble", IDS[4]), ("ensemble", IDS[3])]
+        assert [int(mask_HW.sum()) for _, mask_HW in found] == [20 * 8, 20 * 10]
+        alone = self.evaluation(tmp_path, nets=[("good", 0), ("good", 1)])
+        assert {row.model for row, _ in alone.worst(alone.score(holdout=False), 3)} == {"good"}

@@ -74,6 +74,9 @@ def files(sound: Files) -> Files:
 def zipped(folder: Path, files: Files) -> Source:
     folder.mkdir(exist_ok=True)
     for name, members in files.items():
+        if not name.endswith(".zip"):
+            (folder / name).write_bytes(members[name])
+            continue
         with zipfile.ZipFile(folder / name, "w") as archive:
             for member, data in members.items():
                 archive.writestr(member, data)
@@ -243,6 +246,14 @@ def test_a_faulty_image_or_mask_stops_or_is_skipped(
     assert open_training(tmp_path, manifest).ids() == TRAIN[1:]
 
 
+def test_a_drive_that_fails_is_not_skipped(tmp_path: Path, files: Files) -> None:
+    source = unpacked(tmp_path, files)
+    source.train.ids()
+    (tmp_path / JPEG).unlink()
+    with pytest.raises(PipelineError, match=rf"{FIRST}\.jpg can't be read \(No such file or directory\): see that its"):
+        inspect(source, "skip")
+
+
 def test_all_faulty_images_are_counted_and_listed(tmp_path: Path, files: Files) -> None:
     files["train.zip"][JPEG] = b""
     files["train.zip"][f"train/{TRAIN[2]}.jpg"] = b""
@@ -312,7 +323,17 @@ def sample_submission_of_other_columns(files: Files) -> None:
     files["sample_submission.csv.zip"]["sample_submission.csv"] = b"image,mask\n"
 
 
+def truth_of_other_images(files: Files) -> None:
+    files["truth.csv"] = {"truth.csv": table({f"{image_id}.jpg": "1 1" for image_id in TEST[:1]})}
+
+
+def malformed_truth(files: Files) -> None:
+    files["truth.csv"] = {"truth.csv": table({f"{image_id}.jpg": "5 1 1 1" for image_id in TEST})}
+
+
 OF_ALL = {
+    truth_of_other_images: rf"truth\.csv misses 1 of 2 images, first {TEST[1]}\.jpg",
+    malformed_truth: rf"truth\.csv, row 2 \({TEST[0]}\.jpg\): Run 2 .* is out of order",
     unknown_image_name: r"train\.zip: 'my_car' is no image id.*Take the file away",
     unknown_mask_name: r"train_masks\.zip: 'my_car' is no image id.*Take the file away",
     row_without_comma: r"Row 2 of train_masks\.csv in .* has no comma: mend the file",

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.learning import models
 from pipeline.learning.dataset import EpochSampler, Examples, ShareSampler, TrainingSet
 from pipeline.learning.devices import resolve_device, resolve_precision
@@ -265,7 +265,7 @@ class TestPredictor:
 
         def read(image_id: str) -> NDArray[np.uint8]:
             if image_id in ("2", "6"):
-                raise PipelineError(f"{image_id} is torn")
+                raise CorruptFileError(f"{image_id} is torn")
             return images[image_id]
 
         predictor = Predictor(net_folder, views=["identity", "hflip"], device="cpu")
@@ -273,9 +273,17 @@ class TestPredictor:
         assert [image_id for image_id, _ in seen] == list(images)
         for image_id, levels in seen:
             if image_id in ("2", "6"):
-                assert isinstance(levels, PipelineError)
+                assert isinstance(levels, CorruptFileError)
             else:
                 assert np.array_equal(levels, predictor.levels([predictor.prepare(images[image_id])], 64, 96)[0])
+
+    def test_stream_stops_when_a_drive_fails(self, net_folder: Path) -> None:
+        def read(image_id: str) -> NDArray[np.uint8]:
+            raise PipelineError("the drive is gone")
+
+        predictor = Predictor(net_folder, views=["identity"], device="cpu")
+        with pytest.raises(PipelineError, match="the drive is gone"):
+            list(stream(predictor, ["1"], read, size=(64, 96), batch_size=3, threads=2))
 
 
 class TestDevices:

@@ -104,13 +104,20 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         # folds and models that are not there
         ("folds.active", [0, 3], "folds.active has 3, but the 3 folds are 0 to 2"),
         ("folds.active", [0, -1], "folds.active has -1"),
-        ("folds.active", [0, 0], "folds.active: names a fold twice"),
+        ("folds.active", [0, 0], "folds.active: names 0 twice"),
         ("folds.active", [], "folds.active can't be []"),
         ("models.active", ["smal"], "models.active has 'smal', but models.specs has only classic, encoder, small"),
         ("models.active", [], "models.active can't be []"),
         ("ensemble.models", ["classic"], "ensemble.models has classic, which models.active lacks: add it there"),
         ("ensemble.folds", [3], "ensemble.folds has 3, which folds.active lacks: add it there"),
         ("ensemble.weights", {"classic": 2}, "ensemble.weights has classic, which models.active lacks"),
+        ("models.active", ["small", "small"], "models.active: names small twice"),
+        ("ensemble.folds", [0, 0], "ensemble.folds: names 0 twice"),
+        ("ensemble.models", [], "ensemble.models can't be []"),
+        ("ensemble.weights", {"small": 10**7}, "ensemble.weights.small can't be 10000000"),
+        ("predict.views.test", ["identity", "identity"], "predict.views.test: names identity twice"),
+        ("folds.seed", -1, "folds.seed can't be -1"),
+        ("train.seed", -1, "train.seed can't be -1"),
         # views
         ("predict.views.test", ["vflip"], "predict.views.test.0 can't be 'vflip'"),
         ("predict.views.oof", ["scale:x"], "predict.views.oof.0 can't be 'scale:x'"),
@@ -295,6 +302,13 @@ def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: 
         apply_recipe("bad")
     assert words in str(caught.value)
     assert (project / "params.yaml").read_bytes() == before
+
+
+def test_a_recipe_leaves_the_data_where_the_user_has_them(project: Path) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("directory: null", "directory: /mine"))
+    assert "data.directory: /mine, kept as yours" in apply_recipe("carvana")
+    assert read_params().data.directory == "/mine"
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are(project: Path) -> None:

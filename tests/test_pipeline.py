@@ -2,6 +2,7 @@
 
 import gzip
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline.competition.submission import check, score
+from pipeline.resume import hold
 from tests.project import Project, kill_when
 
 TINY = {
@@ -218,5 +220,36 @@ def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) 
     ]
     printed = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    assert sum("Another run is working on train/small/0" in text for text in printed) == 1
+    assert sum("Another run is working on train small 0" in text for text in printed) == 1
     assert len(list((project.folder / ".resume/train/small/0").glob("*/result"))) == 1
+
+
+@pytest.mark.slow
+def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(tiny_sample: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample)})
+    project.repro("folds")
+    command = ("python", "-m", "pipeline.stages.train", "--model", "small", "--fold", "0")
+    orphan = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.DEVNULL)
+    while orphan.poll() is None and not any(project.folder.glob(".resume/train/small/0/*/unfinished")):
+        time.sleep(0.05)
+    project.put({"train.lr": 0.02, "train.epochs": 1})
+    assert "Another run is working on train small 0: waiting for it" in project.run(*command)
+    assert orphan.wait() == 0
+    curves = pd.read_csv(project.folder / "folds/small/0/curves.csv")
+    assert curves["epoch"].max() == 1
+
+
+@pytest.mark.slow
+def test_nothing_large_is_held_twice(done: Project) -> None:
+    """Where the file system links; DVC does so on its own only if links come first among its cache's types."""
+    project = Project(done.folder.parent / "linked", {})
+    with hold(project.folder, "slot", {}) as state:
+        built = state.work / "built"
+        built.mkdir()
+        (built / "large").write_bytes(bytes(2 << 20))
+        state.finish(built)
+        state.publish(project.folder / "out")
+    project.run("dvc", "add", "out")
+    kept = state.result / "large"
+    assert kept.samefile(project.folder / "out" / "large")
+    assert kept.stat().st_nlink == 3

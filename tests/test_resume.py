@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import resume
 from pipeline.errors import PipelineError
 from pipeline.resume import FOLDER, clean, hold, sizes
 
@@ -97,6 +99,32 @@ def test_three_finished_states_are_kept_and_all_unfinished_ones(tmp_path: Path) 
             build(tmp_path, {"n": 1})  # used again, so that it is no longer among the oldest
     assert states(tmp_path) == {built[1], built[3], built[4], unfinished.folder, elsewhere}
     assert (unfinished.work / "epoch").read_text() == "3"
+
+
+@pytest.mark.parametrize("how", ["clean", "too many"])
+def test_a_kill_while_a_result_is_dropped_never_leaves_a_part_that_looks_whole(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, real = build(tmp_path, {"n": 0}), shutil.rmtree
+    with monkeypatch.context() as killed:
+
+        def remove_a_part(folder: Path, **how: Any) -> None:
+            if not folder.name.endswith(".part"):
+                return real(folder, **how)
+            (folder / "result" / "net").unlink()
+            raise KeyboardInterrupt
+
+        killed.setattr(resume.shutil, "rmtree", remove_a_part)
+        with pytest.raises(KeyboardInterrupt):
+            if how == "clean":
+                clean(tmp_path)
+            for number in range(1, 4):
+                build(tmp_path, {"n": number})
+    assert not first.exists()
+    with hold(tmp_path, SLOT, {"n": 0}) as state:
+        assert not state.finished
+    build(tmp_path, {"n": 0})
+    assert not list(tmp_path.rglob(".*.part")), "what the kill left is swept up"
 
 
 # ---------------------------------------------------------------- several processes

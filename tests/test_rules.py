@@ -13,7 +13,7 @@ from pipeline.stages.code import imports
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py"))
 
-TOOLS = {"cores", "errors", "files", "places", "resume"}
+TOOLS = {"cores", "errors", "files", "places", "resume", "sections"}
 """Files beside the rooms that every room but ``competition`` may use."""
 
 MAY_IMPORT = {
@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "files": {"errors"},
     "places": set[str](),
     "resume": {"errors", "files"},
-    "params": {"data", "ensembling", "learning", "errors"},
+    "params": {"data", "ensembling", "learning", "errors", "sections"},
+    "sections": set[str](),
     "recipes": {"errors", "files", "params"},
     "stages": {"competition", "data", "learning", "ensembling", "reporting", "params"} | TOOLS,
     "cli": {"competition", "kaggle_api", "recipes", "stages"} | TOOLS,

@@ -230,7 +230,7 @@ def _runs(path: Path, row: int, image_id: str, text: str) -> NDArray[np.int64]:
 
 def _check_header(path: Path, line: bytes) -> None:
     columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
-    if columns.replace('"', "") != HEADER:
+    if [_unquoted(column) for column in columns.split(",")] != HEADER.split(","):
         raise PipelineError(f"{path}, row 1: the header is {columns!r}, expected {HEADER!r}.")
 
 
@@ -245,7 +245,11 @@ def _check_complete(path: Path, expected_ids: Collection[str], seen: set[str]) -
 
 def _fields(path: Path, row: int, line: bytes) -> tuple[str, str]:
     """Return image id and run-length code of a line; the csv module takes ten times as long, for quotes alone."""
-    fields = [field.strip('"') for field in line.decode(errors="replace").rstrip("\r\n").split(",")]
+    fields = line.decode(errors="replace").rstrip("\r\n").split(",")
+    if b'"' in line:
+        fields = [_unquoted(field) for field in fields]
+        if any('"' in field for field in fields):
+            raise PipelineError(f"{path}, row {row}: a quotation mark out of place; take it out.")
     if len(fields) != 2:
         raise PipelineError(f"{path}, row {row}: {len(fields)} columns instead of 2, an image name and its mask.")
     name, text = fields
@@ -257,6 +261,10 @@ def _fields(path: Path, row: int, line: bytes) -> tuple[str, str]:
     except PipelineError as error:
         raise PipelineError(f"{path}, row {row}: {error}") from None
     return image_id, text
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
 def _second_row(path: Path, row: int, image_id: str) -> PipelineError:

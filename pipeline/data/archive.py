@@ -1,5 +1,7 @@
 """One reader over zips and folders: names in, bytes out. Zips are read in place, never unpacked."""
 
+import errno
+import lzma
 import os
 import threading
 import zipfile
@@ -9,11 +11,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.files import sha256_of
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)
-"""What zipfile raises for a damaged, encrypted or otherwise packed member."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, RuntimeError, ValueError)
+"""What zipfile raises for a damaged, encrypted or otherwise packed zip."""
 
 
 class Archive(Protocol):
@@ -55,7 +57,7 @@ class ZipArchive:
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        except (*_DAMAGED, OSError) as error:
             raise PipelineError(f"{self.path} can't be read as a zip ({error}): fetch it again.") from error
 
     @cached_property
@@ -77,8 +79,14 @@ class ZipArchive:
         try:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
-        except _UNREADABLE as error:
-            raise PipelineError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
+        except _DAMAGED as error:
+            raise CorruptFileError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # a damaged directory points before the file's start
+                raise CorruptFileError(
+                    f"{name} in {self.path} can't be read ({error}): fetch the zip again."
+                ) from error
+            raise _lost(self.path, error) from error
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and CRCs, taken from the zip's directory without reading the members."""
@@ -150,7 +158,14 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as handle:
             return handle.read(limit)
     except OSError as error:
-        raise PipelineError(f"{path} can't be read ({error.strerror}): fetch it again.") from error
+        raise _lost(path, error) from error
+
+
+def _lost(path: Path, error: OSError) -> PipelineError:
+    return PipelineError(
+        f"{path} can't be read ({error.strerror or error}): see that its drive is there and that it may be read, "
+        "then run the same again."
+    )
 
 
 def _safe_base_name(archive: Path, member: str, taken: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError
 
 Pixels = NDArray[np.uint8]
 
@@ -16,42 +16,42 @@ Pixels = NDArray[np.uint8]
 def decode_jpeg(data: bytes, name: str) -> Pixels:
     """Return a photograph as uint8 RGB, (1280, 1918, 3).
 
-    Strict: where other readers fill what is missing with grey, a truncated or corrupt file raises PipelineError,
+    Strict: where other readers fill what is missing with grey, a truncated or corrupt file raises CorruptFileError,
     as does one of another size.
     """
     check_jpeg_header(data, name)  # first: a damaged header may announce gigabytes
     try:
         image_HWC: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
-        raise PipelineError(f"{name} is no sound JPEG ({error}): fetch it again.") from error
+        raise CorruptFileError(f"{name} is no sound JPEG ({error}): fetch it again.") from error
     return image_HWC
 
 
 def check_jpeg_header(data: bytes, name: str) -> None:
-    """Raise PipelineError unless the first bytes of a file announce a JPEG of 1918 x 1280."""
+    """Raise CorruptFileError unless the first bytes of a file announce a JPEG of 1918 x 1280."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
-        raise PipelineError(f"{name} is no JPEG ({error}): fetch it again.") from error
+        raise CorruptFileError(f"{name} is no JPEG ({error}): fetch it again.") from error
     _demand_shape(name, height, width)
 
 
 def decode_mask(data: bytes, name: str) -> Pixels:
-    """Return a GIF mask as uint8 of 0 and 1, (1280, 1918); raises PipelineError if it has more than two values."""
+    """Return a GIF mask as uint8 of 0 and 1, (1280, 1918); raises CorruptFileError if it has more than two values."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             _demand_shape(name, picture.height, picture.width)
             grey_HW: Pixels = np.asarray(picture.convert("L"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise PipelineError(f"{name} is no sound mask ({error}): fetch it again.") from error
+        raise CorruptFileError(f"{name} is no sound mask ({error}): fetch it again.") from error
     # Readers differ in calling a car 1 or 255, and both are fine; anything between is not.
     highest = grey_HW.max()
     if highest not in (0, 1, 255) or np.any((grey_HW != 0) & (grey_HW != highest)):
-        raise PipelineError(f"{name} is not binary (a mask holds 0 and one other value, 1 or 255): fetch it again.")
+        raise CorruptFileError(f"{name} is not binary (a mask holds 0 and one other value, 1 or 255): fetch it again.")
     mask_HW: Pixels = (grey_HW != 0).view(np.uint8)
     return mask_HW
 
 
 def _demand_shape(name: str, height: int, width: int) -> None:
     if (height, width) != (HEIGHT, WIDTH):
-        raise PipelineError(f"{name} is {width} x {height} pixels, not {WIDTH} x {HEIGHT}: fetch it again.")
+        raise CorruptFileError(f"{name} is {width} x {height} pixels, not {WIDTH} x {HEIGHT}: fetch it again.")

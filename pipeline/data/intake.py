@@ -9,13 +9,13 @@ from typing import Any, Literal
 from filelock import FileLock
 from tqdm import tqdm
 
-from pipeline.competition.submission import HEADER
+from pipeline.competition.submission import HEADER, check
 from pipeline.cores import cores
 from pipeline.data.sample import draw_sample
 from pipeline.data.settings import DataSettings, locate
 from pipeline.data.source import Source
-from pipeline.errors import PipelineError
-from pipeline.files import whole_file
+from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.files import remove, whole_file
 
 
 def bring_in(settings: DataSettings, home: Path) -> Source:
@@ -26,6 +26,8 @@ def bring_in(settings: DataSettings, home: Path) -> Source:
         # Every file appears whole, this one last: where it is, so are the others.
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "truth.csv").is_file():
+                for left_by_a_kill in folder.glob(".*.part"):
+                    remove(left_by_a_kill)
                 draw_sample(folder, settings.sample)
     elif not folder.is_dir():
         raise PipelineError(f"data.directory is {folder}, which is no folder: give it the path of one.")
@@ -50,6 +52,8 @@ def inspect(source: Source, on_corrupt: Literal["error", "skip"]) -> dict[str, A
             "data.on_corrupt: skip goes on without them.)"
         )
     _check_test_ids(source, test_ids)
+    if source.truth is not None:
+        check(source.truth, test_ids)
     usable = [image_id for image_id in train_ids if image_id not in unreadable]
     if not usable or not test_ids:
         raise PipelineError(
@@ -89,12 +93,12 @@ def _decode_both(source: Source, image_id: str) -> None:
 
 
 def _faults(ids: list[str], check: Callable[[str], None], words: str) -> Iterator[tuple[str, str]]:
-    """Yield the id and the message of every image whose check fails; decoders let other threads run."""
+    """Yield the id and the message of every image that is not sound; decoders let other threads run."""
 
     def fault(image_id: str) -> str | None:
         try:
             check(image_id)
-        except PipelineError as error:
+        except CorruptFileError as error:
             return str(error)
         return None
 

@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
+from pipeline.sections import Distinct, Section
 
 DRAWING = ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py")
 """Files beside this one that decide what a sample looks like."""
 
 
-class SampleSettings(BaseModel):
+class SampleSettings(Section):
     """Section ``data.sample`` of params.yaml: how large a sample to draw, and which."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     train_cars: int = Field(default=14, ge=2, le=1000)
     """Cars with masks to learn from, 16 pictures each."""
@@ -27,10 +26,8 @@ class SampleSettings(BaseModel):
     """Another seed gives other cars."""
 
 
-class DataSettings(BaseModel):
+class DataSettings(Section):
     """Section ``data`` of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Literal["sample", "directory", "kaggle"]
     """Where the competition's files come from."""
@@ -51,29 +48,20 @@ class DataSettings(BaseModel):
         return self
 
 
-class FoldSettings(BaseModel):
+class FoldSettings(Section):
     """Section ``folds`` of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int = Field(ge=2)
     """Folds that the cars are dealt to."""
 
-    active: tuple[int, ...] = Field(min_length=1)
+    active: Distinct[int]
     """Folds to train and predict: all of them, or fewer to save time."""
 
     holdout_cars: int = Field(ge=0)
     """Cars kept out of every fold, so that an ensemble of folds can be scored; 0 for a final run."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of the dealing."""
-
-    @field_validator("active")
-    @classmethod
-    def _no_repeats(cls, active: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(active)) != len(active):
-            raise ValueError("names a fold twice")
-        return active
 
     @model_validator(mode="after")
     def _active_exist(self) -> "FoldSettings":

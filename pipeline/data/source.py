@@ -12,7 +12,7 @@ from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH, image_name, mask_name, split_id
 from pipeline.data.archive import Archive, find
 from pipeline.data.images import Pixels, check_jpeg_header, decode_jpeg, decode_mask
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError, PipelineError
 
 
 class Masks(Protocol):
@@ -61,7 +61,7 @@ class RleMasks:
         try:
             return rle.decode(self._rows[image_id].decode("utf-8", "replace"), HEIGHT, WIDTH)
         except PipelineError as error:
-            raise PipelineError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
+            raise CorruptFileError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 
     def fingerprint(self) -> str:
         """Return a digest of the file that holds the rows."""
@@ -99,15 +99,15 @@ class Photos:
         return _ids(self.archive, ".jpg")
 
     def image(self, image_id: str) -> Pixels:
-        """Return a photograph as uint8 RGB, (1280, 1918, 3); raises PipelineError if it is not sound."""
+        """Return a photograph as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is not sound."""
         return decode_jpeg(self.archive.read(image_name(image_id)), self.where(image_id))
 
     def check_header(self, image_id: str) -> None:
-        """Raise PipelineError unless the file announces a JPEG of the right size; reads the first bytes only."""
+        """Raise CorruptFileError unless the file announces a JPEG of the right size; reads the first bytes only."""
         name, where = image_name(image_id), self.where(image_id)
         try:
             check_jpeg_header(self.archive.read(name, limit=1 << 12), where)
-        except PipelineError:
+        except CorruptFileError:
             # Camera notes or a preview may stand before the size.
             check_jpeg_header(self.archive.read(name), where)
 

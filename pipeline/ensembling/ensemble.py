@@ -4,7 +4,7 @@ Every way to merge is a table from level to whole number for each net, whose wei
 number. So the same settings give the same mask everywhere, to the pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -13,10 +13,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field
 
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.ensembling.maps import FULL, LevelMap
+from pipeline.sections import Distinct, Section
 
 ENSEMBLE = "ensemble"
 """Name, among models, of several merged."""
@@ -27,18 +28,16 @@ _LOGIT_SCALE = 1 << 12
 """Whole numbers a unit of logit: finer than what a step of level, at least 1/64, can tell."""
 
 
-class EnsembleSettings(BaseModel):
+class EnsembleSettings(Section):
     """Section ``ensemble`` of params.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    models: tuple[str, ...] | None = None
+    models: Distinct[str] | None = None
     """Models to merge; None for all active ones."""
 
-    folds: tuple[int, ...] | None = None
+    folds: Distinct[int] | None = None
     """Folds to merge; None for all active ones."""
 
-    weights: dict[str, PositiveInt] = {}
+    weights: Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]] = {}
     """Whole-number weight of a model's nets; 1 where none is given."""
 
     merge: MergeName = "probability"
@@ -111,12 +110,13 @@ class Merge:
         return self._raw[1]
 
     @cached_property
-    def _dtype(self) -> type[np.uint16] | type[np.uint32]:
+    def _dtype(self) -> type[np.unsignedinteger]:
+        """The smallest that holds every sum: half the bytes go by in half the time."""
         highest = sum(
             table * FULL * count if isinstance(table, int) else int(table[-1])
             for table, count in zip(self._tables, self.counts, strict=True)
         )
-        return np.uint16 if max(highest, self._least) < 1 << 16 else np.uint32
+        return next(t for t in (np.uint16, np.uint32, np.uint64) if max(highest, self._least) <= np.iinfo(t).max)
 
 
 def _levels(count: int) -> NDArray[np.int64]:

@@ -57,14 +57,19 @@ class Evaluation:
         return Scores(pd.concat(rows, ignore_index=True))
 
     def worst(self, scores: Scores, wanted: int) -> Iterator[tuple[Any, NDArray[np.uint8]]]:
-        """Yield the rows of the lowest out-of-fold Dice, lowest first, with the masks (1280, 1918) that got it."""
-        name = list(self._out_of_fold())[-1][0]
+        """Yield the rows of the lowest out-of-fold Dice, lowest first, with the masks (1280, 1918) that got it.
+
+        Of the models merged as the ensemble merges them, or of its only model.
+        """
+        models = {model for model, _ in self.nets}
+        name = ENSEMBLE if len(models) > 1 else next(iter(models))
         rows = scores.images[(scores.images["split"] == "oof") & (scores.images["model"] == name)]
         lowest = rows.nsmallest(wanted, "dice")
         masks: dict[str, NDArray[np.uint8]] = {}
         for other, fold, nets in self._out_of_fold():
-            chosen = set(lowest.loc[lowest["fold"] == fold, "image_id"]) if other == name else set()
-            masks |= {i: m.view(np.uint8) for i, m in self._masks("oof", nets, chosen)}
+            chosen = set(lowest.loc[lowest["fold"] == fold, "image_id"])
+            if other == name and chosen:
+                masks |= {i: m.view(np.uint8) for i, m in self._masks("oof", nets, chosen)}
         return ((row, masks[str(row.image_id)]) for row in lowest.itertuples())
 
     def _out_of_fold(self) -> Iterator[tuple[str, int, Sequence[Net]]]:

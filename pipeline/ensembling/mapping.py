@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.ensembling.maps import LevelMap, ShardWriter, read_unreadable, shard_name, sum_views, write_index
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError
 from pipeline.files import whole_file
 
-Predictions = Iterator[tuple[str, NDArray[np.uint8] | PipelineError]]
+Predictions = Iterator[tuple[str, NDArray[np.uint8] | CorruptFileError]]
 """Image ids in order, with levels (V, 1280, 1918) or with why the image can't be read."""
 
 
@@ -58,7 +58,7 @@ def _write_shard(job: MapJob, predictions: Predictions, path: Path) -> None:
     unreadable: dict[str, str] = {}
     with ShardWriter(path) as writer:
         for image_id, levels_VHW in predictions:
-            if isinstance(levels_VHW, PipelineError):
+            if isinstance(levels_VHW, CorruptFileError):
                 if not job.test:
                     raise levels_VHW
                 unreadable[image_id] = str(levels_VHW)

@@ -28,6 +28,9 @@ FULL = 255
 
 INDEX = "index.json"
 
+MAKE_ANEW = "run 'carvana clean --yes', then 'dvc repro --force predict'"
+"""What makes maps again that DVC and the state of resumes hold to be finished."""
+
 _ROW_GROUP_MAPS = 32
 """Maps that are read together, still compressed."""
 
@@ -251,7 +254,10 @@ def read_shard(path: Path) -> Iterator[LevelMap]:
                 for row in file.read_row_group(group, use_threads=False).to_pylist():
                     yield _from_row(row)
     except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{path} can't be read ({error}): delete its folder and run 'dvc repro'.") from error
+        raise PipelineError(
+            f"{path} can't be read ({error}): if it is damaged, 'find .dvc/cache -samefile {path} -delete', and "
+            f"{MAKE_ANEW}."
+        ) from error
 
 
 def read_unreadable(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pipeline.competition.layout import image_name, split_id
 from pipeline.competition.submission import HEADER
 from pipeline.cores import cores
 from pipeline.ensembling.ensemble import Merge
-from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.maps import MAKE_ANEW, MapStore
 from pipeline.ensembling.parts import compress_part, join_parts
 from pipeline.errors import PipelineError
 from pipeline.files import whole_file
@@ -66,9 +66,7 @@ def shard_rows(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, num
         else:
             of_nets = next(maps)
             if any(level_map.image_id != image_id for level_map in of_nets):
-                raise PipelineError(
-                    f"The maps of {image_id} are missing or out of order: run 'dvc repro --force predict'."
-                )
+                raise PipelineError(f"The maps of {image_id} are missing or out of order: {MAKE_ANEW}.")
             text = rle.encode(merge.mask(of_nets))
         yield f"{image_name(image_id)},{text}"
 
@@ -88,4 +86,4 @@ def _demand_alike(stores: Sequence[MapStore]) -> None:
     for other in stores[1:]:
         same_images = other.image_ids == first.image_ids and other.shard_images == first.shard_images
         if not same_images or other.unreadable.keys() != first.unreadable.keys():
-            raise PipelineError(f"{other.folder} and {first.folder} hold maps of different images: run 'dvc repro'.")
+            raise PipelineError(f"{other.folder} and {first.folder} hold maps of different images: {MAKE_ANEW}.")

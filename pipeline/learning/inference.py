@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptFileError
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.models import load
 from pipeline.learning.pixels import Pixels, grow, memory_format, to_batch, to_input, to_levels
@@ -78,26 +78,26 @@ def stream(
     size: tuple[int, int],
     batch_size: int,
     threads: int,
-) -> Iterator[tuple[str, Levels | PipelineError]]:
+) -> Iterator[tuple[str, Levels | CorruptFileError]]:
     """Yield every image id in order with its levels (V, *size), or with why it can't be read.
 
     While the net works, ``threads`` read and shrink images for it, and the caller sees to the batch before; at most a
     few batches wait in memory.
     """
 
-    def prepared(image_id: str) -> Pixels | PipelineError:
+    def prepared(image_id: str) -> Pixels | CorruptFileError:
         try:
             return predictor.prepare(read(image_id))
-        except PipelineError as error:
+        except CorruptFileError as error:
             return error
 
-    def predicted(batch: list[Prepared]) -> list[tuple[str, Levels | PipelineError]]:
-        sound = [pixels for _, pixels in batch if not isinstance(pixels, PipelineError)]
+    def predicted(batch: list[Prepared]) -> list[tuple[str, Levels | CorruptFileError]]:
+        sound = [pixels for _, pixels in batch if not isinstance(pixels, CorruptFileError)]
         levels = iter(predictor.levels(sound, *size) if sound else ())
-        return [(image_id, p if isinstance(p, PipelineError) else next(levels)) for image_id, p in batch]
+        return [(image_id, p if isinstance(p, CorruptFileError) else next(levels)) for image_id, p in batch]
 
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as net:
-        running: Future[list[tuple[str, Levels | PipelineError]]] | None = None
+        running: Future[list[tuple[str, Levels | CorruptFileError]]] | None = None
         for batch in _ahead(readers, prepared, image_ids, batch_size):
             done, running = running, net.submit(predicted, batch)
             if done:
@@ -106,17 +106,17 @@ def stream(
             yield from running.result()
 
 
-Prepared = tuple[str, Pixels | PipelineError]
+Prepared = tuple[str, Pixels | CorruptFileError]
 
 
 def _ahead(
     pool: ThreadPoolExecutor,
-    prepare: Callable[[str], Pixels | PipelineError],
+    prepare: Callable[[str], Pixels | CorruptFileError],
     image_ids: Sequence[str],
     batch_size: int,
 ) -> Iterator[list[Prepared]]:
     """Yield batches in order, with two more being prepared meanwhile."""
-    waiting: deque[list[tuple[str, Future[Pixels | PipelineError]]]] = deque()
+    waiting: deque[list[tuple[str, Future[Pixels | CorruptFileError]]]] = deque()
     for start in range(0, len(image_ids), batch_size):
         batch = image_ids[start : start + batch_size]
         waiting.append([(image_id, pool.submit(prepare, image_id)) for image_id in batch])

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.learning.settings import Precision
+from pipeline.sections import Distinct, Section
 
 Split = Literal["oof", "holdout", "test"]
 """Validation cars of a fold, cars held out of all folds, or test images."""
@@ -12,13 +13,11 @@ Split = Literal["oof", "holdout", "test"]
 ViewName = Annotated[str, Field(pattern=r"^(identity|hflip|(hflip\+)?scale:\d+(\.\d+)?)$")]
 """``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
 
-Views = Annotated[tuple[ViewName, ...], Field(min_length=1)]
+Views = Distinct[ViewName]
 
 
-class SplitViews(BaseModel):
+class SplitViews(Section):
     """Views of each split, so that a view wanted for an ablation never repredicts test."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     oof: Views
     """Of validation cars of each fold; maps are kept a view."""
@@ -41,10 +40,8 @@ class SplitViews(BaseModel):
         return self
 
 
-class PredictSettings(BaseModel):
+class PredictSettings(Section):
     """Section ``predict`` of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: SplitViews
     """What each net looks at."""

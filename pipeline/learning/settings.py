@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.sections import Section
 
 LossName = Literal["bce", "border_bce", "dice", "lovasz"]
 
@@ -17,11 +18,7 @@ Size = tuple[PositiveInt, PositiveInt]
 """Height and width in pixels."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class InputSettings(_Section):
+class InputSettings(Section):
     """Section ``input`` of params.yaml: what the net sees of a photograph."""
 
     size: Literal["native"] | Size
@@ -46,7 +43,7 @@ class InputSettings(_Section):
         return 3 if self.channels == "rgb" else 1
 
 
-class Augmentation(_Section):
+class Augmentation(Section):
     """Random changes to training images; a value of 0 leaves a change out."""
 
     hflip: float = Field(default=0.5, ge=0, le=1)
@@ -68,10 +65,10 @@ class Augmentation(_Section):
     """Greatest change of hue and saturation, as parts of the full circle and range; colour input only."""
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """Section ``train`` of params.yaml: how a net learns."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of first weights, order, augmentation and dropout; the fold is mixed in."""
 
     epochs: PositiveInt
@@ -129,7 +126,7 @@ class TrainSettings(_Section):
     """Random changes to training images."""
 
 
-class MachineSettings(_Section):
+class MachineSettings(Section):
     """Section ``machine`` of params.yaml: what decides how fast a result comes, not what it is. DVC ignores it."""
 
     device: Device = "auto"
@@ -145,7 +142,7 @@ class MachineSettings(_Section):
     """Images a forward pass of prediction."""
 
 
-class ClassicUNet(_Section):
+class ClassicUNet(Section):
     """The U-Net as it was published: double convolutions, transposed-convolution decoder."""
 
     net: Literal["classic"]
@@ -172,7 +169,7 @@ class ClassicUNet(_Section):
         return int(2 ** (len(self.widths) - 1))
 
 
-class EncoderUNet(_Section):
+class EncoderUNet(Section):
     """``segmentation_models_pytorch.Unet`` over any encoder it knows, timm's ``tu-...`` among them."""
 
     net: Literal["encoder"]

@@ -14,6 +14,11 @@ Raster = NDArray[np.uint8]
 
 _TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
 _COLUMNS = 4
+_JPEG = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 88),
+    # Colour at full resolution: halved, as is usual, it would wash out lines of one pixel.
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
 _TRUTH = (40, 200, 40)
 _MISSED = (255, 140, 0)
 _TOO_MUCH = (235, 30, 60)
@@ -45,7 +50,7 @@ def write_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
         sheet_HWC[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH] = _draw(tile)
         _write(sheet_HWC, tile.caption, left + 8, top + _TILE_HEIGHT + 18)
     with whole_file(path) as temporary:
-        data = cv2.imencode(".jpg", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+        data = cv2.imencode(".jpg", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR), _JPEG)[1]
         temporary.write_bytes(data.tobytes())
 
 

@@ -10,7 +10,18 @@ ROOT = Path(__file__).parents[2]
 
 PLUMBING = frozenset(
     f"pipeline/{name}.py"
-    for name in ("cli", "cores", "errors", "files", "params", "places", "resume", "stages/command", "stages/code")
+    for name in (
+        "cli",
+        "cores",
+        "errors",
+        "files",
+        "params",
+        "places",
+        "resume",
+        "sections",
+        "stages/command",
+        "stages/code",
+    )
 )
 """Files that decide where results appear and how settings and errors are worded, not what a result is."""
 

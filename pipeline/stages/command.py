@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
+from pipeline.resume import FOLDER, alone
 
 _TOO_LITTLE = 32 << 20
 _CHOICES = {"split": ("oof", "holdout", "test")}
@@ -25,7 +26,15 @@ def stage(run: Callable[..., None], words: str | None) -> None:
         )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = vars(parser.parse_args())
-    sys.exit(in_words(lambda: run(read_params(), **options), debug=options.pop("debug")))
+    debug = options.pop("debug")
+    words = " ".join([parser.prog.rpartition(".")[2], *map(str, options.values())])
+
+    def call() -> None:
+        # A killed dvc leaves its stage running, maybe with other settings than now: it must not publish over this one.
+        with alone(Path(FOLDER) / "running" / f"{words.replace(' ', '-')}.lock", words):
+            run(read_params(), **options)
+
+    sys.exit(in_words(call, debug=debug))
 
 
 def in_words(call: Callable[[], object], *, debug: bool) -> int:

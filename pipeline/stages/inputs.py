@@ -59,11 +59,9 @@ def truth() -> Path | None:
         return TRUTH if sum(1 for _ in islice(lines, 2)) > 1 else None
 
 
-def expected_ids() -> list[str] | None:
-    """Return the ids that a submission must hold, or None while there is no data."""
-    if not MANIFEST.is_file():
-        return None
-    source = Source(locate(read_params().data, home()))
+def expected_ids() -> list[str]:
+    """Return the ids that a submission must hold; raises PipelineError where the data are not at hand."""
+    source = Source(data_folder(read_params()))
     return source.sample_ids or source.test.ids()
 
 

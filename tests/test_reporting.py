@@ -1,0 +1,96 @@
+"""Contact sheets and summaries: what a person reads of a run."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.competition import rle
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.reporting.pictures import Tile, write_sheet
+from pipeline.reporting.summary import metrics, prediction_tiles, summary
+
+GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+ORANGE, RED, GREEN, YELLOW = (255, 140, 0), (235, 30, 60), (40, 200, 40), (255, 220, 0)
+
+
+def box(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+    mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask_HW[top:bottom, left:right] = 1
+    return mask_HW
+
+
+def tile_of(path: Path, index: int) -> NDArray[np.uint8]:
+    """Return the photograph of a tile, 320 x 480 RGB, from a sheet of four in a row."""
+    sheet_HWC = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    top, left = 26 + index // 4 * (320 + 26), index % 4 * 480
+    return sheet_HWC[top : top + 320, left : left + 480]
+
+
+def near(colour: NDArray[np.uint8], wanted: tuple[int, int, int]) -> bool:
+    return bool(np.abs(colour.astype(int) - wanted).max() < 30)  # JPEG
+
+
+class TestSheet:
+    def test_errors_are_seen_where_they_lie(self, tmp_path: Path) -> None:
+        true, mask = box(400, 800, 400, 1200), box(400, 800, 800, 1600)
+        write_sheet(tmp_path / "a.jpg", [Tile(GREY, mask, true, "x")], "title")
+        tile = tile_of(tmp_path / "a.jpg", 0)
+        assert near(tile[150, 150], ORANGE)  # car that was missed
+        assert near(tile[150, 350], RED)  # no car
+        assert near(tile[150, 250], (128, 128, 128))  # right, so that the photograph is seen
+        assert near(tile[50, 50], (128, 128, 128))
+
+    def test_outlines(self, tmp_path: Path) -> None:
+        mask = box(400, 800, 400, 1200)
+        tiles = [Tile(GREY, mask, None, "yellow"), Tile(GREY, mask, mask, "green")]
+        write_sheet(tmp_path / "a.jpg", tiles, "title")
+        for index, colour in enumerate((YELLOW, GREEN)):
+            tile = tile_of(tmp_path / "a.jpg", index)
+            assert np.abs(tile[150, 98:104].astype(int) - colour).max(axis=1).min() < 30
+            assert near(tile[150, 200], (128, 128, 128))
+
+    @pytest.mark.parametrize("count", [0, 1, 5])
+    def test_four_in_a_row(self, tmp_path: Path, count: int) -> None:
+        write_sheet(tmp_path / "a.jpg", [Tile(GREY, box(0, 1, 0, 1), None, "")] * count, "title")
+        height, width, _ = cv2.imread(str(tmp_path / "a.jpg")).shape
+        assert (height, width) == (26 + max(1, -(-count // 4)) * 346, 1920)
+
+
+IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 17)]
+
+
+class TestPredictions:
+    def test_tiles_are_evenly_spaced_and_pass_what_was_replaced(self, tmp_path: Path) -> None:
+        masks = {image_id: box(0, 10, 0, 10 + n) for n, image_id in enumerate(IDS)}
+        lines = "".join(f"{image_id}.jpg,{rle.encode(mask)}\n" for image_id, mask in masks.items())
+        (tmp_path / "a.csv").write_text(f"img,rle_mask\n{lines}")
+        facts = {"rows": 16, "replaced_images": {IDS[4]: "torn"}}
+        tiles = prediction_tiles(tmp_path / "a.csv", lambda image_id: GREY, facts, wanted=4)
+        assert [tile.caption for tile in tiles] == [IDS[0], IDS[8], IDS[12]]
+        for tile in tiles:
+            assert np.array_equal(tile.mask, masks[tile.caption])
+            assert tile.true is None
+
+
+class TestSummary:
+    scores: ClassVar = {"dice": 0.98765432, "iou": 0.97, "accuracy": 0.99, "images": 16, "cars": 1}
+    submission: ClassVar = {"rows": 16, "nets": ["small/0"], "replaced_images": {}}
+
+    def test_what_is_known_is_told(self) -> None:
+        evaluation = {"oof": {"small": self.scores}, "skipped_images": {}}
+        assert metrics(evaluation, self.submission) == {"oof": {"small": self.scores | {"dice": 0.987654}}}
+        told = summary(evaluation, self.submission)
+        assert "out of fold, small   0.98765  0.97000  0.99000" in told
+        assert "held-out" not in told and "test cars" not in told
+        known = metrics(evaluation | {"holdout": self.scores}, self.submission | {"test": {"dice": 0.5}})
+        assert (known["holdout"]["dice"], known["test"]["dice"]) == (0.987654, 0.5)
+
+    def test_images_left_out_and_replaced_are_named(self) -> None:
+        evaluation = {"oof": {"small": self.scores}, "skipped_images": dict.fromkeys(IDS[:5], "torn")}
+        told = summary(evaluation, self.submission | {"replaced_images": {IDS[7]: "torn"}})
+        assert f"5 training images were left out: {IDS[0]}, {IDS[1]}, {IDS[2]} ..." in told
+        assert f"1 test images could not be read and have the mean mask of their angle: {IDS[7]}\n" in told
