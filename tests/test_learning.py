@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.learning import models
 from pipeline.learning.dataset import EpochSampler, Examples, ShareSampler, TrainingSet
-from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.devices import describe, resolve_device, resolve_precision
 from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.losses import border_bce, dice_loss, weighted_sum
 from pipeline.learning.pixels import grow, soft_target, to_input, to_levels
@@ -135,6 +135,11 @@ class TestModels:
             models.build(ENCODER.model_copy(update={"encoder": "resnet1"}), SMALL)
         with pytest.raises(PipelineError, match=r"no weights at .*gone\.pth"):
             models.build(ENCODER.model_copy(update={"encoder_weights": "./gone.pth"}), SMALL)
+
+    def test_timm_encoders_have_one_set_of_weights(self) -> None:
+        spec = ENCODER.model_copy(update={"encoder": "tu-resnet18", "encoder_weights": "imagnet"})
+        with pytest.raises(PipelineError, match="'tu-resnet18' has no weights 'imagnet': set encoder_weights to"):
+            models.build(spec, SMALL)
 
     def test_pickles_are_refused(self, tmp_path: Path) -> None:
         torch.save(models.build(TINY, SMALL), tmp_path / "net.pth")
@@ -285,8 +290,23 @@ class TestPredictor:
         with pytest.raises(PipelineError, match="the drive is gone"):
             list(stream(predictor, ["1"], read, size=(64, 96), batch_size=3, threads=2))
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_net_that_gives_no_numbers(self, net_folder: Path, value: float) -> None:
+        predictor = Predictor(net_folder, device="cpu")
+        with torch.no_grad():
+            next(predictor.net.parameters()).fill_(value)
+        with pytest.raises(PipelineError, match=r"gives no finite numbers in torch\.\w+: set predict\.precision to 32"):
+            predictor(np.zeros((64, 96, 3), np.uint8))
+
 
 class TestDevices:
+    def test_half_precision_is_for_gpus(self) -> None:
+        with pytest.raises(PipelineError, match="precision: 16 needs a GPU"):
+            resolve_precision("16", torch.device("cpu"))
+
+    def test_words(self) -> None:
+        assert describe(torch.device("cpu"), torch.bfloat16) == "the CPU in bfloat16"
+
     def test_no_gpu_where_one_was_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(PipelineError, match=r"device: gpu.*nvidia-smi"):

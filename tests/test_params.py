@@ -304,6 +304,12 @@ def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: 
     assert (project / "params.yaml").read_bytes() == before
 
 
+def test_the_full_competition_is_augmented(project: Path) -> None:
+    apply_recipe("carvana")
+    augment = read_params().design("native_r34").train.augment
+    assert all(getattr(augment, name) > 0 for name in type(augment).model_fields)
+
+
 def test_a_recipe_leaves_the_data_where_the_user_has_them(project: Path) -> None:
     path = project / "params.yaml"
     path.write_text(path.read_text().replace("directory: null", "directory: /mine"))

@@ -1,6 +1,7 @@
 """The whole pipeline as users run it: dvc repro on a tiny sample, again, changed, as an experiment, and killed."""
 
 import gzip
+import re
 import subprocess
 import time
 import zipfile
@@ -23,6 +24,7 @@ TINY = {
     "train.epochs": 3,
     "train.validate_every": 1,
     "predict.shard_images": 4,
+    "machine.device": "cpu",
 }
 
 
@@ -107,6 +109,14 @@ class TestRepro:
         done.run("dvc", "exp", "run", "--temp", "--set-param", "train.lr=0.02", "--name", "lr")
         after = {path.name for path in (done.folder / ".resume/train/small/0").iterdir()}
         assert before < after
+
+    def test_queued_experiments_find_data_and_state(self, done: Project) -> None:
+        done.run("dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=vote", "--name", "vote")
+        done.run("dvc", "exp", "run", "--run-all")
+        shown = done.run("dvc", "exp", "show", "--csv")
+        (row,) = [line for line in shown.splitlines() if line.startswith("vote,")]
+        assert re.search(r",0\.\d+,", row), "it has scores"
+        assert not list((done.folder / ".dvc/tmp/exps").rglob("data/*.zip"))
 
     def test_metrics_and_plots_of_dvc(self, done: Project) -> None:
         assert "holdout.dice" in done.run("dvc", "metrics", "show")
@@ -226,7 +236,7 @@ def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(tiny_sample: Path, tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample)})
+    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample), "train.epochs": 15})
     project.repro("folds")
     command = ("python", "-m", "pipeline.stages.train", "--model", "small", "--fold", "0")
     orphan = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.DEVNULL)

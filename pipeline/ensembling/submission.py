@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.competition import rle
-from pipeline.competition.layout import image_name, split_id
+from pipeline.competition.layout import HEIGHT, WIDTH, image_name, split_id
 from pipeline.competition.submission import HEADER
 from pipeline.cores import cores
 from pipeline.ensembling.ensemble import Merge
@@ -44,17 +45,21 @@ def write_submission(stores: Sequence[MapStore], merge: Merge, fallback: Fallbac
 def mean_mask_rows(image_ids: Sequence[str], mask: Callable[[str], NDArray[np.uint8]]) -> Fallback:
     """Return the fallback that gives an image the mean of the training masks at its angle, rounded."""
 
+    lock = Lock()
+
     @cache
     def of_angle(angle: int) -> str:
-        masks = [mask(image_id) for image_id in image_ids if split_id(image_id)[1] == angle]
-        if not masks:
-            return ""
-        total = np.zeros(masks[0].shape, np.uint16)
-        for mask_HW in masks:
-            total += mask_HW
-        return rle.encode(2 * total >= len(masks))
+        ids = [image_id for image_id in image_ids if split_id(image_id)[1] == angle]
+        total_HW = np.zeros((HEIGHT, WIDTH), np.uint16)
+        for image_id in ids:
+            total_HW += mask(image_id)
+        return rle.encode(2 * total_HW >= len(ids)) if ids else ""
 
-    return lambda image_id: of_angle(split_id(image_id)[1])
+    def fallback(image_id: str) -> str:
+        with lock:  # or each of several threads would decode all masks of an angle
+            return of_angle(split_id(image_id)[1])
+
+    return fallback
 
 
 def shard_rows(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, number: int) -> Iterator[str]:

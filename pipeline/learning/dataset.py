@@ -1,6 +1,7 @@
 """Training and validation images, decoded once where they fit, changed at random by (seed, epoch, image) alone."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -181,8 +182,32 @@ def augmentation(settings: Augmentation, crop: tuple[int, int] | None, colour: b
     return A.Compose(steps)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Processes that load images, at most one a processor."""
+
+    wanted: int
+    gpu: bool
+    """Whether a GPU waits for what they load."""
+
+    def options(self, cached: bool) -> dict[str, Any]:
+        """Return them as options of a loader of images that are in memory already, or not."""
+        # What is in memory is augmented faster than it is passed between processes, unless a GPU waits for it.
+        count = 0 if cached and not self.gpu else min(self.wanted, cores())
+        if not count:
+            return {"num_workers": 0}
+        return {
+            "num_workers": count,
+            "persistent_workers": True,
+            "pin_memory": self.gpu,
+            "worker_init_fn": _one_thread,
+            # Forked, so that they share the images in memory; elsewhere than on Linux, a fork may hang.
+            "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+        }
+
+
 def training_loader(
-    examples: Examples, train: TrainSettings, workers: int, seed: int, rank: int, processes: int
+    examples: Examples, train: TrainSettings, workers: Workers, seed: int, rank: int, processes: int
 ) -> DataLoader[Any]:
     """Return shuffled batches; the last incomplete one is left to another epoch, unless it is the only one."""
     sampler = EpochSampler(len(examples), seed, rank, processes)
@@ -191,27 +216,18 @@ def training_loader(
         batch_size=train.batch_size,
         sampler=sampler,
         drop_last=len(sampler) >= train.batch_size,
-        **_loading(examples, workers),
+        **workers.options(examples.cache is not None),
     )
 
 
-def validation_loader(examples: Examples, batch_size: int, workers: int, rank: int, processes: int) -> DataLoader[Any]:
+def validation_loader(
+    examples: Examples, batch_size: int, workers: Workers, rank: int, processes: int
+) -> DataLoader[Any]:
     """Return every image once, the last batch being what is left."""
     sampler = ShareSampler(len(examples), rank, processes)
-    return DataLoader(ValidationSet(examples), batch_size, sampler=sampler, **_loading(examples, workers))
-
-
-def _loading(examples: Examples, workers: int) -> dict[str, Any]:
-    # What is in memory already is augmented faster than it is passed between processes, unless a GPU waits for it.
-    count = 0 if examples.cache is not None and not torch.cuda.is_available() else workers
-    if not count:
-        return {"num_workers": 0}
-    return {
-        "num_workers": count,
-        "persistent_workers": True,
-        "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _one_thread,
-    }
+    return DataLoader(
+        ValidationSet(examples), batch_size, sampler=sampler, **workers.options(examples.cache is not None)
+    )
 
 
 def _one_thread(worker: int) -> None:

@@ -21,13 +21,24 @@ def resolve_device(wanted: Device) -> torch.device:
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
-    """Return the type that convolutions run in; ``auto`` takes the fastest that the device has units for."""
+    """Return the type that convolutions run in; ``auto`` takes the fastest that the device has units for.
+
+    Raises PipelineError for 16 on a CPU, where Lightning would train in another type than prediction runs in.
+    """
+    if wanted == "16" and device.type == "cpu":
+        raise PipelineError("precision: 16 needs a GPU: set it to auto, bf16 or 32.")
     if wanted != "auto":
         return {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     # On a processor without bf16 units, bf16 is emulated and slower than float32.
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Return words for people, such as ``Tesla T4 in float16``."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}"
+    return f"{name} in {str(dtype).removeprefix('torch.')}"
 
 
 def _cpu_has_bf16() -> bool:

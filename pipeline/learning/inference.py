@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import CorruptFileError
+from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.models import load
 from pipeline.learning.pixels import Pixels, grow, memory_format, to_batch, to_input, to_levels
@@ -34,6 +34,7 @@ class Predictor:
         device: Device = "auto",
         precision: Precision = "auto",
     ) -> None:
+        self.folder = folder
         self.views = [View.parse(name) for name in views]
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
@@ -57,18 +58,24 @@ class Predictor:
     def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
         """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
         pixels_BCHW = to_batch(inputs, self.device).float()
-        levels_BVHW = np.empty((len(inputs), len(self.views), height, width), np.uint8)
+        shape = (len(inputs), len(self.views), height, width)
+        levels_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
         for index, view in enumerate(self.views):
             logits_B1HW = self._logits(view, pixels_BCHW)
             # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
             for number, levels_VHW in enumerate(levels_BVHW):
-                raster_1HW = grow(logits_B1HW[number : number + 1], height, width)
-                levels_VHW[index] = to_levels(raster_1HW)[0].cpu().numpy()
-        return levels_BVHW
+                levels_VHW[index] = to_levels(grow(logits_B1HW[number : number + 1], height, width))[0]
+        return np.asarray(levels_BVHW.cpu())
 
     def _logits(self, view: View, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return view.undo(self.net(view.apply(pixels_BCHW)))
+            logits_B1HW = view.undo(self.net(view.apply(pixels_BCHW)))
+        if not torch.isfinite(logits_B1HW).all():
+            raise PipelineError(
+                f"The net of {self.folder} gives no finite numbers in {self.dtype}: set predict.precision to 32, "
+                "or train it anew with a lower train.lr."
+            )
+        return logits_B1HW
 
 
 def stream(
@@ -96,14 +103,16 @@ def stream(
         levels = iter(predictor.levels(sound, *size) if sound else ())
         return [(image_id, p if isinstance(p, CorruptFileError) else next(levels)) for image_id, p in batch]
 
-    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as net:
-        running: Future[list[tuple[str, Levels | CorruptFileError]]] | None = None
+    # A GPU is kept busy by two: one uploads its batch while the other's is computed.
+    at_once = 2 if predictor.device.type == "cuda" else 1
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(at_once) as net:
+        running: deque[Future[list[tuple[str, Levels | CorruptFileError]]]] = deque()
         for batch in _ahead(readers, prepared, image_ids, batch_size):
-            done, running = running, net.submit(predicted, batch)
-            if done:
-                yield from done.result()
-        if running:
-            yield from running.result()
+            running.append(net.submit(predicted, batch))
+            if len(running) > at_once:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
 
 
 Prepared = tuple[str, Pixels | CorruptFileError]

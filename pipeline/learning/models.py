@@ -190,6 +190,11 @@ def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     file = weights_file(weights)
+    if spec.encoder.startswith("tu-") and not file and weights not in (None, "imagenet"):
+        # smp would take timm's default weights for any name at all.
+        raise PipelineError(
+            f"Encoder '{spec.encoder}' has no weights '{weights}': set encoder_weights to imagenet, a file or null."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on how timm's encoders want their weights to be named

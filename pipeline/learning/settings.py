@@ -133,13 +133,13 @@ class MachineSettings(Section):
     """``auto`` takes a GPU where there is one."""
 
     workers: int = Field(default=2, ge=0)
-    """Processes that load training images; on a CPU none where they fit into ``cache_gb``."""
+    """Processes that load training images, at most one a processor; on a CPU none where they fit into ``cache_gb``."""
 
     cache_gb: float = Field(default=2.0, ge=0)
     """Memory that decoded and shrunk training images may take, in GB; they are decoded once if they fit."""
 
     predict_batch: PositiveInt = 4
-    """Images a forward pass of prediction."""
+    """Images a forward pass of prediction, and of scoring while training."""
 
 
 class ClassicUNet(Section):

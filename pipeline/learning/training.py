@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.errors import PipelineError
 from pipeline.files import publish, whole_file, write_json, write_text
-from pipeline.learning.dataset import Examples, Reader, training_loader, validation_loader
+from pipeline.learning.dataset import Examples, Reader, Workers, training_loader, validation_loader
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.losses import weighted_sum
 from pipeline.learning.models import WEIGHTS, Net, build, save_config, save_weights
@@ -75,10 +76,15 @@ def _one_voice() -> Iterator[None]:
     try:
         yield
     except (PipelineError, ProcessRaisedException) as error:
-        _, mark, words = str(error).rpartition("PipelineError: ")
-        if mark:
-            raise PipelineError(words.strip()) from error
+        of_users = re.split(r"^pipeline\.errors\.\w+: ", str(error), flags=re.MULTILINE)
+        if len(of_users) > 1:
+            raise PipelineError(of_users[-1].strip()) from error
+        last_line = str(error).strip().splitlines()[-1]
+        if re.match(r"[\w.]*(OutOfMemory|Memory)Error\b", last_line):
+            raise MemoryError(last_line.partition(": ")[2]) from error
         raise
+    except SystemExit:  # Lightning's own answer to Ctrl-C
+        raise KeyboardInterrupt from None
 
 
 class Segmenter(LightningModule):
@@ -120,7 +126,13 @@ class Segmenter(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
-        logits_BHW = grow(self.net(batch["image"]), HEIGHT, WIDTH)
+        logits_B1HW = self.net(batch["image"])
+        if not torch.isfinite(logits_B1HW).all():
+            raise PipelineError(
+                f"The net gives no finite numbers after epoch {self.current_epoch + 1}: lower train.lr, "
+                "set train.clip to 1.0, or train.precision to 32."
+            )
+        logits_BHW = grow(logits_B1HW, HEIGHT, WIDTH)
         for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
             total = int(mask_HW.sum()) + int(true_HW.sum())
             self.dice_sum += 2 * int((mask_HW & true_HW).sum()) / total if total else 1.0
@@ -129,6 +141,12 @@ class Segmenter(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the score, for curves and ``plateau``."""
         self.log("dice", self.validation_dice(), rank_zero_only=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Let ``plateau`` see the epoch's score, if there is one."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and _validates(self.trainer):
+            schedule.step(self.validation_dice())
 
     def validation_dice(self) -> float:
         """Return the mean Dice over the images of all processes."""
@@ -146,8 +164,9 @@ class Segmenter(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         if self.settings.schedule == "plateau":
             plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
-            every = self.settings.validate_every
-            rule = {"scheduler": plateau, "interval": "epoch", "frequency": every, "monitor": "dice", "strict": False}
+            # Lightning would step it after the checkpoint is written, which would then lack the epoch's step.
+            never = self.settings.epochs + 1
+            rule = {"scheduler": plateau, "interval": "epoch", "frequency": never, "monitor": "dice", "strict": False}
             return {"optimizer": optimizer, "lr_scheduler": rule}
         schedule = lr_scheduler.LambdaLR(optimizer, learning_rate_curve(self.settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -191,6 +210,7 @@ class Curves(Callback):
         self.every = settings.validate_every
         self.rows: list[dict[str, float]] = []
         self.bar: Any = None
+        self.validation_bar: Any = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar of all epochs, from where this run takes them up."""
@@ -205,6 +225,22 @@ class Curves(Callback):
         """Move the bar."""
         if self.bar is not None:
             self.bar.update()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show how far scoring is: of native images it takes minutes."""
+        if trainer.is_global_zero:
+            batches = int(trainer.num_val_batches[0])
+            self.validation_bar = tqdm(total=batches, desc="Scoring", unit="batch", leave=False)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move the bar of scoring."""
+        if self.validation_bar is not None:
+            self.validation_bar.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar of scoring."""
+        if self.validation_bar is not None:
+            self.validation_bar.close()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's row."""
@@ -290,11 +326,15 @@ class _Data(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         examples, train = self._examples(self.job.train_ids), self.job.design.train
-        return training_loader(examples, train, self.job.machine.workers, self.job.seed, *self._share())
+        return training_loader(examples, train, self._workers(), self.job.seed, *self._share())
 
     def val_dataloader(self) -> Any:
-        examples, batch_size = self._examples(self.job.validation_ids), self.job.design.train.batch_size
-        return validation_loader(examples, batch_size, self.job.machine.workers, *self._share())
+        # Whole images, where training may see small crops: in batches as prediction has them.
+        examples, batch_size = self._examples(self.job.validation_ids), self.job.machine.predict_batch
+        return validation_loader(examples, batch_size, self._workers(), *self._share())
+
+    def _workers(self) -> Workers:
+        return Workers(self.job.machine.workers, resolve_device(self.job.machine.device).type == "cuda")
 
     def _examples(self, image_ids: Sequence[str]) -> Examples:
         # The memory is shared by training and validation images, and by the processes.

@@ -1,5 +1,6 @@
 """Predict the images of one split with one trained net: predictions/<split>/<model>/<fold>/."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,6 +10,7 @@ from pipeline.data.folds import HELD_OUT, select
 from pipeline.data.images import Pixels
 from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.files import sha256_of
+from pipeline.learning.devices import describe
 from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.models import CONFIG, WEIGHTS
 from pipeline.params import Params
@@ -46,6 +48,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     )
     with hold(home(), f"predict/{split}/{model}/{fold}", facts) as state:
         if not state.finished:
+            print(f"Predicting on {describe(predictor.device, predictor.dtype)}.", file=sys.stderr)
             state.finish(make_maps(job, predict, state.work))
         state.publish(maps_folder(split, model, fold))
 

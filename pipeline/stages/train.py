@@ -1,8 +1,10 @@
 """Train one model on all folds but one: folds/<model>/<fold>/."""
 
+import sys
+
 from pipeline.data.folds import select, training_folds
 from pipeline.errors import PipelineError
-from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.devices import describe, resolve_device, resolve_precision
 from pipeline.learning.models import weights_digest
 from pipeline.learning.training import Job, train
 from pipeline.params import Params
@@ -27,10 +29,12 @@ def run(params: Params, model: str, fold: int) -> None:
         machine=params.machine,
         facts={"model": model, "fold": fold},
     )
+    device = resolve_device(params.machine.device)
+    dtype = resolve_precision(design.train.precision, device)
     facts = {
         "code": digest("train"),
         "libraries": versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
-        "precision": str(resolve_precision(design.train.precision, resolve_device(params.machine.device))),
+        "precision": str(dtype),
         "encoder_weights": weights_digest(design.spec),
         "design": design.model_dump(mode="json"),
         "seed": job.seed,
@@ -40,6 +44,7 @@ def run(params: Params, model: str, fold: int) -> None:
     }
     with hold(home(), f"train/{model}/{fold}", facts) as state:
         if not state.finished:
+            print(f"Training {model}/{fold} on {describe(device, dtype)}.", file=sys.stderr)
             state.finish(train(job, state.work))
         state.publish(net_folder(model, fold))
 
