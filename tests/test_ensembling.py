@@ -241,7 +241,9 @@ class TestSubmission:
     def test_nets_that_disagree_are_named(self, nets: Nets, tmp_path: Path) -> None:
         other = nets.store(1, "other")
         other.image_ids = IDS[:-1]
-        with pytest.raises(PipelineError, match=r"hold maps of different images: run 'carvana clean --yes', then"):
+        with pytest.raises(
+            PipelineError, match=r"hold maps of different images: run 'rm -r .resume/predict', 'dvc repro --single"
+        ):
             write_submission([nets.store(0), other], self.merge, fallback, tmp_path, tmp_path / "x.gz")
         other.image_ids, other.unreadable = IDS, {}
         with pytest.raises(PipelineError, match="hold maps of different images"):

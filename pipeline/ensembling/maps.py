@@ -28,7 +28,7 @@ FULL = 255
 
 INDEX = "index.json"
 
-MAKE_ANEW = "run 'carvana clean --yes', then 'dvc repro --force predict'"
+MAKE_ANEW = "run 'rm -r .resume/predict', 'dvc repro --single-item --force predict' and 'dvc repro'"
 """What makes maps again that DVC and the state of resumes hold to be finished."""
 
 _ROW_GROUP_MAPS = 32
