@@ -99,8 +99,7 @@ def run(folder: Path) -> list[Row]:
     """Return prediction with the default net, and with a native one: the ratio is our share of the bare net's speed."""
     cv2.setNumThreads(-1)
     small, native = InputSettings(size=(160, 240)), InputSettings(size="native")
-    # On a CPU a native pass takes ten seconds; on a GPU the first one chooses among algorithms.
-    images, rounds = (64, 7) if torch.cuda.is_available() else (2, 2)
+    gpu = torch.cuda.is_available()
     return [
         _row(
             folder, "predict, small U-Net 160 x 240 / its bare forward", SMALL, small, 16, ("identity", "hflip"), 4, 7
@@ -110,10 +109,12 @@ def run(folder: Path) -> list[Row]:
             "predict, ResNet-34 U-Net native / its bare forward",
             NATIVE,
             native,
-            images,
+            64 if gpu else 2,
             ("identity",),
-            1 if images == 2 else 4,
-            rounds,
+            4 if gpu else 1,
+            7 if gpu else 2,
+            # On a CPU a native pass takes too long to warm up with; on a GPU the first chooses among algorithms.
+            warm=gpu,
         ),
     ]
 
@@ -127,6 +128,7 @@ def _row(
     views: tuple[str, ...],
     batch_size: int,
     rounds: int,
+    warm: bool = True,
 ) -> Row:
     ids = Source(folder).train.ids()
     ids = ids[:: max(1, len(ids) // count)][:count]
@@ -136,5 +138,5 @@ def _row(
         save_weights(net / "model.safetensors", build(spec, input, pretrained=False).state_dict())
         ours = Ours(folder, net, ids, views, batch_size)
         bare = Bare(folder, net, ids, views, batch_size)
-        ours.predictor, bare.batches  # noqa: B018 - built off the clock, since a native pass is too long to warm up with
-        return compare(name, ours, bare, len(ids), rounds, aim=0.9, warm=count > 2)
+        ours.predictor, bare.batches  # noqa: B018 - built off the clock, warm or not
+        return compare(name, ours, bare, len(ids), rounds, aim=0.9, warm=warm)

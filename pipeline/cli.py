@@ -11,13 +11,12 @@ _STAGES = "download, folds, train, predict, evaluate, ensemble, report"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit status."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out first, wherever it stands: people add it to the end, and there DVC would get repro's.
+    options = _parser().parse_args([argument for argument in given if argument != "--debug"])
     from pipeline.stages.command import in_words
 
-    to_dvc = getattr(options, "arguments", [])
-    debug = options.debug or "--debug" in to_dvc
-    options.arguments = [argument for argument in to_dvc if argument != "--debug"]
-    sys.exit(in_words(lambda: options.call(options), debug=debug))
+    sys.exit(in_words(lambda: options.call(options), debug="--debug" in given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Carvana image masking, from the competition's files to a submission.",
         epilog=f"Every stage ({_STAGES}) can be run by hand: python -m pipeline.stages.train --help",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # here for --help alone
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, call: Callable[[argparse.Namespace], None], words: str, **how: Any) -> argparse.ArgumentParser:
@@ -46,11 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
     score.add_argument("csv", type=Path, metavar="CSV")
     score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")
-    summary = add("summary", _summary, "show the scores of the last run")
+    add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
-    for command in (recipe, check, score, summary, clean):  # after the command too, where people add it
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

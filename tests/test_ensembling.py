@@ -269,7 +269,7 @@ class TestSubmission:
 
 
 class TestEvaluation:
-    """Two models, one of which sees only half of each car's width in image ``half``; another ensemble than its best."""
+    """Two models: ``good`` is right, and ``bad`` sees less of a car the higher the angle; both are merged."""
 
     cars = (IDS, [f"ba9876543210_{angle:02d}" for angle in range(1, 4)])
 

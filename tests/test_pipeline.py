@@ -250,9 +250,9 @@ def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(tiny_
 
 
 @pytest.mark.slow
-def test_nothing_large_is_held_twice(done: Project) -> None:
+def test_nothing_large_is_held_twice(tmp_path: Path) -> None:
     """Where the file system links; DVC does so on its own only if links come first among its cache's types."""
-    project = Project(done.folder.parent / "linked", {})
+    project = Project(tmp_path / "project", {})
     with hold(project.folder, "slot", {}) as state:
         built = state.work / "built"
         built.mkdir()

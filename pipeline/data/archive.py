@@ -79,14 +79,11 @@ class ZipArchive:
         try:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
-        except _DAMAGED as error:
+        except (*_DAMAGED, OSError) as error:
+            # EINVAL: a damaged directory points before the file's start.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise _lost(self.path, error) from error
             raise CorruptFileError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # a damaged directory points before the file's start
-                raise CorruptFileError(
-                    f"{name} in {self.path} can't be read ({error}): fetch the zip again."
-                ) from error
-            raise _lost(self.path, error) from error
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and CRCs, taken from the zip's directory without reading the members."""

@@ -61,8 +61,7 @@ class Evaluation:
 
         Of the models merged as the ensemble merges them, or of its only model.
         """
-        models = {model for model, _ in self.nets}
-        name = ENSEMBLE if len(models) > 1 else next(iter(models))
+        name = ENSEMBLE if len(self._merged_models) > 1 else self._merged_models[0]
         rows = scores.images[(scores.images["split"] == "oof") & (scores.images["model"] == name)]
         lowest = rows.nsmallest(wanted, "dice")
         masks: dict[str, NDArray[np.uint8]] = {}
@@ -76,9 +75,12 @@ class Evaluation:
         """Yield the name of each model, and of the ensemble's models merged, with the nets of each fold."""
         for model in self.models:
             yield from ((model, fold, [(model, fold)]) for fold in self.folds)
-        merged_models = list(dict.fromkeys(model for model, _ in self.nets))
-        if len(merged_models) > 1:
-            yield from ((ENSEMBLE, fold, [(model, fold) for model in merged_models]) for fold in self.folds)
+        if len(self._merged_models) > 1:
+            yield from ((ENSEMBLE, fold, [(model, fold) for model in self._merged_models]) for fold in self.folds)
+
+    @property
+    def _merged_models(self) -> list[str]:
+        return list(dict.fromkeys(model for model, _ in self.nets))
 
     def _score(self, split: str, name: str, fold: int, nets: Sequence[Net]) -> pd.DataFrame:
         stores, merge = self._prepare(split, nets)

@@ -34,6 +34,9 @@ from pipeline.learning.settings import Design, MachineSettings, TrainSettings
 
 _CHECKPOINT = "last.ckpt"
 
+_WHAT_STEADIES = "lower train.lr, set train.clip to 1.0, or train.precision to 32"
+"""What to do about numbers that are not finite."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -129,8 +132,7 @@ class Segmenter(LightningModule):
         logits_B1HW = self.net(batch["image"])
         if not torch.isfinite(logits_B1HW).all():
             raise PipelineError(
-                f"The net gives no finite numbers after epoch {self.current_epoch + 1}: lower train.lr, "
-                "set train.clip to 1.0, or train.precision to 32."
+                f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_WHAT_STEADIES}."
             )
         logits_BHW = grow(logits_B1HW, HEIGHT, WIDTH)
         for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
@@ -176,7 +178,7 @@ class Segmenter(LightningModule):
         images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
         return (
             f"The loss is no finite number in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
-            "lower train.lr, set train.clip to 1.0, or train.precision to 32."
+            f"{_WHAT_STEADIES}."
         )
 
 

@@ -25,7 +25,7 @@ def repro(arguments: Sequence[str]) -> None:
     status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
     if status:
         raise PipelineError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
-    if not any(argument == "--dry" or argument[0] != "-" for argument in arguments):  # else not all of it ran
+    if not any(argument == "--dry" or not argument.startswith("-") for argument in arguments):  # else not all of it ran
         show_summary()
 
 
