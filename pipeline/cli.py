@@ -45,6 +45,19 @@ def _parser() -> argparse.ArgumentParser:
     score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
     score.add_argument("csv", type=Path, metavar="CSV")
     score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")
+    download = add("download", _download, "fetch or draw the competition's files, and verify those that are here")
+    download.add_argument("--check", action="store_true", help="tell what would be fetched, and whether it can be")
+    submit = add("submit", _submit, "check a CSV, send it to Kaggle once, and note it in submissions/ledger.csv")
+    submit.add_argument("csv", type=Path, nargs="?", default=Path("submissions/submission.csv.gz"), metavar="CSV")
+    submit.add_argument("-m", "--message", required=True, metavar="TEXT", help="what this submission is")
+    submit.add_argument("--again", action="store_true", help="send it though its content was sent before")
+    submit.add_argument("--wait", action="store_true", help="until it is scored")
+    submit.add_argument("--dry-run", action="store_true", help="do all but send")
+    listed = add("submissions", _submissions, "show what was sent, with fresh scores from Kaggle")
+    listed.add_argument("--json", action="store_true", help="for programs")
+    board = add("leaderboard", _leaderboard, "show where a score would stand on Kaggle's leaderboard")
+    board.add_argument("score", type=float, nargs="?", metavar="SCORE", help="by default the best of the ledger")
+    board.add_argument("--public", action="store_true", help="on the public leaderboard")
     add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
@@ -69,8 +82,53 @@ def _recipe(options: argparse.Namespace) -> None:
         print("\n".join(apply_recipe(options.name)) or "Nothing changed.")
 
 
+def _download(options: argparse.Namespace) -> None:
+    from pipeline.params import read_params
+    from pipeline.places import home
+    from pipeline.stages.download import bring_in
+
+    settings = read_params().data
+    if options.check:
+        from pipeline.kaggle_api.commands import preview
+
+        preview(settings, home())
+    else:
+        source = bring_in(settings, home(), thorough=True)
+        print(f"The competition's files are in {source.directory}, verified.")
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from pipeline.kaggle_api.commands import submit
+    from pipeline.params import read_params
+    from pipeline.places import home
+
+    submit(
+        options.csv,
+        options.message,
+        read_params().data,
+        home(),
+        again=options.again,
+        wait=options.wait,
+        dry_run=options.dry_run,
+    )
+
+
+def _submissions(options: argparse.Namespace) -> None:
+    from pipeline.kaggle_api.commands import show_submissions
+    from pipeline.params import read_params
+
+    show_submissions(read_params().data, as_json=options.json)
+
+
+def _leaderboard(options: argparse.Namespace) -> None:
+    from pipeline.kaggle_api.commands import show_leaderboard
+    from pipeline.params import read_params
+
+    show_leaderboard(read_params().data, options.score, public=options.public)
+
+
 def _check(options: argparse.Namespace) -> None:
-    from pipeline.competition.submission import check
+    from pipeline.competition.submission import check, warnings_of
 
     ids, why_not = _expected_ids()
     report = check(options.csv, ids, _bar("Checking", ids))
@@ -80,6 +138,8 @@ def _check(options: argparse.Namespace) -> None:
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
     print(f"Car is {least:.1%} to {most:.1%} of an image, {mean:.1%} on average.")
     print(f"Content, sha256: {report.sha256}")
+    for warning in warnings_of(report):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -60,9 +60,9 @@ def publish(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         if source.is_dir():
-            shutil.copytree(source, temporary, copy_function=_link_or_copy)
+            shutil.copytree(source, temporary, copy_function=link_or_copy)
         else:
-            _link_or_copy(source, temporary)
+            link_or_copy(source, temporary)
         _swap_in(temporary, target)
     finally:
         remove(temporary)
@@ -87,7 +87,8 @@ def _swap_in(temporary: Path, target: Path) -> None:
         temporary.replace(target)
 
 
-def _link_or_copy(source: str | Path, target: str | Path) -> str:
+def link_or_copy(source: str | Path, target: str | Path) -> str:
+    """Hard-link a large file where the file system can, else copy it; returns ``target``, as shutil wants."""
     if os.stat(source).st_size >= _LINK_FROM_BYTES:  # noqa: PTH116 - copytree hands over strings
         with contextlib.suppress(OSError):
             os.link(source, target)

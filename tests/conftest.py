@@ -1,11 +1,14 @@
 """Fixtures that several test files share."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.data.sample import draw_sample
 from pipeline.data.settings import SampleSettings
+from tests.kaggle_server import TOKEN, KaggleServer
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +26,33 @@ def tiny_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_sample")
     draw_sample(folder, SampleSettings(train_cars=4, test_cars=1), workers=2)
     return folder
+
+
+@pytest.fixture
+def environment(server: KaggleServer, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Variables that lead the real client to a test's own ``server``: no credentials and no proxy but ours."""
+    with server.running() as address:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith("KAGGLE") and not name.upper().endswith("_PROXY")
+        }
+        (tmp_path / "home").mkdir()
+        yield kept | {
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "KAGGLE_API_TOKEN": TOKEN,
+            "HTTP_PROXY": address,
+            "http_proxy": address,
+            "HOME": str(tmp_path / "home"),
+            "XDG_CONFIG_HOME": str(tmp_path / "home" / ".config"),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+
+
+@pytest.fixture
+def kaggle(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lead the real client in this process to a test's own ``server``."""
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)

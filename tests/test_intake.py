@@ -116,11 +116,11 @@ def test_the_manifest_says_what_came_in(tmp_path: Path, files: Files) -> None:
         "test": 2,
     }
     assert manifest["unreadable"] == manifest["suspect_test_images"] == {}
-    labelled = open_training(tmp_path, manifest)
+    labelled = open_training(Source(tmp_path), manifest)
     assert labelled.ids() == TRAIN
     assert labelled.image(FIRST).shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_array_equal(labelled.mask(FIRST), disc(0))
-    assert open_test(tmp_path, manifest).ids() == TEST
+    assert open_test(Source(tmp_path), manifest).ids() == TEST
 
 
 @pytest.mark.parametrize("masks", ["csv", "gif"])
@@ -133,7 +133,7 @@ def test_zipped_and_unpacked_data_are_the_same_data(
     manifest = inspect(source, "error")
     for part in ("train", "masks", "test"):
         assert manifest[part]["images"] == reference[part]["images"]
-    labelled = open_training(source.directory, manifest)
+    labelled = open_training(source, manifest)
     assert labelled.ids() == TRAIN
     for number, image_id in enumerate(TRAIN):
         np.testing.assert_array_equal(labelled.mask(image_id), disc(number))
@@ -243,7 +243,7 @@ def test_a_faulty_image_or_mask_stops_or_is_skipped(
     manifest = inspect(source, "skip")
     assert list(manifest["unreadable"]) == [FIRST]
     assert manifest["train"]["images"] == 3
-    assert open_training(tmp_path, manifest).ids() == TRAIN[1:]
+    assert open_training(Source(tmp_path), manifest).ids() == TRAIN[1:]
 
 
 def test_a_drive_that_fails_is_not_skipped(tmp_path: Path, files: Files) -> None:
@@ -367,7 +367,7 @@ def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files:
     manifest = inspect(zipped(tmp_path, files), "error")
     assert list(manifest["suspect_test_images"]) == TEST
     assert f"{TEST[0]}.jpg in test.zip is no JPEG" in manifest["suspect_test_images"][TEST[0]]
-    photos = open_test(tmp_path, manifest)
+    photos = open_test(Source(tmp_path), manifest)
     assert photos.ids() == [*TEST, "0004d4463b50_03"]
     for image_id in photos.ids():
         with pytest.raises(PipelineError, match=rf"{image_id}\.jpg in .*test\.zip"):
@@ -382,34 +382,34 @@ def test_data_that_changed_after_the_manifest_are_refused(
     tmp_path: Path, files: Files, write: Callable[[Path, Files], Source]
 ) -> None:
     manifest = inspect(write(tmp_path, files), "error")
-    assert open_training(tmp_path, manifest).ids() == TRAIN
+    assert open_training(Source(tmp_path), manifest).ids() == TRAIN
     original = deepcopy(files)
 
     files["test.zip"][f"test/{TEST[0]}.jpg"] = jpeg(99)
     write(tmp_path, files)
-    open_training(tmp_path, manifest)
+    open_training(Source(tmp_path), manifest)
     with pytest.raises(PipelineError, match=rf"test files in {tmp_path} are not those of .*dvc repro --force download"):
-        open_test(tmp_path, manifest)
+        open_test(Source(tmp_path), manifest)
 
     files = deepcopy(original)
     files["train.zip"][JPEG] = jpeg(98)
     write(tmp_path, files)
-    open_test(tmp_path, manifest)
+    open_test(Source(tmp_path), manifest)
     with pytest.raises(PipelineError, match="train files in"):
-        open_training(tmp_path, manifest)
+        open_training(Source(tmp_path), manifest)
 
     files = deepcopy(original)
     edit_row(files, lambda line: line.replace(b"9", b"8"))  # its size stays
     write(tmp_path, files)
     with pytest.raises(PipelineError, match="masks files in"):
-        open_training(tmp_path, manifest)
+        open_training(Source(tmp_path), manifest)
 
 
 def test_a_manifest_beside_the_data_does_not_change_them(tmp_path: Path, files: Files) -> None:
     manifest = inspect(unpacked(tmp_path, files), "error")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    open_training(tmp_path, manifest)
-    open_test(tmp_path, manifest)
+    open_training(Source(tmp_path), manifest)
+    open_test(Source(tmp_path), manifest)
 
 
 # ---------------------------------------------------------------- where data come from
@@ -449,9 +449,3 @@ def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path
 def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"data\.directory is .*nowhere, which is no folder: give it the path"):
         bring_in(DataSettings(source="sample", directory="nowhere"), tmp_path)
-
-
-def test_kaggle_is_refused_with_the_way_round(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"'kaggle' can't fetch yet.*set data\.directory"):
-        bring_in(DataSettings(source="kaggle"), tmp_path)
-    assert list(tmp_path.iterdir()) == []

@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "params": {"data", "ensembling", "learning", "errors", "sections"},
     "sections": set[str](),
     "recipes": {"errors", "files", "params"},
-    "stages": {"competition", "data", "learning", "ensembling", "reporting", "params"} | TOOLS,
-    "cli": {"competition", "kaggle_api", "recipes", "stages"} | TOOLS,
+    "stages": {"competition", "data", "kaggle_api", "learning", "ensembling", "reporting", "params"} | TOOLS,
+    "cli": {"competition", "kaggle_api", "params", "recipes", "stages"} | TOOLS,
 }
 """Rooms of ``pipeline/``, and single files there, with those that they may import."""
 

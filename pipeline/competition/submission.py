@@ -31,6 +31,9 @@ HEADER = "img,rle_mask"
 Progress = Callable[[Iterator[Any]], Iterable[Any]]
 """Passes rows on, and shows a person how many went by."""
 
+LIKELY = 0.05, 0.6
+"""Shares of an image between which a mask is likely to be a car; the training masks cover 0.088 to 0.410."""
+
 _PIXELS = HEIGHT * WIDTH
 
 
@@ -48,6 +51,8 @@ class Report:
     """Mean share over the images."""
     coverage_max: float
     """Largest share."""
+    unlikely: tuple[tuple[str, float], ...]
+    """Image id and share of the masks that are not empty, but smaller or larger than cars of the competition are."""
     sha256: str
     """Hex digest of the CSV text, uncompressed: the same for a plain, a gzipped and a zipped copy."""
 
@@ -90,9 +95,9 @@ def rows(path: Path) -> Iterator[tuple[int, str, str]]:
     Raises PipelineError if the file is absent or damaged, the header is another, or a row has other than two columns
     or a name that is no image's. The run-length code is not looked into.
     """
-    lines = _lines(path)
-    _check_header(path, next(lines, b""))
-    for row, line in enumerate(lines, start=2):
+    stream = lines(path)
+    _check_header(path, next(stream, b""))
+    for row, line in enumerate(stream, start=2):
         image_id, text = _fields(path, row, line)
         yield row, image_id, text
 
@@ -108,12 +113,13 @@ def check(path: Path, expected_ids: Collection[str] | None = None, progress: Pro
     digest = hashlib.sha256()
     seen: set[str] = set()
     areas: list[int] = []  # pixels of car, image by image
+    unlikely: list[tuple[str, float]] = []
 
-    lines = _lines(path)
-    header = next(lines, b"")
+    stream = lines(path)
+    header = next(stream, b"")
     _check_header(path, header)
     digest.update(header)
-    for row, line in enumerate(progress(lines), start=2):
+    for row, line in enumerate(progress(stream), start=2):
         digest.update(line)
         image_id, text = _fields(path, row, line)
         if image_id in seen:
@@ -122,6 +128,9 @@ def check(path: Path, expected_ids: Collection[str] | None = None, progress: Pro
             raise PipelineError(f"{_where(path, row, image_id)}: not one of the images expected; leave it out.")
         seen.add(image_id)
         areas.append(int(_runs(path, row, image_id, text)[:, 1].sum()))
+        share = areas[-1] / _PIXELS
+        if areas[-1] and not LIKELY[0] <= share <= LIKELY[1]:
+            unlikely.append((image_id, share))
 
     if expected_ids is not None:
         _check_complete(path, expected_ids, seen)
@@ -133,8 +142,23 @@ def check(path: Path, expected_ids: Collection[str] | None = None, progress: Pro
         coverage_min=min(areas) / _PIXELS,
         coverage_mean=sum(areas) / len(areas) / _PIXELS,
         coverage_max=max(areas) / _PIXELS,
+        unlikely=tuple(unlikely),
         sha256=digest.hexdigest(),
     )
+
+
+def warnings_of(report: Report) -> list[str]:
+    """Return what is allowed in a submission, but not likely to be meant."""
+    words = []
+    if report.empty:
+        words.append(f"{report.empty} of {report.rows} masks are empty.")
+    if report.unlikely:
+        (image_id, share), least, most = report.unlikely[0], *LIKELY
+        words.append(
+            f"{len(report.unlikely)} of {report.rows} masks cover less than {least:.0%} or more than {most:.0%} of "
+            f"their image, first {image_id} with {share:.1%}."
+        )
+    return words
 
 
 def score(path: Path, truth_path: Path, progress: Progress = iter) -> Score:
@@ -275,10 +299,18 @@ def _where(path: Path, row: int, image_id: str) -> str:
     return f"{path}, row {row} ({image_name(image_id)})"
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of the CSV, with their ends, unpacked as the suffix says."""
+def content_digest(path: Path, packed: str | None = None) -> str:
+    """Return the hex SHA-256 of the CSV text, uncompressed; ``packed`` stands in for a suffix that does not tell."""
+    digest = hashlib.sha256()
+    for line in lines(path, packed):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def lines(path: Path, packed: str | None = None) -> Iterator[bytes]:
+    """Yield the lines of the CSV, with their ends, unpacked as the suffix says, or ``packed`` in its place."""
     try:
-        with _opened(path) as stream:
+        with _opened(path, packed or path.suffix) as stream:
             yield from stream
     except FileNotFoundError:
         raise PipelineError(f"{path} does not exist: expected a CSV, plain, .gz or .zip.") from None
@@ -288,12 +320,12 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Iterable[bytes]]:
+def _opened(path: Path, suffix: str) -> Iterator[Iterable[bytes]]:
     """Open the CSV for reading, unpacked as the suffix says."""
-    if path.suffix == ".gz":
+    if suffix == ".gz":
         with gzip.open(path) as stream:
             yield stream
-    elif path.suffix == ".zip":
+    elif suffix == ".zip":
         with zipfile.ZipFile(path) as archive, archive.open(_only_csv(path, archive)) as member:
             # The member would split lines too, at half the speed; it can be buffered, though its type doesn't say so.
             yield io.BufferedReader(member, buffer_size=1 << 20)  # type: ignore[type-var]

@@ -19,9 +19,12 @@ from pipeline.files import remove, whole_file
 
 
 def bring_in(settings: DataSettings, home: Path) -> Source:
-    """Make sure that the files are there, and return them."""
+    """Make sure that the files are there, drawing those of the sample, and return them.
+
+    What comes from Kaggle is fetched by `pipeline.kaggle_api.download` before.
+    """
     folder = locate(settings, home)
-    if settings.directory is None:
+    if settings.directory is None and settings.source == "sample":
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Every file appears whole, this one last: where it is, so are the others.
         with FileLock(folder.with_suffix(".lock")):
@@ -29,9 +32,9 @@ def bring_in(settings: DataSettings, home: Path) -> Source:
                 for left_by_a_kill in folder.glob(".*.part"):
                     remove(left_by_a_kill)
                 draw_sample(folder, settings.sample)
-    elif not folder.is_dir():
+    elif settings.directory is not None and not folder.is_dir():
         raise PipelineError(f"data.directory is {folder}, which is no folder: give it the path of one.")
-    return Source(folder)
+    return Source(folder, settings.quality == "hq")
 
 
 def inspect(source: Source, on_corrupt: Literal["error", "skip"]) -> dict[str, Any]:

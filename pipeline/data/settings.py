@@ -1,16 +1,18 @@
 """Where the competition's files come from, and how cars are dealt to folds."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 from pipeline.sections import Distinct, Section
 
 DRAWING = ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py")
 """Files beside this one that decide what a sample looks like."""
+
+_ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?kaggle\.com/)?(?:(?:c|competitions)/)?([a-z0-9-]+)(?:[/?#].*)?")
 
 
 class SampleSettings(Section):
@@ -35,11 +37,33 @@ class DataSettings(Section):
     directory: str | None = None
     """Folder with the zips, or what they unpack to. Setting it alone is enough: it overrides ``source``."""
 
+    competition: str = "carvana-image-masking-challenge"
+    """Name of the competition at Kaggle, as in its address; the address itself does as well."""
+
+    quality: Literal["standard", "hq"] = "standard"
+    """Photographs as scored by everyone, or the larger files of the same size that Kaggle has beside them."""
+
     on_corrupt: Literal["error", "skip"] = "error"
     """What to do with a training image or mask that can't be read: stop, or go on without it and list it."""
 
     sample: SampleSettings = SampleSettings()
     """The drawn stand-in."""
+
+    @field_validator("competition")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        match = _ADDRESS.fullmatch(value.strip().lower())
+        if match is None:
+            raise ValueError(
+                f"data.competition can't be {value!r}: give the name in the competition's address, "
+                "such as carvana-image-masking-challenge"
+            )
+        return match[1]
+
+    @property
+    def from_kaggle(self) -> bool:
+        """Whether the files are fetched from Kaggle."""
+        return self.source == "kaggle" and self.directory is None
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "DataSettings":
@@ -79,7 +103,9 @@ def locate(settings: DataSettings, home: Path) -> Path:
         # Other settings and other code draw other pictures: these stay beside them.
         code = (Path(__file__).with_name(name).read_bytes() for name in DRAWING)
         return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
-    raise PipelineError(
-        "data.source 'kaggle' can't fetch yet: fetch the competition's zips with Kaggle's own client "
-        "and set data.directory to their folder."
-    )
+    return kaggle_folder(settings, home)
+
+
+def kaggle_folder(settings: DataSettings, home: Path) -> Path:
+    """Return the folder for what is fetched from Kaggle."""
+    return home / "data" / settings.competition

@@ -121,16 +121,18 @@ class Source:
     """A folder with the competition's files, zipped or unpacked."""
 
     directory: Path
+    hq: bool = False
+    """Whether the photographs are to be the HQ ones; else these do where there are no others."""
 
     @cached_property
     def train(self) -> Photos:
         """Training photographs."""
-        return Photos(self._any_of("train", "train_hq"))
+        return Photos(self._any_of(*self._names("train")))
 
     @cached_property
     def test(self) -> Photos:
         """Test photographs."""
-        return Photos(self._any_of("test", "test_hq"))
+        return Photos(self._any_of(*self._names("test")))
 
     @cached_property
     def masks(self) -> Masks:
@@ -154,6 +156,9 @@ class Source:
         """CSV with the masks of the test images, where they are known."""
         path = self.directory / "truth.csv"
         return path if path.is_file() else None
+
+    def _names(self, part: str) -> list[str]:
+        return [f"{part}_hq"] if self.hq else [part, f"{part}_hq"]
 
     def _any_of(self, *parts: str) -> Archive:
         for part in parts:
@@ -187,25 +192,23 @@ class Labelled:
         return self.masks.mask(image_id)
 
 
-def open_training(directory: Path, manifest: Mapping[str, Any]) -> Labelled:
+def open_training(source: Source, manifest: Mapping[str, Any]) -> Labelled:
     """Return the training images that ``manifest`` was made of; raises PipelineError if they changed since."""
-    source = Source(directory)
-    _demand(directory, manifest, "train", source.train.archive.fingerprint())
-    _demand(directory, manifest, "masks", source.masks.fingerprint())
+    _demand(source, manifest, "train", source.train.archive.fingerprint())
+    _demand(source, manifest, "masks", source.masks.fingerprint())
     return Labelled(source.train, source.masks, manifest["unreadable"])
 
 
-def open_test(directory: Path, manifest: Mapping[str, Any]) -> Photos:
+def open_test(source: Source, manifest: Mapping[str, Any]) -> Photos:
     """Return the test images that ``manifest`` was made of; raises PipelineError if they changed since."""
-    photos = Source(directory).test
-    _demand(directory, manifest, "test", photos.archive.fingerprint())
-    return photos
+    _demand(source, manifest, "test", source.test.archive.fingerprint())
+    return source.test
 
 
-def _demand(directory: Path, manifest: Mapping[str, Any], part: str, digest: str) -> None:
+def _demand(source: Source, manifest: Mapping[str, Any], part: str, digest: str) -> None:
     if manifest[part]["digest"] != digest:
         raise PipelineError(
-            f"The {part} files in {directory} are not those of data/manifest.json: "
+            f"The {part} files in {source.directory} are not those of data/manifest.json: "
             "run 'dvc repro --force download' to take the new ones in."
         )
 

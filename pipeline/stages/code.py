@@ -25,6 +25,9 @@ PLUMBING = frozenset(
 )
 """Files that decide where results appear and how settings and errors are worded, not what a result is."""
 
+FETCHING = "pipeline/kaggle_api/"
+"""The room that brings files here; what they are is for the manifest to say."""
+
 
 def files_of(stage: str) -> list[str]:
     """Return the files, relative to the project's root, that ``pipeline/stages/<stage>.py`` runs; sorted."""
@@ -32,7 +35,7 @@ def files_of(stage: str) -> list[str]:
     waiting = [f"pipeline/stages/{stage}.py"]
     while waiting:
         file = waiting.pop()
-        if file not in found and file not in PLUMBING:
+        if file not in found and file not in PLUMBING and not file.startswith(FETCHING):
             found.add(file)
             waiting.extend(imports(file))
     return sorted(file for file in found if not file.endswith("__init__.py"))

@@ -3,11 +3,26 @@
 import sys
 from pathlib import Path
 
-from pipeline.data.intake import bring_in, inspect, write_truth
+from pipeline.data import intake
+from pipeline.data.intake import inspect, write_truth
+from pipeline.data.settings import DataSettings
+from pipeline.data.source import Source
 from pipeline.files import write_json
 from pipeline.params import Params
 from pipeline.places import home
 from pipeline.stages.command import stage
+
+
+def bring_in(settings: DataSettings, root: Path, *, thorough: bool = False) -> Source:
+    """Make sure that the files are there, fetched from Kaggle or drawn where that is asked for, and return them.
+
+    ``thorough`` reads all bytes of what was fetched before, where else size and time are trusted.
+    """
+    if settings.from_kaggle:
+        from pipeline.kaggle_api.commands import fetch  # a third of a second, for those who need it
+
+        fetch(settings, root, thorough=thorough)
+    return intake.bring_in(settings, root)
 
 
 def run(params: Params) -> None:

@@ -35,22 +35,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def data_folder(params: Params) -> Path:
-    """Return the folder of the competition's files; raises PipelineError if the drawn ones were deleted."""
+def competition_files(params: Params) -> Source:
+    """Return the competition's files; raises PipelineError if those drawn or fetched were deleted."""
     folder = locate(params.data, home())
     if params.data.directory is None and not folder.is_dir():
-        raise PipelineError(f"{folder} is gone: draw the sample again with 'dvc repro --force download'.")
-    return folder
+        raise PipelineError(f"{folder} is gone: bring the data in again with 'dvc repro --force download'.")
+    return Source(folder, params.data.quality == "hq")
 
 
 def training_images(params: Params) -> Labelled:
     """Return the training images and masks; where they lie is no part of any result."""
-    return open_training(data_folder(params), read_manifest())
+    return open_training(competition_files(params), read_manifest())
 
 
 def test_images(params: Params) -> Photos:
     """Return the test images."""
-    return open_test(data_folder(params), read_manifest())
+    return open_test(competition_files(params), read_manifest())
 
 
 def truth() -> Path | None:
@@ -61,7 +61,7 @@ def truth() -> Path | None:
 
 def expected_ids() -> list[str]:
     """Return the ids that a submission must hold; raises PipelineError where the data are not at hand."""
-    source = Source(data_folder(read_params()))
+    source = competition_files(read_params())
     return source.sample_ids or source.test.ids()
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.data.intake import bring_in
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
 from pipeline.places import home
 from pipeline.reporting.summary import summary
+from pipeline.stages.download import bring_in
 
 
 def repro(arguments: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Everything that talks to Kaggle. Importing it makes no network call and prints nothing."""

@@ -1,0 +1,162 @@
+"""The commands that talk to Kaggle, from settings to words on the terminal."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.competition import submission
+from pipeline.data.settings import DataSettings, kaggle_folder, locate
+from pipeline.data.source import Source
+from pipeline.errors import PipelineError
+from pipeline.kaggle_api import download, standing
+from pipeline.kaggle_api.client import Kaggle, Limits
+from pipeline.kaggle_api.download import Reach
+from pipeline.kaggle_api.ledger import Row
+from pipeline.kaggle_api.patience import Patience
+from pipeline.kaggle_api.submit import Desk, demand_message
+
+Bar = Callable[[str], submission.Progress]
+"""Return a progress bar over rows, with these words before it."""
+
+
+def fetch(settings: DataSettings, home: Path, *, thorough: bool = False, patience: Patience | None = None) -> None:
+    """Fetch what the settings ask for, where it is not here and sound."""
+    reach = partial(Kaggle, settings.competition, patience)
+    download.fetch(download.parts(settings), kaggle_folder(settings, home), reach, thorough=thorough)
+
+
+def preview(settings: DataSettings, home: Path, patience: Patience | None = None) -> None:
+    """Tell what `fetch` would do, and whether it can."""
+    reach = partial(Kaggle, settings.competition, patience)
+    if not settings.from_kaggle:
+        chosen = f"data.directory is {settings.directory}" if settings.directory else "data.source is 'sample'"
+        print(f"Note: {chosen}, so that nothing is fetched. With data.source: kaggle and no data.directory:")
+    download.preview(download.parts(settings), kaggle_folder(settings, home), reach)
+
+
+def submit(
+    csv: Path,
+    message: str,
+    settings: DataSettings,
+    home: Path,
+    *,
+    again: bool = False,
+    wait: bool = False,
+    dry_run: bool = False,
+    patience: Patience | None = None,
+) -> None:
+    """Check a CSV, send it once, and keep what was sent and its facts; with ``wait``, until it is scored."""
+    message = demand_message(message)
+    if not csv.is_file():
+        raise PipelineError(f"{csv} does not exist: 'dvc repro' makes submissions/submission.csv.gz.")
+    kaggle = Kaggle(settings.competition, patience)
+    desk = Desk(Path.cwd(), kaggle)
+    ids = competition_ids(settings, home, lambda: kaggle)
+    bar = partial(tqdm, total=len(ids), unit="row", leave=False, disable=None)
+    with desk.sending():
+        remote = kaggle.submissions()
+        desk.settle(remote)
+        report = submission.check(csv, ids, partial(bar, desc="Checking"))
+        print(f"{csv} is sound: {report.rows} images, each once. Content, sha256: {report.sha256}")
+        for warning in submission.warnings_of(report):
+            print(f"warning: {warning}", file=sys.stderr)
+        if not again:
+            desk.refuse_twice(report.sha256, remote)
+        _tell_difference(csv, desk.last_sent(), partial(bar, desc="Comparing"))
+        _demand_allowance(kaggle.limits())
+        if dry_run:
+            print("Nothing was sent: without --dry-run it would be now.")
+            return
+        row = desk.send(csv, report.sha256, message)
+    print(f"Sent, as {row['reference']}. {desk.ledger.file.relative_to(desk.project)} has it: commit that file.")
+    if wait:
+        _wait(desk, row)
+    else:
+        print("'carvana submissions' shows its score when there is one.")
+
+
+def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patience | None = None) -> None:
+    """Show the ledger, its open rows settled and its scores renewed."""
+    desk = Desk(Path.cwd(), Kaggle(settings.competition, patience))
+    unknown = standing.refresh(desk)
+    rows = desk.ledger.rows()
+    agreements = standing.agreements(rows)
+    if as_json:
+        content = {"submissions": rows, "unknown": unknown, "agreements": [vars(found) for found in agreements]}
+        print(json.dumps(content, indent=2))
+        return
+    print(standing.table(rows) if rows else "Nothing was sent from here yet: carvana submit -m '...'")
+    for found in agreements:
+        value = "can't be told, one never changed" if found.correlation is None else f"{found.correlation:.3f}"
+        print(f"Correlation of {found.own} with the public score: {value} ({found.submissions} submissions)")
+    if unknown:
+        print(f"Kaggle has {unknown} more, which this ledger does not know.")
+
+
+def show_leaderboard(
+    settings: DataSettings, score: float | None, *, public: bool, patience: Patience | None = None
+) -> None:
+    """Show where a score would stand, by default the best of the ledger."""
+    kaggle = Kaggle(settings.competition, patience)
+    which = "public" if public else "private"
+    if score is None:
+        score = standing.best(Desk(Path.cwd(), kaggle).ledger.rows(), public=public)
+    if score is None:
+        raise PipelineError(
+            f"The ledger has no {which} score yet: run 'carvana submissions' for fresh ones, or give one, "
+            "such as 'carvana leaderboard 0.9965'."
+        )
+    board = kaggle.leaderboard(public=public)
+    if not board:
+        raise PipelineError("Kaggle shows no leaderboard of this competition.")
+    print(f"{score:.6f} would be number {standing.place(board, score)} of {len(board) + 1}, on the {which} leaderboard")
+    if not public:
+        print("(or the public one, while Kaggle does not show the private)")
+    print(standing.neighbours(board, score))
+
+
+def competition_ids(settings: DataSettings, home: Path, reach: Reach) -> list[str]:
+    """Return the ids of the competition's own sample_submission.csv, fetched if it is not here.
+
+    Not those of the drawn sample: its submissions are none for Kaggle.
+    """
+    if settings.directory is not None:
+        own = Source(locate(settings, home)).sample_ids
+        if own:
+            return own
+    folder = kaggle_folder(settings, home)
+    download.fetch([download.IDS], folder, reach)
+    ids = Source(folder).sample_ids
+    if not ids:
+        raise PipelineError(f"The {download.IDS} in {folder} lists no image: delete it, and it is fetched again.")
+    return ids
+
+
+def _tell_difference(csv: Path, last: Path | None, progress: submission.Progress) -> None:
+    if last is None:
+        print("There is no earlier submission here to compare with.")
+        return
+    try:
+        dice = submission.score(csv, last, progress).mean
+    except PipelineError as error:
+        print(f"It can't be compared with the last submission: {error}", file=sys.stderr)
+    else:
+        print(f"Mean Dice between this and the last submission: {dice:.6f}")
+
+
+def _demand_allowance(limits: Limits) -> None:
+    if limits.left < 1:
+        until = "no more may be sent in all" if limits.of_all else "the next may be sent after midnight, UTC"
+        raise PipelineError(f"Kaggle allows no further submission now, after {limits.made_today} today: {until}.")
+    print(f"Kaggle allows {limits.left} more now, after {limits.made_today} today.")
+
+
+def _wait(desk: Desk, row: Row) -> None:
+    with tqdm(desc="Waiting for the score", bar_format="{desc}: {elapsed}", leave=False, disable=None) as bar:
+        row = desk.wait(row, bar.refresh)
+    private = f", private {row['private_score']}" if row["private_score"] else ""
+    print(f"Scored: public {row['public_score'] or '(none shown)'}{private}")

@@ -1,0 +1,130 @@
+"""What Kaggle, or the way to it, answers instead of what was asked; each as a sentence a person can act on."""
+
+import json
+from collections.abc import Collection
+
+import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from pipeline.errors import PipelineError
+from pipeline.kaggle_api.credentials import HOW_TO_GET_ONE
+from pipeline.kaggle_api.patience import retry_after
+
+_LONGEST_MESSAGE = 300
+
+
+class KaggleError(PipelineError):
+    """Kaggle did not do what was asked."""
+
+
+class RefusedError(KaggleError):
+    """Kaggle said no: asking again would change nothing."""
+
+    def __init__(self, words: str, status: int) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+class NotReachedError(KaggleError):
+    """What was asked was surely not done: asking again does no harm."""
+
+    def __init__(self, words: str, asked_s: float | None = None) -> None:
+        super().__init__(words)
+        self.asked_s = asked_s
+
+
+class LostAnswerError(KaggleError):
+    """Nobody knows whether what was asked was done."""
+
+    def __init__(self, words: str, asked_s: float | None = None) -> None:
+        super().__init__(words)
+        self.asked_s = asked_s
+
+
+def printable(text: object, secrets: Collection[str] = ()) -> str:
+    """Return a server's text as one line that does nothing to a terminal and holds none of ``secrets``."""
+    plain = "".join(sign if sign.isprintable() else " " for sign in str(text or ""))
+    for secret in secrets:
+        plain = plain.replace(secret, "***")
+    plain = " ".join(plain.split())
+    return plain if len(plain) <= _LONGEST_MESSAGE else f"{plain[:_LONGEST_MESSAGE]}..."
+
+
+def of_call(error: Exception, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
+    """Return what an exception of Kaggle's client means; ``source`` says which credentials were used.
+
+    Nothing of the exception's own text is passed on: addresses in it may be signed.
+    """
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return _of_answer(error.response, competition, source, secrets)
+    if isinstance(error, requests.exceptions.SSLError):
+        return RefusedError(
+            "The connection to Kaggle is not trusted (its certificate was refused): set this machine's clock and "
+            "certificates right, or REQUESTS_CA_BUNDLE where a proxy of your network stands between.",
+            0,
+        )
+    if isinstance(error, requests.RequestException) and not _is_reached(error):
+        return NotReachedError("Kaggle can't be reached: look to this machine's network (and HTTPS_PROXY).")
+    if isinstance(error, requests.Timeout):
+        return LostAnswerError("Kaggle did not answer in time.")
+    if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
+        return LostAnswerError("The connection to Kaggle broke off.")
+    return LostAnswerError(f"Kaggle's answer can't be understood ({type(error).__name__}).")
+
+
+def _is_reached(error: requests.RequestException) -> bool:
+    """Return whether the request may have arrived."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    # Called an error of the proxy even where the connection to it came about, and broke after the request was sent.
+    reason = getattr(reason, "original_error", reason)
+    return not isinstance(reason, NewConnectionError | ConnectTimeoutError)
+
+
+def _of_answer(response: requests.Response, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
+    status, said = _status_and_message(response)
+    told = f" Kaggle says: {printable(said, secrets)}" if said else ""
+    page = f"https://www.kaggle.com/c/{competition}"
+    if status == 401:
+        return RefusedError(f"Kaggle refused the credentials from {source} (401): {HOW_TO_GET_ONE}.{told}", 401)
+    if status == 403:
+        return RefusedError(f"{_forbidden(said.lower(), competition, page)}{told}", 403)
+    if status == 404:
+        return RefusedError(
+            f"Kaggle knows nothing of that name in '{competition}' (404): compare data.competition in params.yaml "
+            f"with the competition's address.{told}",
+            404,
+        )
+    if status == 429:
+        asked = retry_after(response.headers.get("Retry-After"))
+        when = f"in {asked / 60:.0f} minutes" if asked and asked > 90 else "later"
+        return NotReachedError(f"Kaggle was asked too often (429): run the same again {when}.{told}", asked)
+    if status >= 500 or status == 408:
+        asked = retry_after(response.headers.get("Retry-After"))
+        return LostAnswerError(f"Kaggle has a fault of its own ({status}): run the same again later.{told}", asked)
+    return RefusedError(f"Kaggle refused this request ({status}).{told or ' It gives no reason.'}", status)
+
+
+def _forbidden(said: str, competition: str, page: str) -> str:
+    """Return what a 403 asks for; Kaggle answers so for three things, and its words tell them apart."""
+    rules = f"accept the competition's rules once, at {page}/rules ('Join' or 'Late Submission')"
+    phone = "verify your account by phone, at https://www.kaggle.com/settings"
+    name = f"see that data.competition, '{competition}', is the name in the competition's address"
+    if "rule" in said or "accept" in said:
+        return f"Kaggle asks you first (403) to {rules}."
+    if "phone" in said or "verif" in said:
+        return f"Kaggle asks you first (403) to {phone}."
+    if "competitions.get" in said:
+        return f"Kaggle shows no such competition to you (403): {name}."
+    return f"Kaggle does not allow this (403): {rules}; {phone}; or {name}."
+
+
+def _status_and_message(response: requests.Response) -> tuple[int, str]:
+    """Return the status and the words of an error; the client often drops the words."""
+    try:
+        body = json.loads(response.text)
+    except (ValueError, requests.RequestException):
+        body = None
+    if not isinstance(body, dict):  # a page for browsers
+        return response.status_code, ""
+    code = body.get("code")
+    return code if isinstance(code, int) and code >= 400 else response.status_code, str(body.get("message") or "")

@@ -1,0 +1,124 @@
+"""submissions/ledger.csv: what was sent to Kaggle, from which state of the project, and what it scored."""
+
+import csv
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_text
+
+COLUMNS = (
+    "time_utc",
+    "reference",
+    "tag",
+    "status",
+    "public_score",
+    "private_score",
+    "oof_dice",
+    "holdout_dice",
+    "description",
+    "content_sha256",
+    "git_commit",
+    "git_clean",
+    "dvc_lock_sha256",
+    "nets",
+    "views",
+    "merge",
+    "weights",
+    "threshold",
+    "error",
+)
+"""Columns; those that people add stay as they are."""
+
+PENDING = "pending"
+"""Not settled: without a reference it may or may not have been sent, with one it waits for its score."""
+
+NOT_SENT = "not sent"
+"""Kaggle does not have it, or refused it: no submission was spent."""
+
+Row = dict[str, str]
+"""One submission, by column."""
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Ledger:
+    """The file, read and written whole, under a lock: two at once neither tear it nor lose each other's rows."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = FileLock(file.with_name(f".{file.name}.lock"))
+
+    def rows(self) -> list[Row]:
+        """Return all rows, oldest first; raises PipelineError that names the line of a damaged file."""
+        return self._read()[1]
+
+    def add(self, row: Mapping[str, str]) -> None:
+        """Append a row."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            columns, rows = self._read()
+            self._write(columns, [*rows, dict(row)])
+
+    def settle(self, tag: str, changes: Mapping[str, str]) -> Row:
+        """Change cells of the row with this tag and return it; a file with the same content is not written."""
+        with self._lock:
+            columns, rows = self._read()
+            row = next((row for row in rows if row["tag"] == tag), None)
+            if row is None:
+                raise PipelineError(f"{self.file} has no row with the tag {tag} any more: take it back from git.")
+            if any(row[column] != value for column, value in changes.items()):
+                row |= changes
+                self._write(columns, rows)
+            return row
+
+    def _read(self) -> tuple[list[str], list[Row]]:
+        try:
+            text = self.file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return list(COLUMNS), []
+        except (OSError, UnicodeDecodeError) as error:
+            raise PipelineError(f"{self.file} can't be read ({error}): take it back from git.") from error
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            columns = list(reader.fieldnames or ())
+            missing = [column for column in COLUMNS if column not in columns]
+            if missing:
+                raise PipelineError(f"{self.file} has no column {missing[0]}: put it back, or take the file from git.")
+            rows: list[Row] = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise PipelineError(
+                        f"{self.file}, line {reader.line_num}, has more or fewer cells than the header: mend it "
+                        "(a merge of two branches, maybe), or take the file from git."
+                    )
+                rows.append(dict(row))
+        except csv.Error as error:
+            raise PipelineError(
+                f"{self.file}, line {reader.line_num}: {error}. Mend it, or take it from git."
+            ) from None
+        return columns, rows
+
+    def _write(self, columns: list[str], rows: list[Row]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.file, text.getvalue())
+
+
+def is_spent(row: Row) -> bool:
+    """Return whether the row stands for a submission that Kaggle has."""
+    return bool(row["reference"])
+
+
+def is_open(row: Row) -> bool:
+    """Return whether it is not known if the row's submission was sent."""
+    return row["status"] == PENDING and not row["reference"]

@@ -1,0 +1,106 @@
+"""What the submissions scored, and where that stands."""
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import StatisticsError, correlation
+
+from pipeline.kaggle_api.client import Place
+from pipeline.kaggle_api.ledger import Row
+from pipeline.kaggle_api.submit import Desk, cells, tagged
+
+_SHOWN = ("time_utc", "reference", "status", "public_score", "private_score", "holdout_dice", "oof_dice", "description")
+
+_FEWEST = 3
+
+
+def refresh(desk: Desk) -> int:
+    """Settle and renew all rows of the ledger; return how many submissions Kaggle has that it does not know."""
+    remote = desk.kaggle.submissions()
+    desk.settle(remote)
+    by_reference = {str(found.reference): found for found in remote}
+    known = set()
+    for row in desk.ledger.rows():
+        found = by_reference.get(row["reference"]) or tagged(remote, row["tag"])
+        if found:
+            known.add(found.reference)
+            desk.ledger.settle(row["tag"], cells(found))
+    return len(remote) - len(known)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows for a terminal, oldest first."""
+    heads = [column.removesuffix("_utc").replace("_", " ") for column in _SHOWN]
+    lines = [heads, *([row[column] for column in _SHOWN] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    notes = (f"  {row['reference'] or row['time_utc']}: {row['error']}" for row in rows if row["error"])
+    return "\n".join(line.rstrip() for line in (*text, *notes))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an own score foretells the public one."""
+
+    own: str
+    """``holdout_dice`` or ``oof_dice``."""
+    submissions: int
+    correlation: float | None
+    """Pearson's, -1 to 1; None where one of the two never changed."""
+
+
+def agreements(rows: Iterable[Row]) -> list[Agreement]:
+    """Return the correlation of each own Dice with the public score, once there are three submissions with both."""
+    found = []
+    for own in ("holdout_dice", "oof_dice"):
+        pairs = {
+            # The same content sent again is no second observation.
+            row["content_sha256"]: (float(row[own]), float(row["public_score"]))
+            for row in rows
+            if _number(row[own]) is not None and _number(row["public_score"]) is not None
+        }
+        if len(pairs) >= _FEWEST:
+            found.append(Agreement(own, len(pairs), _correlation(list(pairs.values()))))
+    return found
+
+
+def place(board: Sequence[Place], score: float) -> int:
+    """Return the place, from 1, that a score would have; equal scores share the better place."""
+    ascending = sorted(entry.score for entry in board)
+    return len(ascending) - bisect.bisect_right(ascending, score) + 1
+
+
+def best(rows: Iterable[Row], *, public: bool) -> float | None:
+    """Return the best score of the ledger, or None if there is none."""
+    column = "public_score" if public else "private_score"
+    scores = [score for row in rows if (score := _number(row[column])) is not None]
+    return max(scores, default=None)
+
+
+def neighbours(board: Sequence[Place], score: float, around: int = 3) -> str:
+    """Return the board's first places and those around a score, for a terminal."""
+    ranked = sorted(board, key=lambda entry: -entry.score)
+    mine = place(board, score)
+    chosen = sorted({*range(1, 4), *range(mine - around, mine + around)} & set(range(1, len(ranked) + 1)))
+    lines = []
+    for number in chosen:
+        if number == mine:
+            lines.append(f"{mine:>6}  {score:.6f}  <- here")
+        lines.append(f"{number:>6}  {ranked[number - 1].score:.6f}  {ranked[number - 1].team}")
+    if mine > len(ranked):
+        lines.append(f"{mine:>6}  {score:.6f}  <- here")
+    return "\n".join(lines)
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    try:
+        return correlation(*zip(*pairs, strict=True))
+    except StatisticsError:
+        return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,235 @@
+"""A submission that is checked, kept, sent once, and remembered."""
+
+import gzip
+import shutil
+import stat
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.competition import submission
+from pipeline.errors import PipelineError
+from pipeline.files import link_or_copy, whole_file
+from pipeline.kaggle_api import client
+from pipeline.kaggle_api.client import Kaggle
+from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, printable
+from pipeline.kaggle_api.ledger import NOT_SENT, PENDING, Ledger, Row, is_open, is_spent, now
+from pipeline.kaggle_api.provenance import provenance
+from pipeline.kaggle_api.upload import upload
+
+FOLDER = Path("submissions")
+LEDGER = FOLDER / "ledger.csv"
+SENT = FOLDER / "sent"
+
+_LONGEST_MESSAGE = 250
+
+_LEVEL = 5
+"""Of gzip: within a few percent of the smallest, in half the time."""
+
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+class Desk:
+    """The project's submissions: the ledger, what was sent, and Kaggle."""
+
+    def __init__(self, project: Path, kaggle: Kaggle) -> None:
+        self.project = project
+        self.kaggle = kaggle
+        self.ledger = Ledger(project / LEDGER)
+        self.sent = project / SENT
+        self._sending = FileLock(project / FOLDER / ".sending.lock")
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Hold the desk while something is sent; another who sends is waited for."""
+        self._sending_folder()
+        try:
+            self._sending.acquire(timeout=0)
+        except Timeout:
+            print("Another submission is on its way: waiting for it.", file=sys.stderr)
+            self._sending.acquire()
+        try:
+            yield
+        finally:
+            self._sending.release()
+
+    def settle(self, remote: list[client.Submission]) -> None:
+        """Settle the rows that a crash left open, if nobody is sending now; ``remote`` is what Kaggle has."""
+        self._sending_folder()
+        try:
+            with self._sending.acquire(timeout=0):
+                for row in filter(is_open, self.ledger.rows()):
+                    print(
+                        f"The submission of {row['time_utc']} was cut off: looking whether it arrived.", file=sys.stderr
+                    )
+                    # Looked up again, since one that was under way when its sender died may come a little later.
+                    found = tagged(remote, row["tag"]) or self._look_up(row["tag"])
+                    self.ledger.settle(row["tag"], cells(found) if found else {"status": NOT_SENT})
+        except Timeout:
+            return
+
+    def send(self, csv: Path, content: str, message: str) -> Row:
+        """Send a CSV that was checked, once, and return its row; raises KaggleError if Kaggle does not have it then.
+
+        ``content`` is the hash that the check gave. Call within `sending`. The row is written before anything is sent,
+        so that a crash at any point leaves one that the next command settles.
+        """
+        # Of the content, to be told by eye, and of this attempt, so that a retry can look for it.
+        tag = f"{content[:8]}-{uuid.uuid4().hex[:8]}"
+        kept = self._keep(csv, content)
+        row = {
+            "time_utc": now(),
+            "reference": "",
+            "tag": tag,
+            "status": PENDING,
+            "description": message,
+            "content_sha256": content,
+            **provenance(self.project, content, self.project / LEDGER),
+        }
+        self.ledger.add(row)
+        try:
+            token = upload(self.kaggle, kept, f"{csv.name.partition('.')[0]}.csv.gz")
+            found = self._create(token, tag, message)
+        except LostAnswerError:
+            raise  # it may be there yet: the row stays open
+        except PipelineError as error:
+            self.ledger.settle(tag, {"status": NOT_SENT, "error": str(error)})
+            raise
+        return self.ledger.settle(tag, cells(found))
+
+    def wait(self, row: Row, tell: Callable[[], object]) -> Row:
+        """Ask for a submission until it is scored, calling ``tell`` each time, and return its row.
+
+        Raises KaggleError if Kaggle calls it an error, or if that takes longer than an hour.
+        """
+        patience = self.kaggle.patience
+        began, pause = time.monotonic(), patience.first_poll_s
+        while (found := self.kaggle.submission(int(row["reference"]))).status == PENDING:
+            waited = time.monotonic() - began
+            if waited > patience.longest_wait_s:
+                raise KaggleError(
+                    f"No score after {waited / 60:.0f} minutes: it comes by itself, 'carvana submissions' shows it."
+                )
+            tell()
+            time.sleep(pause)
+            pause = min(pause * 1.5, 30.0)
+        row = self.ledger.settle(row["tag"], cells(found))
+        if found.status == "error":
+            raise KaggleError(
+                f"Kaggle could not score submission {row['reference']}: {found.error or 'it gives no reason'}. "
+                "The page of your submissions may tell more."
+            )
+        return row
+
+    def refuse_twice(self, content: str, remote: list[client.Submission]) -> None:
+        """Raise PipelineError if a CSV of this content was sent before, from here or from another machine."""
+        before = [row for row in self.ledger.rows() if row["content_sha256"] == content and is_spent(row)]
+        if before:
+            scored = f", and scored {before[-1]['public_score']}" if before[-1]["public_score"] else ""
+            raise PipelineError(
+                f"This content was sent before, on {before[-1]['time_utc']} as {before[-1]['reference']}{scored}: "
+                "--again sends it once more."
+            )
+        elsewhere = [found for found in remote if found.description.startswith(f"[{content[:8]}-")]
+        if elsewhere:
+            raise PipelineError(
+                f"This content was sent before, from another place, as {elsewhere[0].reference} "
+                f"({elsewhere[0].description}): --again sends it once more."
+            )
+
+    def last_sent(self) -> Path | None:
+        """Return the CSV that was sent last, or None if none was or it is not here."""
+        spent = [row for row in self.ledger.rows() if is_spent(row)]
+        file = self.sent / f"{spent[-1]['content_sha256']}.csv.gz" if spent else None
+        return file if file and file.is_file() else None
+
+    def _sending_folder(self) -> None:
+        (self.project / FOLDER).mkdir(exist_ok=True)
+
+    def _keep(self, csv: Path, content: str) -> Path:
+        """Put a gzipped copy of a CSV where nothing changes it, named by its content, and return it."""
+        kept = self.sent / f"{content}.csv.gz"
+        if not kept.is_file():
+            with whole_file(kept) as temporary:
+                _copy_packed(csv, temporary)
+                if submission.content_digest(temporary, packed=".gz") != content:
+                    raise PipelineError(f"{csv} changed after it was checked: run the same again when it is whole.")
+        return kept
+
+    def _create(self, token: str, tag: str, message: str) -> client.Submission:
+        """Submit the upload; again only after a look that did not find it, and that once."""
+        description = f"[{tag}] {message}"
+        for last in (False, True):
+            try:
+                reference, said = self.kaggle.create(token, description)
+            except LostAnswerError as error:
+                print(f"{error} Looking whether the submission arrived.", file=sys.stderr)
+                found = self._look_up(tag, error.asked_s)
+                if found:
+                    return found
+                if last:
+                    raise LostAnswerError(
+                        f"{error} The submission is not at Kaggle so far: run the same again, which looks once more "
+                        "before it sends."
+                    ) from None
+            else:
+                found = None if reference else self._look_up(tag)
+                if not reference and not found:
+                    raise KaggleError(
+                        f"Kaggle took the file, but made no submission of it, and says: {said or 'nothing'}"
+                    )
+                return found or client.Submission(reference, description, PENDING, "", "", "")
+        raise AssertionError("the last try returns or raises")
+
+    def _look_up(self, tag: str, asked_s: float | None = None) -> client.Submission | None:
+        """Look for a submission by its tag, for as long as one that was cut off may take to appear."""
+        seconds = max(self.kaggle.patience.lookup_s, asked_s or 0)
+        ends, pause = time.monotonic() + seconds, seconds / 16
+        while True:
+            found = tagged(self.kaggle.submissions(), tag)
+            if found or time.monotonic() + pause > ends:
+                return found
+            time.sleep(pause)
+            pause *= 2
+
+
+def demand_message(message: str) -> str:
+    """Return a description as one line; raises PipelineError for one that is empty or too long."""
+    message = printable(message)
+    if not message:
+        raise PipelineError("-m is empty: say in a few words what this submission is.")
+    if len(message) > _LONGEST_MESSAGE:
+        raise PipelineError(f"-m is longer than {_LONGEST_MESSAGE} signs: say it shorter.")
+    return message
+
+
+def cells(found: client.Submission) -> Row:
+    """Return the cells of the ledger that Kaggle decides."""
+    return {
+        "reference": str(found.reference),
+        "status": found.status,
+        "public_score": found.public_score,
+        "private_score": found.private_score,
+        "error": found.error,
+    }
+
+
+def tagged(remote: list[client.Submission], tag: str) -> client.Submission | None:
+    """Return the submission whose description begins with a tag, or None."""
+    return next((found for found in remote if found.description.startswith(f"[{tag}]")), None)
+
+
+def _copy_packed(csv: Path, target: Path) -> None:
+    """Copy a CSV, gzipped; what DVC holds, read-only and by a link, is linked, so that it takes no room twice."""
+    if csv.suffix != ".gz":
+        with target.open("wb") as raw, gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) as packed:
+            packed.writelines(submission.lines(csv))
+    elif csv.stat().st_mode & _WRITABLE:
+        shutil.copyfile(csv, target)
+    else:
+        link_or_copy(csv, target)
