@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe = add("recipe", _recipe, "lay the settings of recipes/NAME.yaml over params.yaml and show what changed")
     recipe.add_argument("name", nargs="?", metavar="NAME", help="without it: the recipes there are")
     check = add("check", _check, "check a submission CSV: every image once, every run-length code sound")
-    check.add_argument("csv", type=Path, metavar="CSV")
+    check.add_argument("csv", type=Path, nargs="?", default=Path("submissions/submission.csv.gz"), metavar="CSV")
     score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
     score.add_argument("csv", type=Path, metavar="CSV")
     score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")

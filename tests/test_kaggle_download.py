@@ -315,6 +315,7 @@ fetch(FROM_KAGGLE, Path(), patience=QUICK)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "nth", "fault"),
     [

@@ -172,6 +172,17 @@ class TestSubmit:
         write(project, dict.fromkeys(IDS, "1 500000"))  # in place
         demand_one(server)
 
+    @pytest.mark.parametrize("mode", [0o444, 0o644])
+    def test_what_dvc_holds_takes_no_room_twice(self, project: Path, mode: int) -> None:
+        """Its links are read-only; what somebody may write to is copied."""
+        text = " ".join(f"{start} 1" for start in range(1, 40_000, 2))
+        path = project / "submissions" / "submission.csv.gz"
+        path.write_bytes(gzip.compress(table(dict.fromkeys(IDS, text)), 0))
+        path.chmod(mode)
+        send()
+        (sent,) = Path("submissions/sent").iterdir()
+        assert sent.samefile(path) == (mode == 0o444)
+
     def test_dry_run_does_all_but_send(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         send(dry_run=True)
         assert server.submissions == []
@@ -390,6 +401,7 @@ SUBMIT = f"{HEAD}submit(Path('submissions/submission.csv.gz'), 'killed', FROM_KA
 LIST = f"{HEAD}show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "fault"),
     [

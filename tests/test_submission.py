@@ -1,5 +1,8 @@
 import gzip
 import hashlib
+import os
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import bench_check
 from pipeline.competition import rle, submission
 from pipeline.competition.layout import HEIGHT, WIDTH, join_id
 from pipeline.competition.metric import count
@@ -222,3 +226,28 @@ def test_real_csv_passes_and_scores_itself(real_carvana: Path):
     with zipfile.ZipFile(path) as archive:
         assert report.sha256 == hashlib.sha256(archive.read("train_masks.csv")).hexdigest()
     assert submission.score(path, path).mean == 1
+
+
+@pytest.mark.slow
+def test_a_submission_of_full_size_is_checked_and_compared_in_little_memory(tmp_path: Path) -> None:
+    """100,064 rows, 0.8 GB of text: each in a process of its own, libraries included."""
+    code = """
+import resource, sys
+from pathlib import Path
+from benchmarks.bench_check import Check, Compare
+csv = Path("submission.csv.gz")
+(Check(csv) if sys.argv[1] == "check" else Compare(csv, csv))()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    bench_check.write(tmp_path / "submission.csv.gz", 0)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for what in ("check", "compare"):
+        run = subprocess.run(
+            [sys.executable, "-c", code, what],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert int(run.stdout) < 300e6, what

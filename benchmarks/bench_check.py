@@ -1,0 +1,88 @@
+"""Checking and comparing full-size submissions, as `carvana submit` does before it sends, beside bare reading."""
+
+import gzip
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measuring import Row, compare
+from pipeline.competition import submission
+from pipeline.competition.layout import ANGLES, image_name, join_id
+
+CARS = 6254
+"""Of the competition's test set; 16 images each."""
+
+RUNS = 650
+"""About 8 KB of text, as the competition's masks have."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What refuses an unsound CSV."""
+
+    csv: Path
+
+    def __call__(self) -> None:
+        submission.check(self.csv, image_ids())
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Mean Dice between two submissions."""
+
+    csv: Path
+    last: Path
+
+    def __call__(self) -> None:
+        submission.score(self.csv, self.last)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Unpacking and splitting into lines: what any check must do."""
+
+    csv: Path
+
+    def __call__(self) -> None:
+        with gzip.open(self.csv) as stream:
+            for _ in stream:
+                pass
+
+
+def run(folder: Path) -> list[Row]:
+    """Return the check of 100,064 rows and the comparison of two such files, a row being an item."""
+    with tempfile.TemporaryDirectory() as temporary:
+        csv, last = Path(temporary) / "submission.csv.gz", Path(temporary) / "last.csv.gz"
+        write(csv, 0)
+        write(last, 1)
+        count = CARS * ANGLES
+        return [
+            compare(f"check {count} rows / read them", Check(csv), Read(csv), count, 1, warm=False),
+            compare(f"compare {count} rows twice / read once", Compare(csv, last), Read(csv), count, 1, warm=False),
+        ]
+
+
+def image_ids() -> list[str]:
+    """Return as many ids as the competition has test images."""
+    return [join_id(f"{car:012x}", angle) for car in range(CARS) for angle in range(1, ANGLES + 1)]
+
+
+def write(csv: Path, offset: int) -> None:
+    """Write a gzipped submission of full size."""
+    texts = [mask_text(number + offset) for number in range(64)]
+    with gzip.open(csv, "wt", compresslevel=1, encoding="utf-8") as stream:
+        stream.write(f"{submission.HEADER}\n")
+        stream.writelines(
+            f"{image_name(image_id)},{texts[number % len(texts)]}\n" for number, image_id in enumerate(image_ids())
+        )
+
+
+def mask_text(seed: int) -> str:
+    """Return a run-length code as long as a car's."""
+
+    def pairs() -> Iterator[str]:
+        for row in range(RUNS):
+            yield f"{(row + 300) * 1918 + 400 + (row * seed) % 97} {900 + (row * (seed + 3)) % 89}"
+
+    return " ".join(pairs())
