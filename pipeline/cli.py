@@ -94,7 +94,7 @@ def _download(options: argparse.Namespace) -> None:
         preview(settings, home())
     else:
         source = bring_in(settings, home(), thorough=True)
-        print(f"The competition's files are in {source.directory}, verified.")
+        print(f"The competition's files are in {source.directory}{', verified' if settings.from_kaggle else ''}.")
 
 
 def _submit(options: argparse.Namespace) -> None:

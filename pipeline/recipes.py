@@ -15,9 +15,6 @@ from pipeline.params import FILE, parse
 
 FOLDER = Path("recipes")
 
-_WHERE_THE_DATA_ARE = "data.directory"
-"""A recipe only fills it in: what a user has set is true of the machine, not of the recipe."""
-
 
 def recipe_names() -> dict[str, str]:
     """Return every recipe with the first line of its head."""
@@ -64,8 +61,6 @@ def _lay_over(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
             yield from _lay_over(tree[name], value, f"{key}.")
         elif name in tree and tree[name] == value:
             continue
-        elif key == _WHERE_THE_DATA_ARE and tree.get(name):
-            yield f"{key}: {_plain(tree[name])}, kept as yours"
         else:
             yield f"{key}: {_plain(tree.get(name))} -> {_plain(value)}"
             tree[name] = _flow(value)

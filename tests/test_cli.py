@@ -146,7 +146,7 @@ def test_debug_lets_the_traceback_through(project: Path, arguments: list[str]) -
         main(arguments)
 
 
-@pytest.mark.parametrize("arguments", [[], ["chek"], ["check"], ["score", "a.csv"], ["check", "a.csv", "--deep"]])
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["submit"], ["score", "a.csv"], ["check", "a.csv", "--deep"]])
 def test_a_wrong_command_gets_the_usage(carvana: Run, arguments: list[str]) -> None:
     status, _, err = carvana(*arguments)
     assert status == 2

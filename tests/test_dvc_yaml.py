@@ -156,7 +156,7 @@ def test_the_default_has_at_most_20_stages() -> None:
             "nets = params.ensemble_nets()",
             {"ensemble.models", "ensemble.folds", "ensemble.weights", "models.active", "folds.active"},
         ),
-        ("images = training_images(params)", {"data", "data.directory"}),
+        ("images = training_images(params)", {"data", "data.directory", "data.quality"}),
         ("use([params.train.seed for _ in range(3)], key=params.folds.seed)", {"train.seed", "folds.seed"}),
     ],
 )

@@ -313,8 +313,9 @@ def test_the_full_competition_is_augmented(project: Path) -> None:
 def test_a_recipe_leaves_the_data_where_the_user_has_them(project: Path) -> None:
     path = project / "params.yaml"
     path.write_text(path.read_text().replace("directory: null", "directory: /mine"))
-    assert "data.directory: /mine, kept as yours" in apply_recipe("carvana")
+    apply_recipe("carvana")
     assert read_params().data.directory == "/mine"
+    assert not read_params().data.from_kaggle
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are(project: Path) -> None:

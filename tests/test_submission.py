@@ -65,6 +65,7 @@ def test_report(tmp_path, name):
             coverage_min=0.0,
             coverage_mean=pytest.approx(31 / 3 / PIXELS, rel=1e-12),
             coverage_max=20 / PIXELS,
+            unlikely=((IDS[0], 20 / PIXELS), (IDS[2], 11 / PIXELS)),
             sha256=hashlib.sha256(plain.read_bytes()).hexdigest(),
         )
 

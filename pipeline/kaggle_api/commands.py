@@ -16,7 +16,7 @@ from pipeline.kaggle_api import download, standing
 from pipeline.kaggle_api.client import Kaggle, Limits
 from pipeline.kaggle_api.download import Reach
 from pipeline.kaggle_api.ledger import Row
-from pipeline.kaggle_api.patience import Patience
+from pipeline.kaggle_api.patience import LONG, Patience
 from pipeline.kaggle_api.submit import Desk, demand_message
 
 Bar = Callable[[str], submission.Progress]
@@ -25,7 +25,7 @@ Bar = Callable[[str], submission.Progress]
 
 def fetch(settings: DataSettings, home: Path, *, thorough: bool = False, patience: Patience | None = None) -> None:
     """Fetch what the settings ask for, where it is not here and sound."""
-    reach = partial(Kaggle, settings.competition, patience)
+    reach = partial(Kaggle, settings.competition, patience or LONG)
     download.fetch(download.parts(settings), kaggle_folder(settings, home), reach, thorough=thorough)
 
 

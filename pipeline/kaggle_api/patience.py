@@ -17,8 +17,8 @@ class Patience:
     silence_s: float = 60
     """Without a byte from the other side."""
 
-    tries: int = 8
-    """In a row that came no further; with the pauses between, about four minutes."""
+    tries: int = 5
+    """In a row that came no further: somebody waits for the answer."""
 
     first_pause_s: float = 1
     """After the first failure; twice as long after each further one."""
@@ -41,6 +41,10 @@ class Patience:
     def timeouts(self) -> tuple[float, float]:
         """For requests: to connect, and between bytes."""
         return self.connect_s, self.silence_s
+
+
+LONG = Patience(tries=12)
+"""For downloads, which nobody sits beside: a network that is away for some minutes ends none."""
 
 
 class Tries:
