@@ -91,7 +91,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> str:
     """Hard-link a large file where the file system can, else copy it; returns ``target``, as shutil wants."""
     if os.stat(source).st_size >= _LINK_FROM_BYTES:  # noqa: PTH116 - copytree hands over strings
         with contextlib.suppress(OSError):
-            os.link(source, target)
+            os.link(os.path.realpath(source), target)  # the file itself, not a symlink that leads there
             return str(target)
     shutil.copyfile(source, target)
     return str(target)

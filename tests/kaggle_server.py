@@ -89,6 +89,16 @@ def cut(bytes_sent: int) -> Fault:
     return lambda handler, make: replace(make(), body_sent=bytes_sent)
 
 
+def drop_anew(bytes_sent: int) -> Fault:
+    """Whatever part is asked for, the file comes from its beginning, and breaks off."""
+
+    def fault(handler: "Handler", make: Callable[[], Answer]) -> Answer:
+        del handler.headers["Range"]
+        return replace(make(), body_sent=bytes_sent)
+
+    return fault
+
+
 def end_quietly(bytes_sent: int) -> Fault:
     """The body ends too early, and nothing said how long it would be."""
 
@@ -141,14 +151,16 @@ def kill(after_bytes: int | None = None, *, done: bool = False) -> Fault:
 
 
 class Take:
-    """Only so many bytes of an upload are taken; then the connection breaks."""
+    """Only so many bytes of an upload are taken; then the connection breaks, or an answer comes."""
 
-    def __init__(self, taken: int) -> None:
+    def __init__(self, taken: int, answer: int | None = None) -> None:
         self.taken = taken
+        self.answer = answer
 
-    def __call__(self, handler: "Handler", make: Callable[[], Answer]) -> None:
+    def __call__(self, handler: "Handler", make: Callable[[], Answer]) -> Answer | None:
         token = Path(urlsplit(handler.path).path).name
         handler.owner.uploads[token] += handler.rfile.read(self.taken)
+        return Answer(self.answer) if self.answer else None
 
 
 def expire(handler: "Handler", make: Callable[[], Answer]) -> Answer:
@@ -170,6 +182,7 @@ class KaggleServer:
         self.upload_sizes: dict[str, int] = {}
         self.signed: set[str] = set()
         self.allowed = 5
+        self.limited_by_total = False
         self.scored_after = 1
         self.board: list[tuple[str, str]] = []
         self.page_size = 2
@@ -270,7 +283,8 @@ class KaggleServer:
 
     def _GetSubmissionLimits(self, given: dict[str, Any]) -> Answer:
         made = len(self.submissions)
-        return found({"numToday": made, "numTotal": made, **({"numAllowedNow": self.allowed} if self.allowed else {})})
+        left = {"numAllowedNow": self.allowed} if self.allowed else {}
+        return found({"numToday": made, "numTotal": made, "limitedByTotal": self.limited_by_total, **left})
 
     def _GetLeaderboard(self, given: dict[str, Any]) -> Answer:
         return self._page(given, "submissions", [{"teamName": team, "score": score} for team, score in self.board])
@@ -359,6 +373,7 @@ class Handler(BaseHTTPRequestHandler):
         assert "Authorization" not in self.headers, "credentials went to the storage"
         token = Path(urlsplit(self.path).path).name
         # Read only when it is taken, so that a fault can break off before.
+        self.was_read = False
         self._answer("PUT", lambda: self.owner.put(token, self._body(), self.headers))
 
     def _known(self) -> bool:
@@ -369,6 +384,7 @@ class Handler(BaseHTTPRequestHandler):
         return (user, key) in self.owner.keys
 
     def _body(self) -> bytes:
+        self.was_read = True
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _answer(self, call: str, make: Callable[[], Answer]) -> None:
@@ -377,8 +393,8 @@ class Handler(BaseHTTPRequestHandler):
             faults = self.owner.faults[call]
             fault = faults.popleft() if faults else None
         answer = fault(self, make) if fault else make()
-        if call == "PUT" and fault:
-            self.close_connection = True  # its body may be unread
+        if call == "PUT" and not self.was_read:
+            self.close_connection = True  # or the next request would begin with this one's body
         if answer is None:
             self._break()
         else:

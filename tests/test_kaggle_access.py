@@ -135,13 +135,69 @@ class TestCredentials:
     @pytest.mark.parametrize("value", ["two words", "line\nbreak", "schlüssel"])
     def test_what_can_be_no_credential_is_not_shown(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", value)
-        with pytest.raises(PipelineError, match="What is in KAGGLE_API_TOKEN can't be a credential") as caught:
+        with pytest.raises(PipelineError, match="what is in KAGGLE_API_TOKEN can't be a credential") as caught:
             Kaggle(COMPETITION)
         assert value not in str(caught.value)
 
     def test_they_are_in_no_representation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
         demand_nothing_secret(repr(vars(Kaggle(COMPETITION))))
+
+    def test_what_can_be_none_does_not_stop_one_that_is(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+        private(kaggle_folder() / "kaggle.json", json.dumps({"username": "your name", "key": "your key"}))
+        assert ask().source == "KAGGLE_API_TOKEN"
+        assert "kaggle.json can't be a credential" in capsys.readouterr().err
+
+    def test_a_token_longer_than_a_path_may_be(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        token = "KGAT_" + "x" * 5000
+        server.tokens.add(token)
+        monkeypatch.setenv("KAGGLE_API_TOKEN", token)
+        assert ask().source == "KAGGLE_API_TOKEN"
+
+    def test_a_file_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KAGGLE_API_TOKEN", "/no/such/file")
+        with pytest.raises(PipelineError, match="KAGGLE_API_TOKEN names a file that is not there"):
+            Kaggle(COMPETITION)
+
+    def test_a_login_that_runs_out_midway_is_renewed(
+        self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = kaggle_folder() / "credentials.json"
+        stored = {"refresh_token": "refresh", "access_token": TOKEN, "access_token_expiration": LATER}
+        private(file, json.dumps(stored))
+        asking = ask()
+        private(file, json.dumps(stored | {"access_token_expiration": EARLIER}))
+        answer = {"token": f"{TOKEN}2", "expiresIn": 36000}
+        monkeypatch.setattr(server, "_GenerateAccessToken", lambda given: faulty.found(answer), raising=False)
+        monkeypatch.setattr(faulty.Handler, "_known", lambda self: True)
+        server.fail("GenerateAccessToken", faulty.status(500), faulty.reset)
+        asking.files()
+        asking.files()
+        assert server.count("GenerateAccessToken") == 3
+
+    def test_a_login_that_is_refused_is_not_shown(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        stored = {"refresh_token": "refresh-secret", "access_token": "old", "access_token_expiration": EARLIER}
+        private(kaggle_folder() / "credentials.json", json.dumps(stored))
+        server.fail("GenerateAccessToken", faulty.status(400, "refresh-secret is revoked"))
+        with pytest.raises(PipelineError, match=r"Kaggle says: \*\*\* is revoked"):
+            ask()
+
+    def test_a_login_file_of_another_form(self) -> None:
+        private(kaggle_folder() / "credentials.json", "[]")
+        with pytest.raises(
+            PipelineError, match=r"credentials\.json can't be understood: run 'kaggle auth login' again"
+        ):
+            ask()
+
+    def test_an_echo_of_the_header_is_not_shown(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KAGGLE_USERNAME", USER)
+        monkeypatch.setenv("KAGGLE_KEY", KEY)
+        server.fail("ListDataFiles", lambda h, make: faulty.refusal(400, h.headers["Authorization"]))
+        with pytest.raises(PipelineError, match=r"Kaggle says: Basic \*\*\*"):
+            ask()
 
 
 REFUSALS = {
@@ -187,6 +243,29 @@ class TestRefusals:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         with pytest.raises(PipelineError, match=r"Kaggle can't be reached: look to this machine's network"):
+            Kaggle(COMPETITION, QUICK).files()
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("HTTP_PROXY", "http://", "proxy in HTTPS_PROXY or HTTP_PROXY is none"),
+            ("KAGGLE_API_ENVIRONMENT", "live", "KAGGLE_API_ENVIRONMENT names no environment"),
+        ],
+    )
+    def test_a_set_up_that_stands_in_the_way(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.lower(), value)
+        with pytest.raises(PipelineError, match=words):
+            Kaggle(COMPETITION, QUICK).files()
+
+    def test_a_proxy_that_lets_nothing_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing was sent then; the true service is asked by https, through a tunnel."""
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, os.environ["HTTP_PROXY"])
+        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "PROD")
+        with pytest.raises(PipelineError, match=r"proxy of your network lets nothing through: look to HTTPS_PROXY"):
             Kaggle(COMPETITION, QUICK).files()
 
     def test_a_server_that_goes_round_in_circles(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:

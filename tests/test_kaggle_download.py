@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 
 def demand_whole(folder: Path, server: KaggleServer, wanted: list[str] = WANTED) -> None:
     """Every file is there, with its bytes, noted, and nothing else is."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.suffix != ".aside"}
     assert names == {*wanted, "fetched.json"}
     for name in wanted:
         assert (folder / name).read_bytes() == server.files[name], name
@@ -157,7 +157,11 @@ class TestFetch:
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED) - 1
-        assert "train.zip was here already, and is sound" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "train.zip was here already, and is sound" in told.out
+        assert "test.zip was in the way, and is test.zip." in told.err
+        asides = {path.name.split(".zip.")[0]: path.read_bytes() for path in folder.glob("*.aside")}
+        assert asides == {"test": bytes(damaged), "metadata.csv": FILES["metadata.csv.zip"][:-50]}
 
     def test_members_that_climb_out_are_refused(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         file = io.BytesIO()
@@ -183,8 +187,9 @@ class TestFetch:
         (folder / "test.zip").unlink()
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         err = capsys.readouterr().err
-        assert "Kaggle has another train.zip now" in err
-        assert "which stays. To fetch the new one, delete" in err
+        for name in WANTED:
+            assert f"Kaggle has another {name} now" in err
+        assert "A file that is here stays: to fetch the new one, delete" in err
         demand_whole(folder, server)
 
 
@@ -208,6 +213,11 @@ FAULTS: dict[str, tuple[str, list[Fault]]] = {
     "the storage answers 500": ("GET", [faulty.page(500)]),
     "the storage answers 429": ("GET", [faulty.status(429, "", {"Retry-After": "0"})]),
     "a page of a proxy in place of the file": ("GET", [faulty.page(200)]),
+    "it drops, and a page comes in place of the rest": ("GET", [faulty.cut(300_000), faulty.page(200)]),
+    "it comes packed, as was not asked for": (
+        "GET",
+        [lambda handler, make: faulty.replace(make(), headers={"Content-Encoding": "gzip"})],
+    ),
     "a wrong byte at the right size": ("GET", [faulty.spoil]),
     "a wrong byte, and no MD5": ("GET", [faulty.both(faulty.spoil, faulty.without("x-goog-hash"))]),
     "no length, and truncated": ("GET", [faulty.end_quietly(300_000)]),
@@ -226,8 +236,141 @@ FAULTS: dict[str, tuple[str, list[Fault]]] = {
 }
 
 
+PLAIN: dict[str, list[Fault]] = {
+    "a wrong byte at the right size": [faulty.spoil],
+    "one of another length, without MD5": [lambda handler, make: faulty.Answer(200, b"<html>log in</html>")],
+    "a drop, and nothing that tells the version": [
+        faulty.both(faulty.cut(10), faulty.without("ETag", "x-goog-hash")),
+    ],
+    "no length, and truncated": [faulty.end_quietly(10)],
+}
+
+FOREVER: dict[str, tuple[Fault, ...]] = {
+    "ranges are ignored, and it drops": (faulty.drop_anew(100_000), faulty.drop_anew(200_000)),
+    "parts come that are not named": (faulty.cut(300_000), faulty.without("Content-Range")),
+    "a page for browsers": (faulty.page(200),),
+    "no MD5 and always damaged": (faulty.both(faulty.spoil, faulty.without("x-goog-hash")),),
+}
+
+
 @pytest.mark.usefixtures("kaggle")
 class TestFaults:
+    @pytest.mark.parametrize("name", PLAIN)
+    def test_files_that_are_no_zips(self, server: KaggleServer, folder: Path, tmp_path: Path, name: str) -> None:
+        """Nothing in them tells whether they are sound: the listed length, the MD5 and the version do."""
+        del server.files["metadata.csv.zip"]
+        server.files["metadata.csv"] = b"id,year\n00087a6bd4dc,2013-14\n"
+        server.fail("GET", *[lambda handler, make: make()] * 3, *PLAIN[name])
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        assert not server.faults["GET"], "the fault never came"
+        demand_whole(folder, server, [*WANTED[:3], "metadata.csv", WANTED[4]])
+
+    @pytest.mark.parametrize("name", FOREVER)
+    def test_what_never_ends_well_ends(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
+        server.fail("GET", *FOREVER[name] * 100)
+        with pytest.raises(PipelineError, match=r"train\.zip"):
+            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        assert server.count("GET") < 20
+
+    def test_a_length_that_is_listed_wrong_does_no_harm(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
+        """Such as the length before zipping; the zip itself tells where it ends."""
+        server.listed_sizes["train.zip"] = 2_000_000
+        server.fail("GET", faulty.end_quietly(10_000_000))
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+
+    def test_what_is_refused_is_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+        """So that the next run fetches what Kaggle has put in its place."""
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("../outside.jpg", b"x")
+        server.files["train.zip"] = file.getvalue()
+        with pytest.raises(PipelineError, match="climbs out"):
+            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        server.files["train.zip"] = FILES["train.zip"]
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+
+    def test_names_that_would_steer_a_terminal_are_refused(self, server: KaggleServer, tmp_path: Path) -> None:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("\x1b[31m.jpg", b"x")
+        server.files["train.zip"] = file.getvalue()
+        with pytest.raises(PipelineError, match="control characters") as caught:
+            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        assert "\x1b" not in str(caught.value)
+
+    def test_a_file_of_another_version_than_listed_is_not_taken_for_it(
+        self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All bytes came, and then a kill; meanwhile Kaggle has another file of the same length."""
+
+        def die(file: Path) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+            dying.setattr(download, "demand_sound_zip", die)
+            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        server.files["train.zip"], server.version = zipped("other", 900_000), "2"
+        assert len(server.files["train.zip"]) == len(FILES["train.zip"])
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+
+    def test_all_bytes_came_before_a_kill(
+        self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def die(file: Path) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+            dying.setattr(download, "demand_sound_zip", die)
+            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+        assert server.count("GET") == len(WANTED)
+
+    def test_a_storage_that_leads_elsewhere_gets_no_password(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
+        netrc = Path.home() / ".netrc"
+        netrc.write_text("default login me password secret\n")
+        netrc.chmod(0o600)
+
+        def lead(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer:
+            return faulty.Answer(302, b"", {"Location": handler.path.replace("storage.test", "elsewhere.test")})
+
+        server.fail("GET", lead)
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)  # the server asserts that no credentials come
+        demand_whole(folder, server)
+
+    def test_what_was_fetched_is_not_overruled_by_what_lies_there(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        (folder / "test.zip").write_bytes(zipped("more", 500_000))
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+
+    def test_an_old_form_of_a_file_is_moved_out_of_the_way(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "metadata.csv").mkdir(parents=True)
+        (folder / "sample_submission.csv").write_text("img,rle_mask\n")
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+        assert len(list(folder.glob("*.aside"))) == 2
+
+    def test_a_file_that_was_only_touched_is_read_once(
+        self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        (folder / "test.zip").touch()
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        monkeypatch.setattr(download, "md5_of", lambda file: pytest.fail("read again"))
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+
     @pytest.mark.parametrize("name", FAULTS)
     def test_ends_with_the_right_bytes(
         self, server: KaggleServer, folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -379,7 +522,7 @@ class TestPreview:
         assert "train.zip                         0.9 MB" in out
         assert "are free" in out
         assert server.count("GET") == 0
-        assert list(folder.iterdir()) == []
+        assert not folder.exists()
 
     def test_tells_what_is_here_and_what_changed(
         self, server: KaggleServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]

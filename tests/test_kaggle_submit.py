@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -142,7 +142,8 @@ class TestSubmit:
         described = {"content_sha256": "other", "own_dice": {"oof": {"a": 0.99}}, "nets": ["a/0"]}
         (project / "submissions" / "submission.json").write_text(json.dumps(described))
         send()
-        assert (rows()[0]["oof_dice"], rows()[0]["nets"]) == ("", "")
+        (row,) = rows()
+        assert (row["oof_dice"], row["nets"], row["dvc_lock_sha256"]) == ("", "", "")
 
     def test_a_tree_that_is_not_clean_but_for_the_ledger(self, project: Path) -> None:
         send()
@@ -157,6 +158,22 @@ class TestSubmit:
         (project / ".git").rename(project.parent / "elsewhere")
         send()
         assert (rows()[0]["git_commit"], rows()[0]["git_clean"]) == ("", "")
+
+    def test_what_git_can_not_tell_is_not_called_clean(self, project: Path) -> None:
+        (project / ".git" / "index").write_bytes(b"broken")
+        send()
+        assert (rows()[0]["git_commit"] != "", rows()[0]["git_clean"]) == (True, "")
+
+    def test_files_that_git_does_not_know_are_not_clean(self, project: Path) -> None:
+        git(project, "config", "status.showUntrackedFiles", "no")
+        (project / "new.py").touch()
+        send()
+        assert rows()[0]["git_clean"] == "no"
+
+    def test_a_description_of_another_form(self, project: Path) -> None:
+        (project / "submissions" / "submission.json").write_text("[]")
+        send()
+        assert rows()[0]["nets"] == ""
 
     @pytest.mark.parametrize("packed", ["plain.csv", "packed.zip"])
     def test_however_it_is_packed(self, server: KaggleServer, project: Path, packed: str) -> None:
@@ -182,6 +199,74 @@ class TestSubmit:
         send()
         (sent,) = Path("submissions/sent").iterdir()
         assert sent.samefile(path) == (mode == 0o444)
+
+    def test_a_link_of_dvcs_is_followed(self, project: Path) -> None:
+        """Or what was sent would go with DVC's cache."""
+        path, cached = project / "submissions" / "submission.csv.gz", project.parent / "cached"
+        text = " ".join(f"{start} 1" for start in range(1, 40_000, 2))
+        cached.write_bytes(gzip.compress(table(dict.fromkeys(IDS, text)), 0))
+        cached.chmod(0o444)
+        path.unlink()
+        path.symlink_to(cached)
+        send()
+        cached.unlink()
+        (sent,) = Path("submissions/sent").iterdir()
+        assert gzip.decompress(sent.read_bytes()).startswith(b"img,rle_mask\n")
+
+    def test_what_was_kept_and_changed_is_not_sent_again(self, server: KaggleServer) -> None:
+        send()
+        (kept,) = Path("submissions/sent").iterdir()
+        good = kept.read_bytes()
+        kept.write_bytes(gzip.compress(b"garbage"))
+        send("again", again=True)
+        assert kept.read_bytes() == server.sent(server.submissions[0]) == good
+
+    def test_a_csv_that_changes_after_its_check_is_not_sent(
+        self, server: KaggleServer, project: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.fail("GetSubmissionLimits", lambda h, make: (write(project, dict.fromkeys(IDS, "1 500000")), make())[1])
+        with pytest.raises(PipelineError, match=r"submission\.csv\.gz changed after it was checked"):
+            send()
+        assert server.submissions == []
+        assert list(Path("submissions/sent").iterdir()) == []
+
+    def test_what_a_kill_left_beside_the_kept_is_dropped(self) -> None:
+        left = Path("submissions/sent/.x.csv.gz.12345678.part")
+        left.parent.mkdir()
+        left.touch()
+        send()
+        assert not left.exists()
+
+    def test_the_last_submission_is_not_on_this_machine(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        send()
+        for kept in Path("submissions/sent").iterdir():
+            kept.unlink()
+        write(project, dict.fromkeys(IDS, "1 500000"))
+        send("second")
+        assert "The last submission, 1000, is not in sent/ here" in capsys.readouterr().out
+
+    def test_waiting_is_taken_up_again(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
+        send()
+        send(wait=True)
+        demand_one(server)
+        told = capsys.readouterr()
+        assert "sent before, as 1000: waiting for that" in told.out
+        assert "Scored: public 0.99651" in told.out
+        assert "Waiting for the score of 1000: 0 s" in told.err
+
+    def test_a_submission_that_is_not_known_everywhere_yet(self, server: KaggleServer) -> None:
+        server.fail("GetSubmission", faulty.status(404, "Not found"))
+        send(wait=True)
+        assert rows()[0]["status"] == "complete"
+
+    def test_no_score_in_an_hour(self, server: KaggleServer) -> None:
+        server.scored_after = 10**9
+        brief = faulty.replace(QUICK, longest_wait_s=0.1)
+        with pytest.raises(PipelineError, match=r"No score after 0 minutes: it comes by itself, 'carvana submissions'"):
+            submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), wait=True, patience=brief)
+        assert rows()[0]["status"] == "pending"
 
     def test_dry_run_does_all_but_send(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         send(dry_run=True)
@@ -210,23 +295,36 @@ class TestSubmit:
 
     def test_no_allowance(self, server: KaggleServer) -> None:
         server.allowed = 0
-        with pytest.raises(PipelineError, match=r"no further submission now, after 0 today: .* midnight, UTC"):
+        server.submissions.append({"ref": 7, "description": "by hand"})
+        with pytest.raises(PipelineError, match=r"no further submission now, after 1 today: .* midnight, UTC"):
+            send()
+        server.limited_by_total = True
+        with pytest.raises(PipelineError, match=r"after 1 today: no more may be sent in all"):
             send()
         assert server.uploads == {}
         assert not Path("submissions/ledger.csv").exists()
+
+    def test_before_a_first_submission_kaggle_may_not_tell_the_limit(
+        self, server: KaggleServer, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It counts for a team, and who never sent anything is in none."""
+        server.fail("GetSubmissionLimits", lambda handler, make: faulty.found({}))
+        send()
+        assert "Kaggle does not say how many are left" in capsys.readouterr().err
+        demand_one(server)
 
     def test_the_difference_to_the_last_and_unlikely_masks_are_told(
         self, project: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         send()
-        assert "no earlier submission here" in capsys.readouterr().out
+        assert "no earlier submission in the ledger" in capsys.readouterr().out
         changed = dict.fromkeys(IDS, CAR) | {IDS[0]: "", IDS[1]: "1 2000000", IDS[2]: "1 500"}
         write(project, changed)
         send("second")
         told = capsys.readouterr()
         same, second = 13, 2 * 490000 / (490000 + 2000000)
         third = 2 * 500 / (490000 + 500)
-        assert f"last submission: {(same + second + third) / 16:.6f}" in told.out
+        assert f"last submission, 1000: {(same + second + third) / 16:.6f}" in told.out
         assert "1 of 16 masks are empty." in told.err
         assert (
             f"2 of 16 masks cover less than 5% or more than 60% of their image, first {IDS[1]} with 81.5%" in told.err
@@ -283,30 +381,57 @@ class TestSubmit:
             send(name="none.csv")
 
 
-def refused(words: str, status: int = 403) -> Fault:
-    return faulty.status(status, words)
+def after_all(fault: Fault) -> Fault:
+    """What was asked is done, and then the fault comes."""
+
+    def both(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer | None:
+        make()
+        return fault(handler, make)
+
+    return both
+
+
+def then_fail(call: str, *faults: Fault) -> Fault:
+    """The answer is lost, and the next answers to another call fail too."""
+
+    def fault(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> None:
+        handler.owner.fail(call, *faults)
+
+    return fault
+
+
+def known(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer:
+    """No fault."""
+    return make()
 
 
 ONCE: dict[str, tuple[str, list[Fault]]] = {
     "its answer is lost": ("CreateSubmission", [faulty.lose]),
-    "its answer never comes": ("CreateSubmission", [lambda handler, make: (make(), faulty.hang(handler, make))[1]]),
-    "its answer is an error, but it is there": (
-        "CreateSubmission",
-        [lambda handler, make: (make(), faulty.Answer(502, b"<html>"))[1]],
-    ),
+    "its answer never comes": ("CreateSubmission", [after_all(faulty.hang)]),
+    "its answer is an error, but it is there": ("CreateSubmission", [after_all(faulty.page(502))]),
     "its answer has no reference, but it is there": (
         "CreateSubmission",
-        [lambda handler, make: (make(), faulty.found({"message": "ok"}))[1]],
+        [after_all(lambda handler, make: faulty.found({"message": "ok"}))],
     ),
-    "its answer can't be read": ("CreateSubmission", [lambda handler, make: (make(), faulty.Answer(200, b"?"))[1]]),
+    "its answer can't be read": ("CreateSubmission", [after_all(lambda handler, make: faulty.Answer(200, b"?"))]),
+    "its answer is lost, and the look-up fails at first": (
+        "CreateSubmission",
+        [after_all(then_fail("ListSubmissions", faulty.reset, faulty.status(500), faulty.hang))],
+    ),
+    "its answer is lost, and it comes late to the list": (
+        "CreateSubmission",
+        [after_all(then_fail("ListSubmissions", *[lambda handler, make: faulty.found({})] * 2))],
+    ),
     "it is asked too often": ("CreateSubmission", [faulty.status(429, "", {"Retry-After": "0"})]),
     "it breaks off and nothing was done": ("CreateSubmission", [faulty.reset]),
-    "it fails with 500 and nothing was done": ("CreateSubmission", [faulty.status(500)]),
-    "the look-up fails too": ("ListSubmissions", [faulty.reset, faulty.status(500)]),
+    "the list does not come at first": ("ListSubmissions", [faulty.reset, faulty.status(500)]),
     "the upload answers 500": ("PUT", [faulty.page(500)]),
     "the upload answers 403": ("PUT", [faulty.page(403)]),
     "the upload breaks off": ("PUT", [faulty.reset]),
     "the upload breaks off midway": ("PUT", [faulty.Take(40)]),
+    "the upload breaks off more often than there are tries": ("PUT", [faulty.Take(9), known] * 8),
+    "the upload ends with 308": ("PUT", [faulty.Take(40, 308)]),
+    "the upload breaks off, and nobody knows how far it came": ("PUT", [faulty.Take(40), faulty.page(410)]),
     "the upload's answer is lost": ("PUT", [faulty.lose]),
     "the upload's address does not come": ("StartSubmissionUpload", [faulty.reset]),
     "the limit does not come": ("GetSubmissionLimits", [faulty.hang]),
@@ -358,7 +483,7 @@ class TestOnce:
         demand_one(server)
 
     def test_refused_with_a_reason(self, server: KaggleServer) -> None:
-        server.fail("CreateSubmission", refused("Late submissions are off", 400))
+        server.fail("CreateSubmission", faulty.status(400, "Late submissions are off"))
         with pytest.raises(
             PipelineError, match=r"refused this request \(400\)\. Kaggle says: Late submissions are off"
         ):
@@ -367,25 +492,103 @@ class TestOnce:
         assert (row["status"], row["reference"]) == ("not sent", "")
         assert "Late submissions are off" in row["error"]
 
-    def test_lost_twice_stays_open_and_is_settled_by_the_next_command(
+    @pytest.mark.parametrize("fault", [faulty.hang, faulty.status(504)], ids=["time-out", "504"])
+    def test_what_may_be_done_yet_is_not_sent_again_in_this_run(self, server: KaggleServer, fault: Fault) -> None:
+        """Kaggle may be slower than any look-up: the next command looks once more."""
+        server.fail("CreateSubmission", fault)
+        with pytest.raises(
+            PipelineError, match="run the same again in a minute, which looks once more before it sends"
+        ):
+            send()
+        assert server.count("CreateSubmission") == 1
+        assert [row["status"] for row in rows()] == ["pending"]
+        send()
+        demand_one(server)
+
+    def test_lost_for_now_stays_open_and_is_what_the_same_command_finds(
         self, server: KaggleServer, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        server.fail("CreateSubmission", faulty.reset, faulty.lose)
-        server.fail("ListSubmissions", lambda handler, make: make())
-        shown, server._ListSubmissions = server._ListSubmissions, lambda given: faulty.found({})  # type: ignore[method-assign]
-        with pytest.raises(PipelineError, match="not at Kaggle so far: run the same again, which looks once more"):
+        send()
+        hidden = faulty.found({})
+        never: list[Fault] = [lambda handler, make: hidden] * 40
+
+        def late(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer:
+            handler.owner.fail("ListSubmissions", *never)
+            make()
+            return faulty.Answer(504)
+
+        server.fail("CreateSubmission", late)
+        with pytest.raises(PipelineError, match="not at Kaggle so far"):
+            send("x", again=True)
+        server.faults["ListSubmissions"].clear()
+        assert [row["status"] for row in rows()] == ["pending", "pending"]
+        send("x", again=True)
+        assert "that was cut off had arrived, as 1001" in capsys.readouterr().out
+        assert len(server.submissions) == 2
+
+    @pytest.mark.parametrize(
+        "fault",
+        [faulty.status(429), faulty.status(403, "rules"), faulty.reset],
+        ids=["too often", "refused", "no network"],
+    )
+    def test_a_look_up_that_fails_leaves_the_row_open(self, server: KaggleServer, fault: Fault) -> None:
+        server.fail("CreateSubmission", after_all(then_fail("ListSubmissions", *[fault] * QUICK.tries)))
+        with pytest.raises(PipelineError, match="can't be looked up now"):
             send()
+        server.faults["ListSubmissions"].clear()
         assert [row["status"] for row in rows()] == ["pending"]
-        server._ListSubmissions = shown  # type: ignore[method-assign]
-        with pytest.raises(PipelineError, match=r"sent before, on .* as 1000"):
+        send(wait=True)
+        demand_one(server)
+
+    def test_a_start_of_the_upload_that_fails_leaves_no_open_row(self, server: KaggleServer) -> None:
+        server.fail("StartSubmissionUpload", *[faulty.status(500)] * QUICK.tries)
+        with pytest.raises(PipelineError, match="fault of its own"):
             send()
-        assert "looking whether it arrived" in capsys.readouterr().err
+        assert [row["status"] for row in rows()] == ["not sent"]
+
+    def test_a_long_pause_that_is_asked_for_is_not_waited_for(self, server: KaggleServer) -> None:
+        server.fail("CreateSubmission", faulty.status(503, "", {"Retry-After": "86400"}))
+        brief = faulty.replace(QUICK, longest_asked_s=0.2)
+        with pytest.raises(PipelineError, match="not at Kaggle so far"):
+            submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), patience=brief)
+
+    def test_a_row_that_git_took_away_meanwhile_comes_back(self, server: KaggleServer) -> None:
+        def take(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer:
+            Path("submissions/ledger.csv").unlink()
+            return make()
+
+        server.fail("CreateSubmission", take)
+        send()
+        demand_one(server)
+
+    def test_a_submission_on_its_way_is_left_alone(
+        self, server: KaggleServer, environment: dict[str, str], project: Path
+    ) -> None:
+        """By whoever lists submissions meanwhile."""
+        seen: list[str] = []
+
+        def look(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer:
+            run = subprocess.run([sys.executable, "-c", LIST], cwd=project, env=environment, check=False)
+            seen.extend([str(run.returncode), *(row["status"] for row in rows())])
+            return make()
+
+        server.fail("StartSubmissionUpload", look)
+        submit(
+            Path("submissions/submission.csv.gz"),
+            "x",
+            FROM_KAGGLE,
+            project,
+            patience=faulty.replace(QUICK, silence_s=20),
+        )
+        assert seen == ["0", "pending"]
         demand_one(server)
 
     def test_a_row_that_came_late_is_healed_by_its_tag(self, server: KaggleServer) -> None:
         """Even one that was given up, should Kaggle be that slow."""
         send()
-        Ledger(Path("submissions/ledger.csv")).settle(rows()[0]["tag"], {"reference": "", "status": "not sent"})
+        text = Path("submissions/ledger.csv").read_text()
+        Path("submissions/ledger.csv").write_text(text.replace(",1000,", ",,").replace(",pending,", ",not sent,"))
+        assert (rows()[0]["reference"], rows()[0]["status"]) == ("", "not sent")
         show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)
         demand_one(server)
 
@@ -442,7 +645,6 @@ def test_after_a_kill_there_is_one_submission(
     status, err = run(SUBMIT)
     assert status == 0 or "was sent before" in err, err
     demand_one(server)
-    assert not list(Path("submissions/sent").glob(".*"))
 
 
 def test_two_at_once_send_once_and_tear_nothing(
@@ -475,8 +677,21 @@ class TestLedger:
         file.write_text(f'{header}\n{",".join(["x"] * 2 + ["t1"] + ["x"] * (len(COLUMNS) - 3))},"mine, ""all"""\n')
         ledger = Ledger(file)
         ledger.add(row(tag="t2"))
-        ledger.settle("t2", {"status": "complete"})
+        ledger.settle(row(tag="t2"), {"status": "complete"})
         assert [(found["tag"], found["note"]) for found in ledger.rows()] == [("t1", 'mine, "all"'), ("t2", "")]
+
+    def test_rows_without_a_tag_are_told_apart_by_their_reference(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path / "ledger.csv")
+        for reference in ("77", "78"):
+            ledger.add(row(reference=reference))
+        ledger.settle(row(reference="78"), {"public_score": "0.9"})
+        assert [(found["reference"], found["public_score"]) for found in ledger.rows()] == [("77", ""), ("78", "0.9")]
+
+    def test_an_older_answer_takes_no_score_back(self, tmp_path: Path) -> None:
+        ledger = Ledger(tmp_path / "ledger.csv")
+        ledger.add(row(tag="t", reference="7", status="complete", public_score="0.9"))
+        ledger.settle(row(tag="t"), {"status": "pending", "public_score": "", "reference": "7"})
+        assert (ledger.rows()[0]["status"], ledger.rows()[0]["public_score"]) == ("complete", "0.9")
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -535,11 +750,12 @@ class TestStanding:
         assert [line.split()[1:5] for line in lines[1:4]] == [
             [str(1000 + number), "complete", "0.99651", "0.99632"] for number in range(3)
         ]
-        assert "Kaggle has 1 more, which this ledger does not know." in out
+        assert "Kaggle has 1 more, which this ledger does not know:" in out
+        assert "  77  pending  -  by hand" in out
         show_submissions(FROM_KAGGLE, as_json=True, patience=QUICK)
         content = json.loads(capsys.readouterr().out)
         assert [found["status"] for found in content["submissions"]] == ["complete"] * 3
-        assert content["unknown"] == 1
+        assert [found["reference"] for found in content["unknown"]] == [77]
 
     def test_nothing_sent_yet(self, capsys: pytest.CaptureFixture[str]) -> None:
         show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)

@@ -161,17 +161,17 @@ def warnings_of(report: Report) -> list[str]:
     return words
 
 
-def score(path: Path, truth_path: Path, progress: Progress = iter) -> Score:
+def score(path: Path, truth_path: Path, progress: Progress = iter, spill: Path | None = None) -> Score:
     """Return the Dice of each image of a submission, given a CSV of the true masks in the same form.
 
     Both files are read side by side. True masks that the submission has not come to yet wait in a temporary file, so
-    that memory stays small in whatever order the rows are. Raises PipelineError for whatever `rows` refuses in either
-    file, a duplicate image, a run-length code that is none of a 1280 x 1918 mask, an image that only one file holds,
-    and files without rows.
+    that memory stays small in whatever order the rows are; ``spill`` is the folder for it. Raises PipelineError for
+    whatever `rows` refuses in either file, a duplicate image, a run-length code that is none of a 1280 x 1918 mask, an
+    image that only one file holds, and files without rows.
     """
     counts: dict[str, Counts] = {}
     truth = _truth(truth_path)
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(dir=spill) as file:
         waiting = _Waiting(file)
         for row, image_id, text in progress(rows(path)):
             if image_id in counts:

@@ -80,8 +80,8 @@ class ZipArchive:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
         except (*_DAMAGED, OSError) as error:
-            # EINVAL: a damaged directory points before the file's start.
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            # EINVAL: a damaged directory points before the file's start. None: unpackers, not the system, say so.
+            if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
                 raise _lost(self.path, error) from error
             raise CorruptFileError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
 
@@ -166,6 +166,8 @@ def _lost(path: Path, error: OSError) -> PipelineError:
 
 
 def _safe_base_name(archive: Path, member: str, taken: Mapping[str, object]) -> str:
+    if not member.isprintable():
+        raise PipelineError(f"{archive} holds {member!r}, a name with control characters: don't use this file.")
     path = PurePosixPath(member.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise PipelineError(f"{archive} holds '{member}', a path that climbs out of the zip: don't use this file.")

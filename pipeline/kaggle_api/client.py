@@ -1,5 +1,6 @@
 """Kaggle's calls, by way of its own client, with time-outs, retries where they do no harm, and errors in words."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Limits:
     """How many submissions may be made."""
 
     made_today: int
+    made_in_all: int
     left: int
     of_all: bool
     """Whether it is the total, not the day, that leaves no more."""
@@ -115,7 +117,7 @@ class Kaggle:
         request = types.ApiGetSubmissionLimitsRequest()
         request.competition_name = self.competition
         answer = self._ask("get_submission_limits", request)
-        return Limits(answer.num_today, answer.num_allowed_now, bool(answer.limited_by_total))
+        return Limits(answer.num_today, answer.num_total, answer.num_allowed_now, bool(answer.limited_by_total))
 
     def start_upload(self, name: str, size: int, modified: int) -> tuple[str, str]:
         """Return the token that stands for a file to upload, and the address to put its bytes to."""
@@ -191,7 +193,9 @@ class Kaggle:
         while True:
             try:
                 return getattr(self._calls, method)(request)
-            except PipelineError:  # of a login that can't be renewed
+            except KaggleError as error:  # of a login that has to be renewed
+                fault = error
+            except PipelineError:
                 raise
             except Exception as error:  # the client raises whatever its parser does
                 fault = of_call(error, self.competition, self.source, self._secrets)
@@ -221,21 +225,32 @@ class Kaggle:
         client = SimpleNamespace(users=SimpleNamespace(account_client=AccountClient(_TimedHttp(None, self.patience))))
         try:
             login = KaggleCredentials.load(client=client, file_path=str(file))
-            if login is None:
-                return None
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            secrets = [str(stored[key]) for key in ("refresh_token", "access_token") if stored.get(key)]
+        except (OSError, ValueError, AttributeError, TypeError):
+            raise PipelineError(f"{file} can't be understood: run 'kaggle auth login' again.") from None
+        if login is None:
+            return None
+        try:
             if has_run_out(file):  # the client's own test comes half an hour late
                 login.refresh_access_token()
             token: str | None = login.get_access_token()
-            return token
         except Exception as error:
-            raise of_call(error, self.competition, f"the login in {file}", ()) from None
+            fault = of_call(error, self.competition, f"the login in {file}", secrets)
+            # What it was needed for was not asked.
+            raise NotReachedError(str(fault)) if isinstance(fault, LostAnswerError) else fault from None
+        return token
 
 
 class _TimedHttp(KaggleHttpClient):  # type: ignore[misc]
     """The client's connection, with time-outs, with credentials of our choice, and without following redirects."""
 
     def __init__(self, credential: Credential | None, patience: Patience) -> None:
-        super().__init__(env=get_env(), user_agent="carvana-pipeline")
+        try:
+            environment = get_env()
+        except Exception:
+            raise PipelineError("KAGGLE_API_ENVIRONMENT names no environment of Kaggle's: unset it.") from None
+        super().__init__(env=environment, user_agent="carvana-pipeline")
         self._credential = credential
         self._patience = patience
 

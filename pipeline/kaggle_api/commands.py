@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +12,11 @@ from pipeline.data.settings import DataSettings, kaggle_folder, locate
 from pipeline.data.source import Source
 from pipeline.errors import PipelineError
 from pipeline.kaggle_api import download, standing
-from pipeline.kaggle_api.client import Kaggle, Limits
+from pipeline.kaggle_api.client import Kaggle, Limits, Submission
 from pipeline.kaggle_api.download import Reach
 from pipeline.kaggle_api.ledger import Row
 from pipeline.kaggle_api.patience import LONG, Patience
 from pipeline.kaggle_api.submit import Desk, demand_message
-
-Bar = Callable[[str], submission.Progress]
-"""Return a progress bar over rows, with these words before it."""
 
 
 def fetch(settings: DataSettings, home: Path, *, thorough: bool = False, patience: Patience | None = None) -> None:
@@ -59,20 +55,27 @@ def submit(
     bar = partial(tqdm, total=len(ids), unit="row", leave=False, disable=None)
     with desk.sending():
         remote = kaggle.submissions()
-        desk.settle(remote)
+        arrived = desk.settle(remote)
         report = submission.check(csv, ids, partial(bar, desc="Checking"))
         print(f"{csv} is sound: {report.rows} images, each once. Content, sha256: {report.sha256}")
         for warning in submission.warnings_of(report):
             print(f"warning: {warning}", file=sys.stderr)
-        if not again:
-            desk.refuse_twice(report.sha256, remote)
-        _tell_difference(csv, desk.last_sent(), partial(bar, desc="Comparing"))
-        _demand_allowance(kaggle.limits())
-        if dry_run:
-            print("Nothing was sent: without --dry-run it would be now.")
-            return
-        row = desk.send(csv, report.sha256, message)
-    print(f"Sent, as {row['reference']}. {desk.ledger.file.relative_to(desk.project)} has it: commit that file.")
+        # A submission that was cut off and had arrived is what the same command asks for again.
+        row = next((row for row in arrived if row["content_sha256"] == report.sha256), None)
+        if row:
+            print(f"The submission that was cut off had arrived, as {row['reference']}.")
+        elif not again:
+            row = _sent_before(desk, report.sha256, remote, wait and not dry_run)
+        if row is None:
+            _tell_difference(csv, desk, partial(bar, desc="Comparing"))
+            _demand_allowance(kaggle.limits())
+            if dry_run:
+                print("Nothing was sent: without --dry-run it would be now.")
+                return
+            row = desk.send(csv, report.sha256, message)
+            print(
+                f"Sent, as {row['reference']}. {desk.ledger.file.relative_to(desk.project)} has it: commit that file."
+            )
     if wait:
         _wait(desk, row)
     else:
@@ -86,7 +89,11 @@ def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patienc
     rows = desk.ledger.rows()
     agreements = standing.agreements(rows)
     if as_json:
-        content = {"submissions": rows, "unknown": unknown, "agreements": [vars(found) for found in agreements]}
+        content = {
+            "submissions": rows,
+            "unknown": [vars(found) for found in unknown],
+            "agreements": [vars(found) for found in agreements],
+        }
         print(json.dumps(content, indent=2))
         return
     print(standing.table(rows) if rows else "Nothing was sent from here yet: carvana submit -m '...'")
@@ -94,7 +101,9 @@ def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patienc
         value = "can't be told, one never changed" if found.correlation is None else f"{found.correlation:.3f}"
         print(f"Correlation of {found.own} with the public score: {value} ({found.submissions} submissions)")
     if unknown:
-        print(f"Kaggle has {unknown} more, which this ledger does not know.")
+        print(f"Kaggle has {len(unknown)} more, which this ledger does not know:")
+    for other in unknown:
+        print(f"  {other.reference}  {other.status}  {other.public_score or '-'}  {other.description}")
 
 
 def show_leaderboard(
@@ -136,19 +145,48 @@ def competition_ids(settings: DataSettings, home: Path, reach: Reach) -> list[st
     return ids
 
 
-def _tell_difference(csv: Path, last: Path | None, progress: submission.Progress) -> None:
+def _sent_before(desk: Desk, content: str, remote: list[Submission], wait: bool) -> Row | None:
+    """Return the row of a CSV of this content to wait for, or None; raises PipelineError if it was sent before."""
+    row = desk.sent_before(content)
+    if row and wait:
+        print(f"This content was sent before, as {row['reference']}: waiting for that.")
+        return row
+    if row:
+        scored = f", and scored {row['public_score']}" if row["public_score"] else ""
+        raise PipelineError(
+            f"This content was sent before, on {row['time_utc']} as {row['reference']}{scored}: "
+            "--again sends it once more."
+        )
+    elsewhere = next((found for found in remote if found.description.startswith(f"[{content[:8]}-")), None)
+    if elsewhere:
+        raise PipelineError(
+            f"This content was sent before, from another place, as {elsewhere.reference} ({elsewhere.description}): "
+            "--again sends it once more."
+        )
+    return None
+
+
+def _tell_difference(csv: Path, desk: Desk, progress: submission.Progress) -> None:
+    last = desk.last_sent()
     if last is None:
-        print("There is no earlier submission here to compare with.")
+        print("There is no earlier submission in the ledger to compare with.")
+        return
+    reference, file = last
+    if not file.is_file():
+        print(f"The last submission, {reference}, is not in {file.parent.name}/ here: no comparison with it.")
         return
     try:
-        dice = submission.score(csv, last, progress).mean
-    except PipelineError as error:
-        print(f"It can't be compared with the last submission: {error}", file=sys.stderr)
+        dice = submission.score(csv, file, progress, spill=file.parent).mean
+    except (PipelineError, OSError) as error:
+        print(f"There is no comparison with the last submission, {reference}: {error}", file=sys.stderr)
     else:
-        print(f"Mean Dice between this and the last submission: {dice:.6f}")
+        print(f"Mean Dice between this and the last submission, {reference}: {dice:.6f}")
 
 
 def _demand_allowance(limits: Limits) -> None:
+    if limits == Limits(0, 0, 0, False):
+        print("Kaggle does not say how many are left: so it is before a first submission.", file=sys.stderr)
+        return
     if limits.left < 1:
         until = "no more may be sent in all" if limits.of_all else "the next may be sent after midnight, UTC"
         raise PipelineError(f"Kaggle allows no further submission now, after {limits.made_today} today: {until}.")
@@ -157,6 +195,12 @@ def _demand_allowance(limits: Limits) -> None:
 
 def _wait(desk: Desk, row: Row) -> None:
     with tqdm(desc="Waiting for the score", bar_format="{desc}: {elapsed}", leave=False, disable=None) as bar:
-        row = desk.wait(row, bar.refresh)
+
+        def tell(seconds: float) -> None:
+            if bar.disable:  # no terminal
+                print(f"Waiting for the score of {row['reference']}: {seconds:.0f} s", file=sys.stderr)
+            bar.refresh()
+
+        row = desk.wait(row, tell)
     private = f", private {row['private_score']}" if row["private_score"] else ""
     print(f"Scored: public {row['public_score'] or '(none shown)'}{private}")

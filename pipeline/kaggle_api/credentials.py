@@ -1,6 +1,8 @@
 """Credentials for Kaggle, from every place where its own client looks, in its order."""
 
+import base64
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -49,12 +51,12 @@ class Login(AuthBase):
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
         """Add the token to a request; raises PipelineError if there is none."""
-        if not self.secrets:
+        if not self.secrets or has_run_out(self._file):
             token = self._renew(self._file)
-            if not token:
+            if not token or not _is_plausible(token):
                 raise PipelineError(f"The login in {self._file} holds no token: run 'kaggle auth login' again.")
-            self.secrets.append(_plausible(token, str(self._file)))
-        return Bearer(self.secrets[0])(request)
+            self.secrets.append(token)
+        return Bearer(self.secrets[-1])(request)
 
 
 @dataclass(frozen=True)
@@ -74,34 +76,47 @@ class Credential:
 def find(renew: Renew) -> list[Credential]:
     """Return all credentials, the first being the one that Kaggle's client would use.
 
-    Raises PipelineError that says where was looked and how to get one, if there are none, or if one can't be one.
-    Reads Kaggle's own files only, and makes no call.
+    What can't be one is passed, with a warning. Raises PipelineError that says where was looked and how to get one, if
+    there are none. Reads Kaggle's own files only, and makes no call.
     """
-    unreadable: list[str] = []
-    found = [*_token(), *_key(unreadable), *_login(renew)]
+    faults: list[str] = []
+    found = [*_token(faults), *_key(faults), *_login(renew)]
     if not found:
-        reasons = "".join(f"; {words}" for words in unreadable)
+        reasons = "".join(f"; {words}" for words in faults)
         raise PipelineError(
             "No credentials for Kaggle, neither in KAGGLE_API_TOKEN or KAGGLE_USERNAME and KAGGLE_KEY, "
             f"nor in {_config_folder()}{reasons}: {HOW_TO_GET_ONE}."
         )
+    for words in faults:
+        print(f"warning: {words}.", file=sys.stderr)
     return found
 
 
-def _token() -> list[Credential]:
+def _token(faults: list[str]) -> list[Credential]:
     try:
         token, source = get_access_token_from_env()
     except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"The file with Kaggle's access token can't be read: {_reason(error)}.") from None
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # a token that it took for a path
+            token, source = os.environ["KAGGLE_API_TOKEN"], "KAGGLE_API_TOKEN"
+        else:
+            faults.append(f"the file with Kaggle's access token can't be read, {_reason(error)}")
+            return []
     if not token:
         return []
     source = "~/.kaggle/access_token" if source == "access_token" else str(source)
-    return [Credential(source, Bearer(_plausible(token, source)), (token.strip(),))]
+    token = token.strip()
+    if source == "KAGGLE_API_TOKEN" and token[:1] in ("/", "~", "."):
+        faults.append("KAGGLE_API_TOKEN names a file that is not there")
+        return []
+    if not _is_plausible(token):
+        faults.append(f"what is in {source} can't be a credential, it has blanks or other odd signs")
+        return []
+    return [Credential(source, Bearer(token), (token,))]
 
 
-def _key(unreadable: list[str]) -> list[Credential]:
+def _key(faults: list[str]) -> list[Credential]:
     file = _config_folder() / "kaggle.json"
-    stored = _read(file, unreadable)
+    stored = _read(file, faults)
     user = os.environ.get("KAGGLE_USERNAME") or stored.get("username")
     key = os.environ.get("KAGGLE_KEY") or stored.get("key")
     if not user or not key:
@@ -109,8 +124,12 @@ def _key(unreadable: list[str]) -> list[Credential]:
     source = "KAGGLE_USERNAME and KAGGLE_KEY" if os.environ.get("KAGGLE_KEY") else str(file)
     if source == str(file):
         _warn_if_open(file)
-    name, secret = (_plausible(str(value), source) for value in (user, key))
-    return [Credential(source, HTTPBasicAuth(name, secret), (secret,))]
+    name, secret = str(user).strip(), str(key).strip()
+    if not _is_plausible(name) or not _is_plausible(secret):
+        faults.append(f"what is in {source} can't be a credential, it has blanks or other odd signs")
+        return []
+    encoded = base64.b64encode(f"{name}:{secret}".encode()).decode()
+    return [Credential(source, HTTPBasicAuth(name, secret), (secret, encoded))]
 
 
 def _login(renew: Renew) -> list[Credential]:
@@ -141,23 +160,20 @@ def _config_folder() -> Path:
     return classic
 
 
-def _read(file: Path, unreadable: list[str]) -> Mapping[str, Any]:
+def _read(file: Path, faults: list[str]) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        unreadable.append(f"{file} can't be read, {_reason(error)}")
+        faults.append(f"{file} can't be read, {_reason(error)}")
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _plausible(value: str, source: str) -> str:
-    """Return a secret without blanks around it; a header with other signs in it would be shown whole in an error."""
-    value = value.strip()
-    if not value or not (value.isascii() and value.isprintable()) or " " in value:
-        raise PipelineError(f"What is in {source} can't be a credential (blanks or other odd signs): {HOW_TO_GET_ONE}.")
-    return value
+def _is_plausible(value: str) -> bool:
+    """Return whether a secret fits a header: one that does not would be shown whole in an error."""
+    return bool(value) and value.isascii() and value.isprintable() and " " not in value
 
 
 def _warn_if_open(file: Path) -> None:

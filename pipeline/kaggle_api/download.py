@@ -3,8 +3,10 @@
 import json
 import shutil
 import sys
+import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,9 +18,10 @@ from pipeline.data.settings import DataSettings
 from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.files import write_json
 from pipeline.kaggle_api.client import Kaggle, RemoteFile
-from pipeline.kaggle_api.faults import KaggleError
-from pipeline.kaggle_api.partial import Partial, Version, begins_as_zip, demand_sound_zip, md5_of
+from pipeline.kaggle_api.faults import KaggleError, of_machine
+from pipeline.kaggle_api.partial import Partial, Version, demand_sound_zip, md5_of
 from pipeline.kaggle_api.patience import Tries, retry_after
+from pipeline.kaggle_api.storage import Storage
 from pipeline.resume import alone
 
 MANIFEST = "fetched.json"
@@ -67,19 +70,15 @@ def fetch(wanted: Sequence[str], folder: Path, reach: Reach, *, thorough: bool =
     """
     with alone(folder.with_suffix(".lock"), f"the download to {folder.name}"):
         shelf = _Shelf(folder)
-        missing = {part for part in wanted if not shelf.holds(part, thorough)}
+        missing = [part for part in wanted if not shelf.holds(part, thorough)]
         if not missing:
             return
         kaggle = reach()
-        files = kaggle.files()
-        listed = {part: _match(part, files) for part in wanted}
-        for part in listed.keys() - missing:
-            shelf.tell_if_changed(part, listed[part])
-        plan = {part: listed[part] for part in wanted if part in missing and not shelf.adopt(part, listed[part])}
-        if not plan:
-            return
-        _tell(plan, shelf)
-        _demand_room(plan, shelf)
+        listed = _listed(wanted, kaggle.files(), shelf)
+        plan = {part: listed[part] for part in missing if not shelf.adopt(part, listed[part])}
+        if plan:
+            _tell(plan, shelf)
+            _demand_room(plan, shelf)
         for part, remote in plan.items():
             _Fetch(kaggle, shelf, part, remote).run()
 
@@ -93,18 +92,26 @@ def preview(wanted: Sequence[str], folder: Path, reach: Reach) -> None:
     files = kaggle.files()
     print(f"Credentials: those from {kaggle.source} work.")
     shelf = _Shelf(folder)
-    listed = {part: _match(part, files) for part in wanted}
+    listed = _listed(wanted, files, shelf)
     kaggle.signed_url(min(listed.values(), key=lambda file: file.size).name)
     print(f"Rules of {kaggle.competition}: accepted.")
-    plan = {part: remote for part, remote in listed.items() if not shelf.holds(part)}
-    for part in listed.keys() - plan.keys():
-        shelf.tell_if_changed(part, listed[part])
+    missing = {part: remote for part, remote in listed.items() if not shelf.holds(part)}
+    plan = {part: remote for part, remote in missing.items() if not shelf.lying(part, remote)}
+    for part in missing.keys() - plan.keys():
+        print(f"{missing[part].name} lies in {folder}, not verified yet.")
     if not plan:
         print(f"Nothing to fetch: {folder} has all {len(listed)} files.")
         return
     _tell(plan, shelf)
-    free = _demand_room(plan, shelf)
-    print(f"Disk: {_megabytes(free)} are free. 'carvana download' fetches.")
+    print(f"Disk: {_megabytes(_demand_room(plan, shelf))} are free. 'carvana download' fetches.")
+
+
+def _listed(wanted: Sequence[str], files: list[RemoteFile], shelf: "_Shelf") -> dict[str, RemoteFile]:
+    """Return what Kaggle lists of each part; tells what changed since it was fetched."""
+    listed = {part: _match(part, files) for part in wanted}
+    for part, remote in listed.items():
+        shelf.tell_if_changed(part, remote)
+    return listed
 
 
 def _match(part: str, files: list[RemoteFile]) -> RemoteFile:
@@ -130,8 +137,8 @@ def _tell(plan: Mapping[str, RemoteFile], shelf: "_Shelf") -> None:
 def _demand_room(plan: Mapping[str, RemoteFile], shelf: "_Shelf") -> int:
     """Return the free bytes of the disk; raises PipelineError if they are too few."""
     needed = sum(max(0, remote.size - shelf.begun(part)) for part, remote in plan.items())
-    shelf.folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(shelf.folder).free
+    there = next(place for place in (shelf.folder, *shelf.folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed + _SPARE:
         raise PipelineError(
             f"{shelf.folder} needs {_megabytes(needed)} more, and its disk has {_megabytes(free)} left: free some, "
@@ -159,45 +166,56 @@ class _Shelf:
             stat = (self.folder / known.file).stat()
         except OSError:
             return False
-        if stat.st_size != known.size:
-            same = False
-        elif stat.st_mtime_ns == known.modified_ns and not thorough:
+        if stat.st_size == known.size and stat.st_mtime_ns == known.modified_ns and not thorough:
             return True
-        else:
-            same = md5_of(self.folder / known.file) == known.md5
-        if not same:
-            print(f"warning: {self.folder / known.file} is not as it was fetched.", file=sys.stderr)
-        return same
-
-    def adopt(self, part: str, remote: RemoteFile) -> bool:
-        """Take a file that is here without being in the manifest, if it is sound; return whether it was."""
-        for file in (self.folder / f"{part}.zip", self.folder / part):
-            if not file.is_file():
-                continue
-            if not remote.size or file.stat().st_size == remote.size:
-                try:
-                    if begins_as_zip(file):
-                        demand_sound_zip(file)
-                    elif remote.name.endswith(".zip") or not remote.size or part in self._manifest():
-                        # Nothing tells whether a plain file is sound but its size, and the manifest, which said no.
-                        continue
-                except CorruptFileError:
-                    continue
-                self.enter(part, file, remote, md5_of(file), None)
-                print(f"{file} was here already, and is sound.")
-                return True
+        if stat.st_size == known.size and md5_of(self.folder / known.file) == known.md5:
+            if stat.st_mtime_ns != known.modified_ns:
+                self._note(part, replace(known, modified_ns=stat.st_mtime_ns))
+            return True
+        print(f"warning: {self.folder / known.file} is not as it was fetched.", file=sys.stderr)
         return False
 
+    def lying(self, part: str, remote: RemoteFile) -> Path | None:
+        """Return a zip that lies here without being in the manifest, and may be what Kaggle lists; or None."""
+        file = self.folder / f"{part}.zip"
+        if part in self._manifest() or not file.is_file():
+            return None
+        return file if not remote.size or file.stat().st_size == remote.size else None
+
+    def adopt(self, part: str, remote: RemoteFile) -> bool:
+        """Take a zip that lies here, if it is sound; return whether it was. Of other files nothing tells."""
+        file = self.lying(part, remote)
+        if file is None:
+            return False
+        try:
+            demand_sound_zip(file)
+        except PipelineError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return False
+        self.enter(part, file, remote, md5_of(file), None)
+        print(f"{file} was here already, and is sound.")
+        return True
+
     def tell_if_changed(self, part: str, remote: RemoteFile) -> None:
-        """Warn where Kaggle has another version than the one here."""
+        """Warn where Kaggle has another version than the one that was fetched."""
         known = self._manifest().get(part)
         if known and (known.listed_size, known.created) != (remote.size, remote.created):
             print(
                 f"warning: Kaggle has another {remote.name} now ({_megabytes(remote.size)}, of "
-                f"{remote.created or 'no date'}) than the one here (of {known.created or 'no date'}), which stays. "
-                f"To fetch the new one, delete {self.folder / known.file}.",
+                f"{remote.created or 'no date'}) than the one that was fetched (of {known.created or 'no date'}). "
+                f"A file that is here stays: to fetch the new one, delete {self.folder / known.file}.",
                 file=sys.stderr,
             )
+
+    def make_way(self, part: str, target: Path) -> None:
+        """Move aside what lies here under a name of the part, and is none of ours."""
+        known = self._manifest().get(part)
+        for place in (self.folder / f"{part}.zip", self.folder / part):
+            ours = known is not None and known.file == place.name and place.is_file()
+            if place.exists() and not (ours and place == target):
+                aside = place.with_name(f"{place.name}.{time.strftime('%Y%m%d-%H%M%S')}.aside")
+                place.rename(aside)
+                print(f"\nwarning: {place} was in the way, and is {aside.name} now.", file=sys.stderr)
 
     def begun(self, part: str) -> int:
         """Return how many bytes of a part are here, unfinished."""
@@ -212,6 +230,9 @@ class _Shelf:
         """Note what a verified file is."""
         stat = file.stat()
         entry = Fetched(file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag)
+        self._note(part, entry)
+
+    def _note(self, part: str, entry: Fetched) -> None:
         entries = {**self._manifest(), part: entry}
         write_json(self.folder / MANIFEST, {name: asdict(value) for name, value in sorted(entries.items())})
 
@@ -223,7 +244,7 @@ class _Shelf:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise PipelineError(
-                f"{self.folder / MANIFEST} can't be read ({error}): delete it; sound files are not fetched again."
+                f"{self.folder / MANIFEST} can't be read ({error}): delete it; zips that are sound stay."
             ) from error
 
 
@@ -244,9 +265,8 @@ class _Fetch:
         self._shelf = shelf
         self._part = part
         self._remote = remote
-        self._partial = Partial(shelf.partial(part))
-        self._storage = requests.Session()
-        self._storage.auth = lambda request: request  # or requests would look for some in ~/.netrc
+        self._partial = Partial(shelf.partial(part), f"{remote.name} {remote.size} {remote.created}")
+        self._storage = Storage()
         self._bar: tqdm[NoReturn] = tqdm(
             desc=remote.name, total=remote.size or None, initial=self._partial.size, unit="B", unit_scale=True
         )
@@ -261,24 +281,26 @@ class _Fetch:
                 except CorruptFileError as error:
                     print(f"\n{error} It is fetched anew.", file=sys.stderr)
                     self._restart()
+                except PipelineError:  # what it holds is refused: nothing to go on from
+                    self._restart()
+                    raise
         raise PipelineError(
             f"{self._remote.name} came damaged {_SPOILED_AT_MOST} times: something between Kaggle and here changes it, "
             "a proxy maybe, or this machine's disk or memory is at fault."
         )
 
     def _fetch(self) -> None:
-        """Fetch to the end, taking up after whatever breaks off, as long as it comes forward."""
-        tries = Tries(self._kaggle.patience)
-        url = ""
-        while not self._complete():
-            before = self._partial.size
+        """Fetch to the end, taking up after whatever breaks off, as long as it comes further than before."""
+        tries, furthest, url = Tries(self._kaggle.patience), self._partial.size, ""
+        while not self._partial.is_complete:
             try:
                 url = url or self._kaggle.signed_url(self._remote.name)
                 self._go_on(url)
                 return
             except _CutOffError as error:
                 url = "" if error.expired else url
-                if self._partial.size > before:
+                if self._partial.size > furthest:
+                    furthest = self._partial.size
                     tries.progressed()
                 self._pause(tries, error)
 
@@ -287,11 +309,6 @@ class _Fetch:
             tries.again(error, error.asked_s)
         except _CutOffError:
             raise KaggleError(f"{error} Run the same again later: it goes on from there.") from None
-
-    def _complete(self) -> bool:
-        """Return whether a killed run had all bytes already."""
-        version = self._partial.version
-        return bool(version and version.size and self._partial.size == version.size)
 
     def _go_on(self, url: str) -> None:
         """Fetch from where the bytes end; raises _CutOffError if the end does not come."""
@@ -310,13 +327,22 @@ class _Fetch:
             # Not its own words, since they hold the signed address.
             late = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
             kind = "did not go on in time" if late else "broke off"
-            raise _CutOffError(f"The download of {self._remote.name} {kind}.") from None
-        expected = (self._partial.version or Version()).size or self._remote.size
-        if self._partial.size < expected:
-            raise _CutOffError(f"The download of {self._remote.name} ended before its end.")
-        if self._partial.size > expected > 0:
+            raise of_machine(error) or _CutOffError(f"The download of {self._remote.name} {kind}.") from None
+        self._demand_end()
+
+    def _demand_end(self) -> None:
+        """Raise _CutOffError unless all bytes came; a zip tells by itself where the storage does not."""
+        partial, name = self._partial, self._remote.name
+        size, expected = partial.size, partial.version.size if partial.version else None
+        if expected is None:
+            ended = zipfile.is_zipfile(partial.file) if partial.is_zip else size >= self._remote.size
+        elif size > expected:
             self._restart()
-            raise _CutOffError(f"The download of {self._remote.name} is longer than it should be.")
+            raise _CutOffError(f"The download of {name} is longer than it should be.")
+        else:
+            ended = size == expected
+        if not ended:
+            raise _CutOffError(f"The download of {name} ended before its end.")
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity"}
@@ -331,6 +357,10 @@ class _Fetch:
         """Raise unless the answer holds bytes of the file: an error's page must not become part of it."""
         status, name = response.status_code, self._remote.name
         if status in (200, 206):
+            if "text/html" in response.headers.get("Content-Type", ""):
+                raise _CutOffError(f"A page for browsers came in place of {name}, of a proxy maybe.", expired=True)
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise _CutOffError(f"{name} came packed otherwise than it is stored.")
             return
         if status == 416:
             self._restart()
@@ -367,11 +397,12 @@ class _Fetch:
         if version.md5 and version.md5 != partial.md5:
             raise CorruptFileError(f"{remote.name} has another MD5 than Kaggle's storage says.")
         is_zip = partial.is_zip
-        if not is_zip and remote.name.endswith(".zip"):
-            raise CorruptFileError(f"{remote.name} came, but is no zip.")
         if is_zip:
             demand_sound_zip(partial.file)
+        elif remote.name.endswith(".zip") or remote.size not in (0, partial.size):
+            raise CorruptFileError(f"What came is no {remote.name}, or not of the length that Kaggle lists.")
         target = self._shelf.folder / (f"{self._part}.zip" if is_zip else self._part)
+        self._shelf.make_way(self._part, target)
         partial.finish(target)
         self._shelf.enter(self._part, target, remote, partial.md5, version.etag)
 

@@ -1,10 +1,11 @@
 """What Kaggle, or the way to it, answers instead of what was asked; each as a sentence a person can act on."""
 
 import json
+import ssl
 from collections.abc import Collection
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 
 from pipeline.errors import PipelineError
 from pipeline.kaggle_api.credentials import HOW_TO_GET_ONE
@@ -36,9 +37,11 @@ class NotReachedError(KaggleError):
 class LostAnswerError(KaggleError):
     """Nobody knows whether what was asked was done."""
 
-    def __init__(self, words: str, asked_s: float | None = None) -> None:
+    def __init__(self, words: str, asked_s: float | None = None, *, slow: bool = False) -> None:
         super().__init__(words)
         self.asked_s = asked_s
+        self.slow = slow
+        """Whether it may be done yet: something on the other side gave up waiting for it, or we did."""
 
 
 def printable(text: object, secrets: Collection[str] = ()) -> str:
@@ -57,27 +60,48 @@ def of_call(error: Exception, competition: str, source: str, secrets: Collection
     """
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _of_answer(error.response, competition, source, secrets)
-    if isinstance(error, requests.exceptions.SSLError):
-        return RefusedError(
-            "The connection to Kaggle is not trusted (its certificate was refused): set this machine's clock and "
-            "certificates right, or REQUESTS_CA_BUNDLE where a proxy of your network stands between.",
-            0,
-        )
+    machine = of_machine(error)
+    if machine:
+        return machine
     if isinstance(error, requests.RequestException) and not _is_reached(error):
         return NotReachedError("Kaggle can't be reached: look to this machine's network (and HTTPS_PROXY).")
     if isinstance(error, requests.Timeout):
-        return LostAnswerError("Kaggle did not answer in time.")
+        return LostAnswerError("Kaggle did not answer in time.", slow=True)
     if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
         return LostAnswerError("The connection to Kaggle broke off.")
     return LostAnswerError(f"Kaggle's answer can't be understood ({type(error).__name__}).")
 
 
-def _is_reached(error: requests.RequestException) -> bool:
-    """Return whether the request may have arrived."""
+def of_machine(error: Exception) -> RefusedError | None:
+    """Return what an exception means that tells of this machine's set-up, or None; nothing was sent then."""
+    if isinstance(error, requests.exceptions.SSLError) and isinstance(_reason(error), SSLError):
+        cause = _reason(error).args[:1]  # type: ignore[attr-defined]
+        if not cause or not isinstance(cause[0], ssl.SSLCertVerificationError):
+            return None  # the connection broke, maybe after the request was sent
+        return RefusedError(
+            "The connection is not trusted (a certificate was refused): set this machine's clock and certificates "
+            "right, or REQUESTS_CA_BUNDLE where a proxy of your network stands between.",
+            0,
+        )
+    if isinstance(error, requests.exceptions.InvalidProxyURL):
+        return RefusedError("The address of the proxy in HTTPS_PROXY or HTTP_PROXY is none: mend it.", 0)
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        return RefusedError(f"This machine's set-up stands in the way: {printable(error)}.", 0)
+    if "Tunnel connection failed" in str(_reason(error)):
+        return RefusedError("The proxy of your network lets nothing through: look to HTTPS_PROXY and its password.", 0)
+    return None
+
+
+def _reason(error: Exception) -> object:
+    """Return the innermost exception that urllib3 keeps."""
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     # Called an error of the proxy even where the connection to it came about, and broke after the request was sent.
-    reason = getattr(reason, "original_error", reason)
-    return not isinstance(reason, NewConnectionError | ConnectTimeoutError)
+    return getattr(reason, "original_error", reason)
+
+
+def _is_reached(error: requests.RequestException) -> bool:
+    """Return whether the request may have arrived."""
+    return not isinstance(_reason(error), NewConnectionError | ConnectTimeoutError)
 
 
 def _of_answer(response: requests.Response, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
@@ -94,13 +118,16 @@ def _of_answer(response: requests.Response, competition: str, source: str, secre
             f"with the competition's address.{told}",
             404,
         )
+    if status == 407:
+        return RefusedError("The proxy of your network asks for a password (407): put it into HTTPS_PROXY.", 407)
     if status == 429:
         asked = retry_after(response.headers.get("Retry-After"))
         when = f"in {asked / 60:.0f} minutes" if asked and asked > 90 else "later"
         return NotReachedError(f"Kaggle was asked too often (429): run the same again {when}.{told}", asked)
     if status >= 500 or status == 408:
         asked = retry_after(response.headers.get("Retry-After"))
-        return LostAnswerError(f"Kaggle has a fault of its own ({status}): run the same again later.{told}", asked)
+        words = f"Kaggle has a fault of its own ({status}): run the same again later.{told}"
+        return LostAnswerError(words, asked, slow=True)
     return RefusedError(f"Kaggle refused this request ({status}).{told or ' It gives no reason.'}", status)
 
 

@@ -40,6 +40,10 @@ PENDING = "pending"
 NOT_SENT = "not sent"
 """Kaggle does not have it, or refused it: no submission was spent."""
 
+_FINAL = "complete", "error"
+
+_ONCE_KNOWN = "reference", "public_score", "private_score"
+
 Row = dict[str, str]
 """One submission, by column."""
 
@@ -67,17 +71,24 @@ class Ledger:
             columns, rows = self._read()
             self._write(columns, [*rows, dict(row)])
 
-    def settle(self, tag: str, changes: Mapping[str, str]) -> Row:
-        """Change cells of the row with this tag and return it; a file with the same content is not written."""
+    def settle(self, row: Row, changes: Mapping[str, str]) -> Row:
+        """Change cells of a row and return it; one that was taken out meanwhile, by git maybe, comes back.
+
+        What is known stays known: an older answer of Kaggle's makes no score empty, and nothing scored pending again.
+        """
         with self._lock:
             columns, rows = self._read()
-            row = next((row for row in rows if row["tag"] == tag), None)
-            if row is None:
-                raise PipelineError(f"{self.file} has no row with the tag {tag} any more: take it back from git.")
-            if any(row[column] != value for column, value in changes.items()):
-                row |= changes
+            found = next((other for other in rows if _is_same(row, other)), None)
+            if found is None:
+                found = dict.fromkeys(columns, "") | row
+                rows.append(found)
+            before = dict(found)
+            found |= {column: value for column, value in changes.items() if value or column not in _ONCE_KNOWN}
+            if before["status"] in _FINAL and changes.get("status") == PENDING:
+                found["status"] = before["status"]
+            if found != before or row != before:
                 self._write(columns, rows)
-            return row
+            return found
 
     def _read(self) -> tuple[list[str], list[Row]]:
         try:
@@ -112,6 +123,12 @@ class Ledger:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.file, text.getvalue())
+
+
+def _is_same(row: Row, other: Row) -> bool:
+    # Rows that people add have no tag.
+    key = "tag" if row["tag"] else "reference"
+    return bool(row[key]) and row[key] == other[key]
 
 
 def is_spent(row: Row) -> bool:

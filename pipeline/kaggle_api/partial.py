@@ -1,11 +1,11 @@
 """A file on its way here: what has come so far, of which version, and whether it is what was sent."""
 
 import base64
+import errno
 import hashlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -53,13 +53,15 @@ class Version:
 
 
 class Partial:
-    """The bytes so far, in a file that survives a kill, and the version that they are of."""
+    """The bytes so far, in a file that survives a kill, and a note of the version that they are of."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, listing: str) -> None:
+        """Take up what is in ``file``; ``listing`` is what Kaggle says of the file now."""
         self.file = file
+        self._listing = listing
         self._note = file.with_suffix(".note.part")
         self._digest = hashlib.md5(usedforsecurity=False)
-        self.version = self._read_note()
+        self.version, self._listing_before = self._read_note()
         if self.version is None or not file.is_file():
             self.restart()
         else:
@@ -78,9 +80,15 @@ class Partial:
         return self._digest.hexdigest()
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all bytes are here, of the version that Kaggle lists."""
+        return bool(self.version and self.version.size == self.size and self._listing == self._listing_before)
+
+    @property
     def is_zip(self) -> bool:
         """Whether it begins as a zip does."""
-        return begins_as_zip(self.file)
+        with self.file.open("rb") as stream:
+            return stream.read(4) in _ZIP_BEGINS
 
     def restart(self) -> None:
         """Drop all bytes."""
@@ -88,12 +96,13 @@ class Partial:
         self.file.write_bytes(b"")
         self._digest = hashlib.md5(usedforsecurity=False)
         self.version = None
+        self._listing_before = ""
         remove(self._note)
 
     def begin(self, version: Version) -> None:
         """Note which version the bytes are of; on disk before the first of them."""
-        self.version = version
-        write_json(self._note, asdict(version))
+        self.version, self._listing_before = version, self._listing
+        write_json(self._note, {"version": asdict(version), "listing": self._listing})
 
     def add(self, stream: "Output", block: bytes) -> None:
         """Append bytes."""
@@ -107,11 +116,12 @@ class Partial:
         self.file.replace(target)
         remove(self._note)
 
-    def _read_note(self) -> Version | None:
+    def _read_note(self) -> tuple[Version | None, str]:
         try:
-            return Version(**json.loads(self._note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+            return Version(**note["version"]), str(note["listing"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None, ""
 
 
 class Output(Protocol):
@@ -119,12 +129,6 @@ class Output(Protocol):
 
     def write(self, block: bytes, /) -> object:
         """Take bytes."""
-
-
-def begins_as_zip(file: Path) -> bool:
-    """Return whether a file's first bytes are a zip's."""
-    with file.open("rb") as stream:
-        return stream.read(4) in _ZIP_BEGINS
 
 
 def md5_of(file: Path) -> str:
@@ -142,7 +146,8 @@ def demand_sound_zip(file: Path) -> None:
     try:
         names = archive.names()
     except PipelineError as error:
-        if isinstance(error.__cause__, OSError | zipfile.BadZipFile):
+        cause = error.__cause__
+        if cause is not None and getattr(cause, "errno", None) in (None, errno.EINVAL):  # else the drive is at fault
             raise CorruptFileError(str(error)) from error
         raise
     # Unpacking and CRCs let other threads run; each has the zip open for itself.

@@ -77,10 +77,8 @@ def retry_after(value: str | None) -> float | None:
     """Return the seconds that a Retry-After header asks for, given as a number or as a date; None if it is neither."""
     if not value:
         return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
+    if value.strip().isdigit():
+        return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:

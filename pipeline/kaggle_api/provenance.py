@@ -12,39 +12,41 @@ from pipeline.kaggle_api.ledger import Row
 def provenance(project: Path, content_sha256: str, ledger: Path) -> Row:
     """Return the cells of the ledger that say where a CSV of this content comes from.
 
-    ``git_clean`` leaves the ledger itself out, which changes with every submission. What ``submission.json`` says is
-    taken only if it speaks of this very content; cells of what is not known stay empty.
+    The commit is the one it is sent from; ``git_clean`` leaves the ledger itself out, which every submission changes.
+    The hash of ``dvc.lock`` and what ``submission.json`` says are taken only if the latter speaks of this very content:
+    a CSV from elsewhere is not of this run. Cells of what is not known stay empty.
     """
-    lock = project / "dvc.lock"
+    lock, facts = project / "dvc.lock", _facts(project / "submissions" / "submission.json", content_sha256)
+    if facts and lock.is_file():
+        facts["dvc_lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
     return {
-        "git_commit": _git(project, "rev-parse", "HEAD"),
+        "git_commit": _git(project, "rev-parse", "HEAD") or "",
         "git_clean": _clean(project, ledger),
-        "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "",
-        **_facts(project / "submissions" / "submission.json", content_sha256),
+        **facts,
     }
 
 
 def _clean(project: Path, ledger: Path) -> str:
-    if not _git(project, "rev-parse", "HEAD"):
-        return ""
-    changed = _git(project, "status", "--porcelain", "--", ".", f":(exclude){ledger.relative_to(project).as_posix()}")
-    return "no" if changed else "yes"
+    apart = f":(exclude){ledger.relative_to(project).as_posix()}"
+    changed = _git(project, "status", "--porcelain", "--untracked-files=normal", "--", ".", apart)
+    return "" if changed is None else "no" if changed else "yes"
 
 
-def _git(project: Path, *arguments: str) -> str:
+def _git(project: Path, *arguments: str) -> str | None:
+    """Return what git says, or None where there is no git, no repository, or a broken one."""
     try:
         run = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
-        return ""
-    return run.stdout.strip() if run.returncode == 0 else ""
+    except OSError:
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None
 
 
 def _facts(file: Path, content_sha256: str) -> Row:
     try:
-        described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        described: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if described.get("content_sha256") != content_sha256:
+    if not isinstance(described, dict) or described.get("content_sha256") != content_sha256:
         return {}
     own = described.get("own_dice", {})
     nets = described.get("nets", [])

@@ -5,27 +5,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import StatisticsError, correlation
 
-from pipeline.kaggle_api.client import Place
+from pipeline.kaggle_api.client import Place, Submission
 from pipeline.kaggle_api.ledger import Row
-from pipeline.kaggle_api.submit import Desk, cells, tagged
+from pipeline.kaggle_api.submit import Desk, cells
 
 _SHOWN = ("time_utc", "reference", "status", "public_score", "private_score", "holdout_dice", "oof_dice", "description")
 
 _FEWEST = 3
 
 
-def refresh(desk: Desk) -> int:
-    """Settle and renew all rows of the ledger; return how many submissions Kaggle has that it does not know."""
+def refresh(desk: Desk) -> list[Submission]:
+    """Settle and renew all rows of the ledger; return the submissions that Kaggle has and it does not know."""
     remote = desk.kaggle.submissions()
     desk.settle(remote)
     by_reference = {str(found.reference): found for found in remote}
     known = set()
     for row in desk.ledger.rows():
-        found = by_reference.get(row["reference"]) or tagged(remote, row["tag"])
+        found = by_reference.get(row["reference"])
         if found:
             known.add(found.reference)
-            desk.ledger.settle(row["tag"], cells(found))
-    return len(remote) - len(known)
+            desk.ledger.settle(row, cells(found))
+    return [found for found in remote if found.reference not in known]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 
 from pipeline.competition import submission
 from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy, whole_file
+from pipeline.files import link_or_copy, remove, whole_file
 from pipeline.kaggle_api import client
 from pipeline.kaggle_api.client import Kaggle
-from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, printable
+from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, RefusedError, printable
 from pipeline.kaggle_api.ledger import NOT_SENT, PENDING, Ledger, Row, is_open, is_spent, now
 from pipeline.kaggle_api.provenance import provenance
 from pipeline.kaggle_api.upload import upload
@@ -27,6 +27,8 @@ LEDGER = FOLDER / "ledger.csv"
 SENT = FOLDER / "sent"
 
 _LONGEST_MESSAGE = 250
+
+_UNKNOWN_AT_FIRST_S = 60
 
 _LEVEL = 5
 """Of gzip: within a few percent of the smallest, in half the time."""
@@ -58,20 +60,28 @@ class Desk:
         finally:
             self._sending.release()
 
-    def settle(self, remote: list[client.Submission]) -> None:
-        """Settle the rows that a crash left open, if nobody is sending now; ``remote`` is what Kaggle has."""
+    def settle(self, remote: list[client.Submission]) -> list[Row]:
+        """Settle the rows that a crash left open, if nobody is sending now; return those that Kaggle has.
+
+        ``remote`` is what Kaggle listed. A row that was given up is taken back should Kaggle have it after all.
+        """
         self._sending_folder()
+        arrived = []
         try:
             with self._sending.acquire(timeout=0):
-                for row in filter(is_open, self.ledger.rows()):
-                    print(
-                        f"The submission of {row['time_utc']} was cut off: looking whether it arrived.", file=sys.stderr
-                    )
-                    # Looked up again, since one that was under way when its sender died may come a little later.
-                    found = tagged(remote, row["tag"]) or self._look_up(row["tag"])
-                    self.ledger.settle(row["tag"], cells(found) if found else {"status": NOT_SENT})
+                for row in self.ledger.rows():
+                    if is_spent(row) or not row["tag"]:
+                        continue
+                    found = tagged(remote, row["tag"])
+                    if not found and is_open(row):
+                        print(f"The submission of {row['time_utc']} was cut off: looking for it.", file=sys.stderr)
+                        # Looked up again, since one that was under way may come a little later.
+                        found = self._look_up(row["tag"])
+                    settled = self.ledger.settle(row, cells(found) if found else {"status": NOT_SENT})
+                    arrived += [settled] if found else []
         except Timeout:
-            return
+            pass
+        return arrived
 
     def send(self, csv: Path, content: str, message: str) -> Row:
         """Send a CSV that was checked, once, and return its row; raises KaggleError if Kaggle does not have it then.
@@ -94,31 +104,28 @@ class Desk:
         self.ledger.add(row)
         try:
             token = upload(self.kaggle, kept, f"{csv.name.partition('.')[0]}.csv.gz")
-            found = self._create(token, tag, message)
-        except LostAnswerError:
-            raise  # it may be there yet: the row stays open
         except PipelineError as error:
-            self.ledger.settle(tag, {"status": NOT_SENT, "error": str(error)})
+            self.ledger.settle(row, {"status": NOT_SENT, "error": str(error)})
             raise
-        return self.ledger.settle(tag, cells(found))
+        return self.ledger.settle(row, cells(self._create(row, token, message)))
 
-    def wait(self, row: Row, tell: Callable[[], object]) -> Row:
-        """Ask for a submission until it is scored, calling ``tell`` each time, and return its row.
+    def wait(self, row: Row, tell: Callable[[float], object]) -> Row:
+        """Ask for a submission until it is scored, telling the seconds so far, and return its row.
 
         Raises KaggleError if Kaggle calls it an error, or if that takes longer than an hour.
         """
         patience = self.kaggle.patience
         began, pause = time.monotonic(), patience.first_poll_s
-        while (found := self.kaggle.submission(int(row["reference"]))).status == PENDING:
+        while (found := self._scored(int(row["reference"]), time.monotonic() - began)) is None:
             waited = time.monotonic() - began
             if waited > patience.longest_wait_s:
                 raise KaggleError(
                     f"No score after {waited / 60:.0f} minutes: it comes by itself, 'carvana submissions' shows it."
                 )
-            tell()
+            tell(waited)
             time.sleep(pause)
             pause = min(pause * 1.5, 30.0)
-        row = self.ledger.settle(row["tag"], cells(found))
+        row = self.ledger.settle(row, cells(found))
         if found.status == "error":
             raise KaggleError(
                 f"Kaggle could not score submission {row['reference']}: {found.error or 'it gives no reason'}. "
@@ -126,69 +133,93 @@ class Desk:
             )
         return row
 
-    def refuse_twice(self, content: str, remote: list[client.Submission]) -> None:
-        """Raise PipelineError if a CSV of this content was sent before, from here or from another machine."""
+    def sent_before(self, content: str) -> Row | None:
+        """Return the last row of a CSV of this content that Kaggle has, or None."""
         before = [row for row in self.ledger.rows() if row["content_sha256"] == content and is_spent(row)]
-        if before:
-            scored = f", and scored {before[-1]['public_score']}" if before[-1]["public_score"] else ""
-            raise PipelineError(
-                f"This content was sent before, on {before[-1]['time_utc']} as {before[-1]['reference']}{scored}: "
-                "--again sends it once more."
-            )
-        elsewhere = [found for found in remote if found.description.startswith(f"[{content[:8]}-")]
-        if elsewhere:
-            raise PipelineError(
-                f"This content was sent before, from another place, as {elsewhere[0].reference} "
-                f"({elsewhere[0].description}): --again sends it once more."
-            )
+        return before[-1] if before else None
 
-    def last_sent(self) -> Path | None:
-        """Return the CSV that was sent last, or None if none was or it is not here."""
-        spent = [row for row in self.ledger.rows() if is_spent(row)]
-        file = self.sent / f"{spent[-1]['content_sha256']}.csv.gz" if spent else None
-        return file if file and file.is_file() else None
+    def last_sent(self) -> tuple[str, Path] | None:
+        """Return reference and place of the CSV that was sent last, or None if none was."""
+        spent = [row for row in self.ledger.rows() if is_spent(row) and row["content_sha256"]]
+        return (spent[-1]["reference"], self._place(spent[-1]["content_sha256"])) if spent else None
+
+    def _scored(self, reference: int, waited_s: float) -> client.Submission | None:
+        try:
+            found = self.kaggle.submission(reference)
+        except RefusedError as error:
+            # Just made, it may not be known everywhere at Kaggle.
+            if error.status == 404 and waited_s < _UNKNOWN_AT_FIRST_S:
+                return None
+            raise
+        return None if found.status == PENDING else found
+
+    def _place(self, content: str) -> Path:
+        return self.sent / f"{content}.csv.gz"
 
     def _sending_folder(self) -> None:
         (self.project / FOLDER).mkdir(exist_ok=True)
 
     def _keep(self, csv: Path, content: str) -> Path:
-        """Put a gzipped copy of a CSV where nothing changes it, named by its content, and return it."""
-        kept = self.sent / f"{content}.csv.gz"
-        if not kept.is_file():
-            with whole_file(kept) as temporary:
-                _copy_packed(csv, temporary)
-                if submission.content_digest(temporary, packed=".gz") != content:
-                    raise PipelineError(f"{csv} changed after it was checked: run the same again when it is whole.")
+        """Put a gzipped copy of a CSV where it stays as it was sent, named by its content, and return it."""
+        kept = self._place(content)
+        for left_by_a_kill in self.sent.glob(".*.part"):
+            remove(left_by_a_kill)
+        if kept.is_file() and submission.content_digest(kept) == content:
+            return kept
+        with whole_file(kept) as temporary:
+            _copy_packed(csv, temporary)
+            if submission.content_digest(temporary, packed=".gz") != content:
+                raise PipelineError(f"{csv} changed after it was checked: run the same again when it is whole.")
         return kept
 
-    def _create(self, token: str, tag: str, message: str) -> client.Submission:
-        """Submit the upload; again only after a look that did not find it, and that once."""
-        description = f"[{tag}] {message}"
+    def _create(self, row: Row, token: str, message: str) -> client.Submission:
+        """Submit the upload, and return what Kaggle has then.
+
+        Submitted again only where the connection broke, and a look did not find it. What may be done yet is left open,
+        for the next command to look for. Raises KaggleError where Kaggle has no submission, as far as is known.
+        """
+        description = f"[{row['tag']}] {message}"
         for last in (False, True):
             try:
                 reference, said = self.kaggle.create(token, description)
             except LostAnswerError as error:
                 print(f"{error} Looking whether the submission arrived.", file=sys.stderr)
-                found = self._look_up(tag, error.asked_s)
+                found = self._look_up_or_leave_open(row["tag"], error.asked_s)
                 if found:
                     return found
-                if last:
+                if last or error.slow:
                     raise LostAnswerError(
-                        f"{error} The submission is not at Kaggle so far: run the same again, which looks once more "
-                        "before it sends."
+                        f"{error} The submission is not at Kaggle so far: run the same again in a minute, which looks "
+                        "once more before it sends."
                     ) from None
+            except PipelineError as error:
+                self.ledger.settle(row, {"status": NOT_SENT, "error": str(error)})
+                raise
             else:
-                found = None if reference else self._look_up(tag)
-                if not reference and not found:
-                    raise KaggleError(
-                        f"Kaggle took the file, but made no submission of it, and says: {said or 'nothing'}"
-                    )
-                return found or client.Submission(reference, description, PENDING, "", "", "")
+                if reference:
+                    return client.Submission(reference, description, PENDING, "", "", "")
+                found = self._look_up_or_leave_open(row["tag"])
+                if found:
+                    return found
+                fault = KaggleError(
+                    f"Kaggle took the file, but made no submission of it, and says: {said or 'nothing'}"
+                )
+                self.ledger.settle(row, {"status": NOT_SENT, "error": str(fault)})
+                raise fault
         raise AssertionError("the last try returns or raises")
+
+    def _look_up_or_leave_open(self, tag: str, asked_s: float | None = None) -> client.Submission | None:
+        try:
+            return self._look_up(tag, asked_s)
+        except PipelineError as error:
+            raise LostAnswerError(
+                f"Whether the submission arrived can't be looked up now. {error} 'carvana submissions' looks again."
+            ) from None
 
     def _look_up(self, tag: str, asked_s: float | None = None) -> client.Submission | None:
         """Look for a submission by its tag, for as long as one that was cut off may take to appear."""
-        seconds = max(self.kaggle.patience.lookup_s, asked_s or 0)
+        patience = self.kaggle.patience
+        seconds = min(max(patience.lookup_s, asked_s or 0), patience.longest_asked_s)
         ends, pause = time.monotonic() + seconds, seconds / 16
         while True:
             found = tagged(self.kaggle.submissions(), tag)

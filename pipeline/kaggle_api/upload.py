@@ -9,6 +9,7 @@ from tqdm import tqdm
 from pipeline.kaggle_api.client import Kaggle
 from pipeline.kaggle_api.faults import KaggleError
 from pipeline.kaggle_api.patience import Tries, retry_after
+from pipeline.kaggle_api.storage import Storage
 
 _REFUSED_AT_MOST = 2
 
@@ -30,8 +31,7 @@ def upload(kaggle: Kaggle, file: Path, name: str) -> str:
     tries, refusals = Tries(kaggle.patience), 0
     stat = file.stat()
     token, url, start = "", "", 0
-    with requests.Session() as storage:
-        storage.auth = lambda request: request  # or requests would look for some in ~/.netrc
+    with Storage() as storage:
         while True:
             if not url:
                 token, url = kaggle.start_upload(name, stat.st_size, int(stat.st_mtime))

@@ -20,8 +20,9 @@ def repro(arguments: Sequence[str]) -> None:
     """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are torn, or it fails."""
     params = read_params()
     demand_whole(Path.cwd())
-    # DVC may take the manifest from its cache, without a look at whether the files that it stands for are there.
-    bring_in(params.data, home())
+    if "--dry" not in arguments:
+        # DVC may take the manifest from its cache, without a look at whether the files that it stands for are there.
+        bring_in(params.data, home())
     status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
     if status:
         raise PipelineError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
