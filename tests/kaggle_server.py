@@ -34,7 +34,7 @@ SECRETS = (TOKEN, KEY, base64.b64encode(f"{USER}:{KEY}".encode()).decode(), "sig
 
 
 QUICK = Patience(
-    connect_s=2, silence_s=0.4, tries=4, first_pause_s=0.01, longest_pause_s=0.02, lookup_s=0.2, first_poll_s=0.01
+    connect_s=5, silence_s=1.5, tries=4, first_pause_s=0.01, longest_pause_s=0.02, lookup_s=0.6, first_poll_s=0.01
 )
 """Patience of tests."""
 

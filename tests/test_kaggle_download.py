@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.data.settings import DataSettings
 from pipeline.errors import PipelineError
-from pipeline.kaggle_api import download
+from pipeline.kaggle_api import download, shelf, transfer
 from pipeline.kaggle_api.client import Kaggle
 from pipeline.kaggle_api.commands import fetch, preview
 from pipeline.kaggle_api.patience import retry_after
@@ -311,7 +311,7 @@ class TestFaults:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-            dying.setattr(download, "demand_sound_zip", die)
+            dying.setattr(transfer, "demand_sound_zip", die)
             fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         server.files["train.zip"], server.version = zipped("other", 900_000), "2"
         assert len(server.files["train.zip"]) == len(FILES["train.zip"])
@@ -325,7 +325,7 @@ class TestFaults:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-            dying.setattr(download, "demand_sound_zip", die)
+            dying.setattr(transfer, "demand_sound_zip", die)
             fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
@@ -368,7 +368,7 @@ class TestFaults:
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         (folder / "test.zip").touch()
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
-        monkeypatch.setattr(download, "md5_of", lambda file: pytest.fail("read again"))
+        monkeypatch.setattr(shelf, "md5_of", lambda file: pytest.fail("read again"))
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     @pytest.mark.parametrize("name", FAULTS)

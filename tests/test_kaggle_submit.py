@@ -348,6 +348,22 @@ class TestSubmit:
         assert server.uploads == {}
         assert not Path("submissions/ledger.csv").exists()
 
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", "the header is ''"),
+            (b"image,mask\n", "the header is 'image,mask'"),
+            (b"img,rle_mask\n", "misses 16 of"),
+        ],
+    )
+    def test_what_kaggle_would_only_call_an_error_later(
+        self, server: KaggleServer, project: Path, content: bytes, words: str
+    ) -> None:
+        (project / "submissions" / "odd.csv").write_bytes(content)
+        with pytest.raises(PipelineError, match=words):
+            send(name="odd.csv")
+        assert server.uploads == {}
+
     def test_the_order_of_rows_is_free_and_none_may_miss(self, server: KaggleServer, project: Path) -> None:
         write(project, dict.fromkeys(IDS[1:], CAR))
         with pytest.raises(PipelineError, match=f"misses 1 of 16 images, first {IDS[0]}"):

@@ -1,0 +1,135 @@
+"""The folder of what was fetched, with a manifest that says what each file is."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+from pipeline.kaggle_api.client import RemoteFile
+from pipeline.kaggle_api.partial import demand_sound_zip, md5_of
+
+MANIFEST = "fetched.json"
+"""Beside the files: what each is, so that the next run verifies without fetching."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What the manifest says of a file here."""
+
+    file: str
+    """Its name here."""
+    listed: str
+    """Its name at Kaggle."""
+    size: int
+    md5: str
+    modified_ns: int
+    """When the file here was written; while that and the size stay, its bytes are not read again."""
+    listed_size: int
+    created: str
+    """When Kaggle says that it was put there."""
+    etag: str | None
+
+
+class Shelf:
+    """The folder of what was fetched, with its manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def holds(self, part: str, thorough: bool = False) -> bool:
+        """Return whether the part is here as the manifest says."""
+        known = self._manifest().get(part)
+        if known is None:
+            return False
+        try:
+            stat = (self.folder / known.file).stat()
+        except OSError:
+            return False
+        if stat.st_size == known.size and stat.st_mtime_ns == known.modified_ns and not thorough:
+            return True
+        if stat.st_size == known.size and md5_of(self.folder / known.file) == known.md5:
+            if stat.st_mtime_ns != known.modified_ns:
+                self._note(part, replace(known, modified_ns=stat.st_mtime_ns))
+            return True
+        print(f"warning: {self.folder / known.file} is not as it was fetched.", file=sys.stderr)
+        return False
+
+    def lying(self, part: str, remote: RemoteFile) -> Path | None:
+        """Return a zip that lies here without being in the manifest, and may be what Kaggle lists; or None."""
+        file = self.folder / f"{part}.zip"
+        if part in self._manifest() or not file.is_file():
+            return None
+        return file if not remote.size or file.stat().st_size == remote.size else None
+
+    def adopt(self, part: str, remote: RemoteFile) -> bool:
+        """Take a zip that lies here, if it is sound; return whether it was. Of other files nothing tells."""
+        file = self.lying(part, remote)
+        if file is None:
+            return False
+        try:
+            demand_sound_zip(file)
+        except PipelineError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return False
+        self.enter(part, file, remote, md5_of(file), None)
+        print(f"{file} was here already, and is sound.")
+        return True
+
+    def tell_if_changed(self, part: str, remote: RemoteFile) -> None:
+        """Warn where Kaggle has another version than the one that was fetched."""
+        known = self._manifest().get(part)
+        if known and (known.listed_size, known.created) != (remote.size, remote.created):
+            print(
+                f"warning: Kaggle has another {remote.name} now ({megabytes(remote.size)}, of "
+                f"{remote.created or 'no date'}) than the one that was fetched (of {known.created or 'no date'}). "
+                f"A file that is here stays: to fetch the new one, delete {self.folder / known.file}.",
+                file=sys.stderr,
+            )
+
+    def make_way(self, part: str, target: Path) -> None:
+        """Move aside what lies here under a name of the part, and is none of ours."""
+        known = self._manifest().get(part)
+        for place in (self.folder / f"{part}.zip", self.folder / part):
+            ours = known is not None and known.file == place.name and place.is_file()
+            if place.exists() and not (ours and place == target):
+                aside = place.with_name(f"{place.name}.{time.strftime('%Y%m%d-%H%M%S')}.aside")
+                place.rename(aside)
+                print(f"\nwarning: {place} was in the way, and is {aside.name} now.", file=sys.stderr)
+
+    def begun(self, part: str) -> int:
+        """Return how many bytes of a part are here, unfinished."""
+        file = self.partial(part)
+        return file.stat().st_size if file.is_file() else 0
+
+    def partial(self, part: str) -> Path:
+        """Return where a part comes in."""
+        return self.folder / f".{part}.part"
+
+    def enter(self, part: str, file: Path, remote: RemoteFile, md5: str, etag: str | None) -> None:
+        """Note what a verified file is."""
+        stat = file.stat()
+        entry = Fetched(file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag)
+        self._note(part, entry)
+
+    def _note(self, part: str, entry: Fetched) -> None:
+        entries = {**self._manifest(), part: entry}
+        write_json(self.folder / MANIFEST, {name: asdict(value) for name, value in sorted(entries.items())})
+
+    def _manifest(self) -> dict[str, Fetched]:
+        try:
+            content = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            return {part: Fetched(**entry) for part, entry in content.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise PipelineError(
+                f"{self.folder / MANIFEST} can't be read ({error}): delete it; zips that are sound stay."
+            ) from error
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{size / 1e6:,.1f} MB"
