@@ -189,7 +189,7 @@ class TestFetch:
         err = capsys.readouterr().err
         for name in WANTED:
             assert f"Kaggle has another {name} now" in err
-        assert "A file that is here stays: to fetch the new one, delete" in err
+        assert err.count("It stays: to fetch the new one, delete") == len(WANTED) - 1  # one is gone
         demand_whole(folder, server)
 
 
@@ -349,9 +349,33 @@ class TestFaults:
         self, server: KaggleServer, folder: Path, tmp_path: Path
     ) -> None:
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
-        (folder / "test.zip").write_bytes(zipped("more", 500_000))
+        (folder / "test.zip").write_bytes(mine := zipped("more", 500_000))
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
+        assert [path.read_bytes() for path in folder.glob("*.aside")] == [mine]
+
+    def test_a_newer_version_that_somebody_put_there_is_taken(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        server.files["test.zip"], server.version = zipped("test", 600_000), "2"
+        (folder / "test.zip").write_bytes(server.files["test.zip"])
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+        assert server.count("GET") == len(WANTED)
+
+    def test_a_drive_that_fails_at_the_end_costs_nothing(
+        self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(file: Path) -> None:
+            raise PipelineError("see that its drive is there") from OSError(5, "Input/output error")
+
+        with monkeypatch.context() as failing, pytest.raises(PipelineError, match="drive"):
+            failing.setattr(transfer, "demand_sound_zip", fail)
+            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        demand_whole(folder, server)
+        assert server.count("GET") == len(WANTED)
 
     def test_an_old_form_of_a_file_is_moved_out_of_the_way(
         self, server: KaggleServer, folder: Path, tmp_path: Path

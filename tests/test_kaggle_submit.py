@@ -261,10 +261,15 @@ class TestSubmit:
         send(wait=True)
         assert rows()[0]["status"] == "complete"
 
+    def test_a_network_that_is_away_ends_no_waiting(self, server: KaggleServer) -> None:
+        server.fail("GetSubmission", *[faulty.reset] * QUICK.tries, *[faulty.status(500)] * QUICK.tries)
+        send(wait=True)
+        assert rows()[0]["status"] == "complete"
+
     def test_no_score_in_an_hour(self, server: KaggleServer) -> None:
         server.scored_after = 10**9
         brief = faulty.replace(QUICK, longest_wait_s=0.1)
-        with pytest.raises(PipelineError, match=r"No score after 0 minutes: it comes by itself, 'carvana submissions'"):
+        with pytest.raises(PipelineError, match=r"No score of 1000 after 0 minutes: it is sent"):
             submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), wait=True, patience=brief)
         assert rows()[0]["status"] == "pending"
 
@@ -508,7 +513,17 @@ class TestOnce:
         assert (row["status"], row["reference"]) == ("not sent", "")
         assert "Late submissions are off" in row["error"]
 
-    @pytest.mark.parametrize("fault", [faulty.hang, faulty.status(504)], ids=["time-out", "504"])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            faulty.hang,
+            faulty.status(504),
+            lambda h, make: faulty.Answer(504, b'{"code": "GATEWAY_TIMEOUT"}', {"Content-Type": "application/json"}),
+            lambda h, make: faulty.Answer(504, b"<html>", {"Content-Type": "application/json"}),
+            lambda h, make: faulty.Answer(302, b"", {"Location": "http://elsewhere.test"}),
+        ],
+        ids=["time-out", "504", "odd code", "no JSON", "led elsewhere"],
+    )
     def test_what_may_be_done_yet_is_not_sent_again_in_this_run(self, server: KaggleServer, fault: Fault) -> None:
         """Kaggle may be slower than any look-up: the next command looks once more."""
         server.fail("CreateSubmission", fault)
@@ -555,6 +570,28 @@ class TestOnce:
         assert [row["status"] for row in rows()] == ["pending"]
         send(wait=True)
         demand_one(server)
+
+    @pytest.mark.parametrize(
+        "second", [faulty.status(400, "token already used"), faulty.status(429, "", {"Retry-After": "99999"})]
+    )
+    def test_a_refusal_of_the_second_try_says_nothing_of_the_first(self, server: KaggleServer, second: Fault) -> None:
+        """The list shows the first one late."""
+        hide = then_fail("ListSubmissions", *[lambda handler, make: faulty.found({})] * 12)
+        server.fail("CreateSubmission", after_all(hide), second)
+        with pytest.raises(PipelineError, match="not at Kaggle so far"):
+            send()
+        assert [row["status"] for row in rows()] == ["pending"]
+        server.faults["ListSubmissions"].clear()
+        send(wait=True)
+        demand_one(server)
+
+    def test_an_upload_that_comes_no_further_ends(self, server: KaggleServer) -> None:
+        forgets = [faulty.Take(40), known, faulty.reset, faulty.page(410)]
+        server.fail("PUT", *forgets * 20)
+        with pytest.raises(PipelineError, match="upload broke off; nothing was submitted"):
+            send()
+        assert server.count("PUT") < 30
+        assert [row["status"] for row in rows()] == ["not sent"]
 
     def test_a_start_of_the_upload_that_fails_leaves_no_open_row(self, server: KaggleServer) -> None:
         server.fail("StartSubmissionUpload", *[faulty.status(500)] * QUICK.tries)
@@ -695,6 +732,12 @@ class TestLedger:
         ledger.add(row(tag="t2"))
         ledger.settle(row(tag="t2"), {"status": "complete"})
         assert [(found["tag"], found["note"]) for found in ledger.rows()] == [("t1", 'mine, "all"'), ("t2", "")]
+
+    def test_a_spreadsheets_mark_is_read_over(self, tmp_path: Path) -> None:
+        file = tmp_path / "ledger.csv"
+        file.write_text(",".join(COLUMNS) + "\n", encoding="utf-8-sig")
+        Ledger(file).add(row(tag="t"))
+        assert [found["tag"] for found in Ledger(file).rows()] == ["t"]
 
     def test_rows_without_a_tag_are_told_apart_by_their_reference(self, tmp_path: Path) -> None:
         ledger = Ledger(tmp_path / "ledger.csv")

@@ -116,8 +116,8 @@ def show_leaderboard(
         score = standing.best(Desk(Path.cwd(), kaggle).ledger.rows(), public=public)
     if score is None:
         raise PipelineError(
-            f"The ledger has no {which} score yet: run 'carvana submissions' for fresh ones, or give one, "
-            "such as 'carvana leaderboard 0.9965'."
+            f"The ledger has no {which} score yet: run 'carvana submissions' for fresh ones, or give one, such as "
+            "'carvana leaderboard 0.9965'. With --public it is about the public board."
         )
     board = kaggle.leaderboard(public=public)
     if not board:

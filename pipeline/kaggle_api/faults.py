@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Collection
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError, SSLError
 
 from pipeline.errors import PipelineError
 from pipeline.kaggle_api.credentials import HOW_TO_GET_ONE
@@ -37,11 +37,11 @@ class NotReachedError(KaggleError):
 class LostAnswerError(KaggleError):
     """Nobody knows whether what was asked was done."""
 
-    def __init__(self, words: str, asked_s: float | None = None, *, slow: bool = False) -> None:
+    def __init__(self, words: str, asked_s: float | None = None, *, slow: bool = True) -> None:
         super().__init__(words)
         self.asked_s = asked_s
         self.slow = slow
-        """Whether it may be done yet: something on the other side gave up waiting for it, or we did."""
+        """Whether it may be done yet, as when somebody gave up waiting for it; not where the connection was cut."""
 
 
 def printable(text: object, secrets: Collection[str] = ()) -> str:
@@ -66,9 +66,11 @@ def of_call(error: Exception, competition: str, source: str, secrets: Collection
     if isinstance(error, requests.RequestException) and not _is_reached(error):
         return NotReachedError("Kaggle can't be reached: look to this machine's network (and HTTPS_PROXY).")
     if isinstance(error, requests.Timeout):
-        return LostAnswerError("Kaggle did not answer in time.", slow=True)
+        return LostAnswerError("Kaggle did not answer in time.")
     if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        return LostAnswerError("The connection to Kaggle broke off.")
+        # An answer that stalls after its first bytes is no broken connection, though it is called one.
+        stalled = isinstance(error.args[0] if error.args else None, ReadTimeoutError)
+        return LostAnswerError("The connection to Kaggle broke off.", slow=stalled)
     return LostAnswerError(f"Kaggle's answer can't be understood ({type(error).__name__}).")
 
 
@@ -127,7 +129,7 @@ def _of_answer(response: requests.Response, competition: str, source: str, secre
     if status >= 500 or status == 408:
         asked = retry_after(response.headers.get("Retry-After"))
         words = f"Kaggle has a fault of its own ({status}): run the same again later.{told}"
-        return LostAnswerError(words, asked, slow=True)
+        return LostAnswerError(words, asked)
     return RefusedError(f"Kaggle refused this request ({status}).{told or ' It gives no reason.'}", status)
 
 

@@ -42,6 +42,8 @@ NOT_SENT = "not sent"
 
 _FINAL = "complete", "error"
 
+_FROM_GIT = "or take the file from git, after you copied it: rows that are not committed would be lost"
+
 _ONCE_KNOWN = "reference", "public_score", "private_score"
 
 Row = dict[str, str]
@@ -92,29 +94,27 @@ class Ledger:
 
     def _read(self) -> tuple[list[str], list[Row]]:
         try:
-            text = self.file.read_text(encoding="utf-8")
+            text = self.file.read_text(encoding="utf-8-sig")  # with the mark that spreadsheets set
         except FileNotFoundError:
             return list(COLUMNS), []
         except (OSError, UnicodeDecodeError) as error:
-            raise PipelineError(f"{self.file} can't be read ({error}): take it back from git.") from error
+            raise PipelineError(f"{self.file} can't be read ({error}): mend it, {_FROM_GIT}.") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             columns = list(reader.fieldnames or ())
             missing = [column for column in COLUMNS if column not in columns]
             if missing:
-                raise PipelineError(f"{self.file} has no column {missing[0]}: put it back, or take the file from git.")
+                raise PipelineError(f"{self.file} has no column {missing[0]}: put it back, {_FROM_GIT}.")
             rows: list[Row] = []
             for row in reader:
                 if None in row or None in row.values():
                     raise PipelineError(
                         f"{self.file}, line {reader.line_num}, has more or fewer cells than the header: mend it "
-                        "(a merge of two branches, maybe), or take the file from git."
+                        f"(a merge of two branches, maybe), {_FROM_GIT}."
                     )
                 rows.append(dict(row))
         except csv.Error as error:
-            raise PipelineError(
-                f"{self.file}, line {reader.line_num}: {error}. Mend it, or take it from git."
-            ) from None
+            raise PipelineError(f"{self.file}, line {reader.line_num}: {error}. Mend it, {_FROM_GIT}.") from None
         return columns, rows
 
     def _write(self, columns: list[str], rows: list[Row]) -> None:

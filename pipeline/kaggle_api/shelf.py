@@ -58,9 +58,9 @@ class Shelf:
         return False
 
     def lying(self, part: str, remote: RemoteFile) -> Path | None:
-        """Return a zip that lies here without being in the manifest, and may be what Kaggle lists; or None."""
-        file = self.folder / f"{part}.zip"
-        if part in self._manifest() or not file.is_file():
+        """Return a zip that lies here, is not in the manifest, and may be what Kaggle lists; or None."""
+        file, known = self.folder / f"{part}.zip", self._manifest().get(part)
+        if not file.is_file() or (known and not _is_other(known, remote)):  # then it is not what the manifest says
             return None
         return file if not remote.size or file.stat().st_size == remote.size else None
 
@@ -81,20 +81,19 @@ class Shelf:
     def tell_if_changed(self, part: str, remote: RemoteFile) -> None:
         """Warn where Kaggle has another version than the one that was fetched."""
         known = self._manifest().get(part)
-        if known and (known.listed_size, known.created) != (remote.size, remote.created):
+        if known and _is_other(known, remote):
+            file, since = self.folder / known.file, known.created or "no date"
+            hint = f" It stays: to fetch the new one, delete {file}." if file.is_file() else ""
             print(
                 f"warning: Kaggle has another {remote.name} now ({megabytes(remote.size)}, of "
-                f"{remote.created or 'no date'}) than the one that was fetched (of {known.created or 'no date'}). "
-                f"A file that is here stays: to fetch the new one, delete {self.folder / known.file}.",
+                f"{remote.created or 'no date'}) than the one that was fetched (of {since}).{hint}",
                 file=sys.stderr,
             )
 
-    def make_way(self, part: str, target: Path) -> None:
-        """Move aside what lies here under a name of the part, and is none of ours."""
-        known = self._manifest().get(part)
+    def make_way(self, part: str) -> None:
+        """Move aside what lies here under a name of the part: it may be somebody's."""
         for place in (self.folder / f"{part}.zip", self.folder / part):
-            ours = known is not None and known.file == place.name and place.is_file()
-            if place.exists() and not (ours and place == target):
+            if place.exists():
                 aside = place.with_name(f"{place.name}.{time.strftime('%Y%m%d-%H%M%S')}.aside")
                 place.rename(aside)
                 print(f"\nwarning: {place} was in the way, and is {aside.name} now.", file=sys.stderr)
@@ -128,6 +127,10 @@ class Shelf:
             raise PipelineError(
                 f"{self.folder / MANIFEST} can't be read ({error}): delete it; zips that are sound stay."
             ) from error
+
+
+def _is_other(known: Fetched, remote: RemoteFile) -> bool:
+    return (known.listed_size, known.created) != (remote.size, remote.created)
 
 
 def megabytes(size: int) -> str:

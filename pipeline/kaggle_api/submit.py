@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import link_or_copy, remove, whole_file
 from pipeline.kaggle_api import client
 from pipeline.kaggle_api.client import Kaggle
-from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, RefusedError, printable
+from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, NotReachedError, RefusedError, printable
 from pipeline.kaggle_api.ledger import NOT_SENT, PENDING, Ledger, Row, is_open, is_spent, now
 from pipeline.kaggle_api.provenance import provenance
 from pipeline.kaggle_api.upload import upload
@@ -29,6 +29,10 @@ SENT = FOLDER / "sent"
 _LONGEST_MESSAGE = 250
 
 _UNKNOWN_AT_FIRST_S = 60
+
+_LOOK_AGAIN = (
+    "The submission is not at Kaggle so far: run the same again in a minute, which looks once more before it sends."
+)
 
 _LEVEL = 5
 """Of gzip: within a few percent of the smallest, in half the time."""
@@ -120,7 +124,8 @@ class Desk:
             waited = time.monotonic() - began
             if waited > patience.longest_wait_s:
                 raise KaggleError(
-                    f"No score after {waited / 60:.0f} minutes: it comes by itself, 'carvana submissions' shows it."
+                    f"No score of {row['reference']} after {waited / 60:.0f} minutes: it is sent, and its score comes "
+                    "by itself; 'carvana submissions' shows it."
                 )
             tell(waited)
             time.sleep(pause)
@@ -151,6 +156,9 @@ class Desk:
             if error.status == 404 and waited_s < _UNKNOWN_AT_FIRST_S:
                 return None
             raise
+        except (NotReachedError, LostAnswerError) as error:  # it is sent: a network that is away ends no waiting
+            print(error, file=sys.stderr)
+            return None
         return None if found.status == PENDING else found
 
     def _place(self, content: str) -> Path:
@@ -188,11 +196,14 @@ class Desk:
                 if found:
                     return found
                 if last or error.slow:
-                    raise LostAnswerError(
-                        f"{error} The submission is not at Kaggle so far: run the same again in a minute, which looks "
-                        "once more before it sends."
-                    ) from None
+                    raise LostAnswerError(f"{error} {_LOOK_AGAIN}") from None
             except PipelineError as error:
+                # The first try may have arrived after all, and be what Kaggle refuses the second for.
+                found = self._look_up_or_leave_open(row["tag"]) if last else None
+                if found:
+                    return found
+                if last:
+                    raise LostAnswerError(f"{error} {_LOOK_AGAIN}") from None
                 self.ledger.settle(row, {"status": NOT_SENT, "error": str(error)})
                 raise
             else:

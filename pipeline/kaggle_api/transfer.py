@@ -55,8 +55,9 @@ class Transfer:
                 except CorruptFileError as error:
                     print(f"\n{error} It is fetched anew.", file=sys.stderr)
                     self._restart()
-                except PipelineError:  # what it holds is refused: nothing to go on from
-                    self._restart()
+                except PipelineError as error:
+                    if error.__cause__ is None:  # it holds what is refused, and not: the drive failed
+                        self._restart()
                     raise
         raise PipelineError(
             f"{self._remote.name} came damaged {_SPOILED_AT_MOST} times: something between Kaggle and here changes it, "
@@ -176,7 +177,7 @@ class Transfer:
         elif remote.name.endswith(".zip") or remote.size not in (0, partial.size):
             raise CorruptFileError(f"What came is no {remote.name}, or not of the length that Kaggle lists.")
         target = self._shelf.folder / (f"{self._part}.zip" if is_zip else self._part)
-        self._shelf.make_way(self._part, target)
+        self._shelf.make_way(self._part)
         partial.finish(target)
         self._shelf.enter(self._part, target, remote, partial.md5, version.etag)
 

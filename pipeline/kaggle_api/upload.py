@@ -30,7 +30,7 @@ def upload(kaggle: Kaggle, file: Path, name: str) -> str:
     """
     tries, refusals = Tries(kaggle.patience), 0
     stat = file.stat()
-    token, url, start = "", "", 0
+    token, url, start, furthest = "", "", 0, 0
     with Storage() as storage:
         while True:
             if not url:
@@ -48,7 +48,8 @@ def upload(kaggle: Kaggle, file: Path, name: str) -> str:
                 taken = None if error.refused else _taken(storage, url, stat.st_size, kaggle.patience.timeouts)
             if taken is None:
                 url = ""
-            elif taken > start:
+            elif taken > furthest:
+                furthest = taken
                 tries.progressed()
             start = taken or 0
 
