@@ -236,6 +236,17 @@ FAULTS: dict[str, tuple[str, list[Fault]]] = {
 }
 
 
+def stop_at_the_end(home: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Fetch, and stop when all bytes of the first file came and are to be verified."""
+
+    def stop(file: Path) -> None:
+        raise error
+
+    with monkeypatch.context() as stopping, pytest.raises(type(error)):
+        stopping.setattr(transfer, "demand_sound_zip", stop)
+        fetch(FROM_KAGGLE, home, patience=QUICK)
+
+
 PLAIN: dict[str, list[Fault]] = {
     "a wrong byte at the right size": [faulty.spoil],
     "one of another length, without MD5": [lambda handler, make: faulty.Answer(200, b"<html>log in</html>")],
@@ -306,13 +317,7 @@ class TestFaults:
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """All bytes came, and then a kill; meanwhile Kaggle has another file of the same length."""
-
-        def die(file: Path) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-            dying.setattr(transfer, "demand_sound_zip", die)
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        stop_at_the_end(tmp_path, monkeypatch, KeyboardInterrupt())
         server.files["train.zip"], server.version = zipped("other", 900_000), "2"
         assert len(server.files["train.zip"]) == len(FILES["train.zip"])
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
@@ -321,12 +326,7 @@ class TestFaults:
     def test_all_bytes_came_before_a_kill(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def die(file: Path) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-            dying.setattr(transfer, "demand_sound_zip", die)
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        stop_at_the_end(tmp_path, monkeypatch, KeyboardInterrupt())
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
@@ -367,12 +367,9 @@ class TestFaults:
     def test_a_drive_that_fails_at_the_end_costs_nothing(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(file: Path) -> None:
-            raise PipelineError("see that its drive is there") from OSError(5, "Input/output error")
-
-        with monkeypatch.context() as failing, pytest.raises(PipelineError, match="drive"):
-            failing.setattr(transfer, "demand_sound_zip", fail)
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        error = PipelineError("see that its drive is there")
+        error.__cause__ = OSError(5, "Input/output error")
+        stop_at_the_end(tmp_path, monkeypatch, error)
         fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
