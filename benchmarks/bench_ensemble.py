@@ -98,5 +98,5 @@ def _draw(folder: Path, target: Path, views: int, count: int) -> list[str]:
                 write_png(home / f"{image_id}.png", np.rint(levels_VHW.mean(axis=0, dtype=np.float32)).astype(np.uint8))
             writer.note_unreadable({})
         names = [f"view {view}" for view in range(views)]
-        write_index(home, ids, names, merged=True, shard_images=count, unreadable={}, digests=[""])
+        write_index(home, ids, names, merged=True, shard_images=count, unreadable={}, digests=[""], net="")
     return ids

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_STAGES = "download, folds, train, predict, evaluate, ensemble, report"
+_STAGES = "download, folds, train, predict, evaluate, ensemble, ablate, report"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     board = add("leaderboard", _leaderboard, "show where a score would stand on Kaggle's leaderboard")
     board.add_argument("score", type=float, nargs="?", metavar="SCORE", help="by default the best of the ledger")
     board.add_argument("--public", action="store_true", help="on the public leaderboard")
+    ablate = add("ablate", _ablate, "show what views, folds, models, merging and threshold are worth, from stored maps")
+    which = ablate.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="say in words which setting to take")
+    which.add_argument("--apply", action="store_true", help="write that setting to params.yaml")
+    which.add_argument("--exps", action="store_true", help="compare the experiments of 'dvc exp run' with this workspace")
+    ablate.add_argument("--split", choices=("oof", "holdout"), help="whose advice to apply; by default held-out cars'")
     add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
@@ -168,6 +174,21 @@ def _bar(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterabl
     from tqdm import tqdm
 
     return partial(tqdm, desc=words, total=ids and len(ids), unit="row", leave=False, disable=None)
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    from pipeline.stages import advice
+
+    if options.exps:
+        from pipeline.stages.experiments import show_experiments
+
+        show_experiments()
+    elif options.apply:
+        advice.apply_best(options.split)
+    elif options.best:
+        advice.show_best()
+    else:
+        advice.show_table()
 
 
 def _summary(options: argparse.Namespace) -> None:

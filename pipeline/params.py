@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.data.settings import DataSettings, FoldSettings
 from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
+from pipeline.ensembling.grid import AblationSettings, Choices
 from pipeline.errors import PipelineError
 from pipeline.learning.prediction_settings import PredictSettings
 from pipeline.learning.settings import Design, InputSettings, MachineSettings, ModelSpec, TrainSettings
@@ -58,6 +59,7 @@ class Params(Section):
     machine: MachineSettings
     predict: PredictSettings
     ensemble: EnsembleSettings
+    ablation: AblationSettings
 
     def design(self, model: str) -> Design:
         """Return a model with the defaults of ``input`` and ``train`` filled in; raises PipelineError if unknown."""
@@ -76,6 +78,7 @@ class Params(Section):
         for model in self.models.active:
             self.design(model)
         self.ensemble_nets()
+        self._check_ablation()
 
     def _input(self, model: str) -> InputSettings:
         return _override(f"models.specs.{model}.input", self.input, self.models.specs[model].input)
@@ -97,6 +100,33 @@ class Params(Section):
                 active_key = "folds.active" if key == "folds" else "models.active"
                 raise PipelineError(f"ensemble.{key} has {unknown[0]}, which {active_key} lacks: add it there.")
         return [(model, fold) for model in models for fold in folds]
+
+    def choices(self) -> Choices:
+        """Return what an ablation chooses from."""
+        views = self.predict.views
+        return Choices(
+            ablation=self.ablation,
+            ensemble=self.ensemble,
+            models=self.models.active,
+            folds=self.folds.active,
+            predicted={"oof": views.oof, "holdout": views.holdout},
+            views=views.test,
+        )
+
+    def _check_ablation(self) -> None:
+        ablation, views = self.ablation, self.predict.views
+        for key, sets, known, where in (
+            ("models", ablation.models or (), self.models.active, "models.active"),
+            ("weights", ablation.weights, self.models.active, "models.active"),
+            ("folds", ablation.folds or (), self.folds.active, "folds.active"),
+            ("views", ablation.views or (), views.oof, "predict.views.oof"),
+            ("views", ablation.views or (), views.holdout, "predict.views.holdout"),
+        ):
+            unknown = [item for chosen in sets for item in chosen if item not in known]
+            if unknown:
+                raise PipelineError(
+                    f"ablation.{key} has {unknown[0]}, which {where} lacks: add it there and run 'dvc repro'."
+                )
 
 
 def read_params(path: Path = Path(FILE)) -> Params:

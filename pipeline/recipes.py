@@ -31,20 +31,32 @@ def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise PipelineError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
+    try:
+        overlay = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise PipelineError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(overlay, dict):
+        raise PipelineError(f"{path} holds no settings: take back the last sound ones with 'git checkout {path}'.")
+    return lay_over(overlay, params)
+
+
+def lay_over(overlay: dict[str, Any], params: Path = Path(FILE)) -> list[str]:
+    """Lay settings over params.yaml, keeping its comments, and return what changed, a line a key.
+
+    Raises PipelineError if what would come out is no sound params.yaml, which then stays as it was.
+    """
     yaml = YAML()
     yaml.width = 120
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     try:
         tree = yaml.load(params.read_text(encoding="utf-8"))
-        overlay = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PipelineError(f"{params} can't be read ({error.strerror}): run this in the project's folder.") from error
     except YAMLError as error:
-        raise PipelineError(f"{params} or {path} is no sound YAML: {' '.join(str(error).split())}") from error
-    for file, settings in ((params, tree), (path, overlay)):
-        if not isinstance(settings, dict):
-            raise PipelineError(f"{file} holds no settings: take back the last sound ones with 'git checkout {file}'.")
+        raise PipelineError(f"{params} is no sound YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise PipelineError(f"{params} holds no settings: take back the last sound ones with 'git checkout {params}'.")
     changes = list(_lay_over(tree, overlay, ""))
     text = io.StringIO()
     yaml.dump(tree, text)

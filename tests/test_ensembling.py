@@ -1,7 +1,9 @@
 """Maps, merging and the submission's parts: exact, and the same everywhere."""
 
 import gzip
+import json
 import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, read_shard, sum_maps, sum_views
 from pipeline.ensembling.parts import compress_part, join_parts
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
+from pipeline.ensembling.timing import Laps, Timing, total
 from pipeline.errors import CorruptFileError, PipelineError
 
 IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 6)]
@@ -87,6 +90,117 @@ class TestMaps:
     def test_missing_maps_name_the_command(self, tmp_path: Path) -> None:
         with pytest.raises(PipelineError, match=r"holds no maps.*dvc repro"):
             MapStore(tmp_path)
+
+
+def timing(images: int = 4, seconds: float = 8.0, device: str = "the CPU", **views: float) -> Timing:
+    return Timing(images, seconds, views, device)
+
+
+class TestTiming:
+    """Five images in three shards, by a net whose stopwatch says what the test wants."""
+
+    def store(self, work: Path, *laps: Laps, stop_at: str = "") -> MapStore:
+        """Make what maps are lacking; one pair of ``laps`` for each shard that is made, no stopwatch where none."""
+        left = iter(laps)
+
+        def predict(ids: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+            for image_id in ids:
+                if image_id == stop_at:
+                    raise KeyboardInterrupt
+                yield image_id, whole(IDS.index(image_id))
+
+        work.mkdir(exist_ok=True)
+        job = MapJob(IDS, ["identity"], shard_images=2, test=True, net="a net")
+        store = MapStore(make_maps(job, predict, work, (lambda: next(left)) if laps else None))
+        assert not list(left)
+        return store
+
+    def test_the_first_batch_of_a_run_is_left_out(self, tmp_path: Path) -> None:
+        first, none = timing(1, 99, identity=99), timing(0, 0, identity=0)
+        store = self.store(
+            tmp_path,
+            (first, timing(1, 2, identity=1)),
+            (none, timing(2, 3, identity=1)),
+            (none, timing(1, 1, identity=0.5)),
+        )
+        assert store.timing() == timing(4, 6, identity=2.5)
+        assert store.net == "a net"
+        shards = [f"shard-0000{number}.parquet" for number in range(3)]
+        assert sorted(path.name for path in store.folder.iterdir()) == ["index.json", *shards, "timing.json"]
+
+    def test_the_only_batch_is_not(self) -> None:
+        only = (timing(3, 9, identity=6), timing(0, 0, identity=0))
+        assert total([only]) == timing(3, 9, identity=6)
+
+    def test_times_of_shards_made_before_a_kill_count(self, tmp_path: Path) -> None:
+        first, none, later = timing(1, 50, identity=50), timing(0, 0, identity=0), timing(1, 2, identity=1)
+        with pytest.raises(KeyboardInterrupt):
+            self.store(tmp_path, (first, later), stop_at=IDS[2])
+        elsewhere = timing(1, 0.5, "a GPU", identity=0.25)
+        store = self.store(tmp_path, (timing(1, 70, "a GPU", identity=70), elsewhere), (none, elsewhere))
+        assert store.timing() == timing(3, 3, "the CPU and a GPU", identity=1.5)
+
+    def test_maps_and_index_do_not_know_the_time(self, tmp_path: Path) -> None:
+        fast = self.store(tmp_path / "a", *[(timing(0, 0), timing(1, 1, identity=1))] * 3)
+        slow = self.store(tmp_path / "b", *[(timing(0, 0), timing(1, 7, identity=3))] * 3)
+        assert fast.digest == slow.digest
+        for path in fast.folder.iterdir():
+            assert (path.read_bytes() == (slow.folder / path.name).read_bytes()) == (path.name != "timing.json")
+
+    def test_nothing_was_timed(self, tmp_path: Path) -> None:
+        store = self.store(tmp_path)
+        assert json.loads((store.folder / "timing.json").read_text())["images"] == 0
+        assert store.timing() is None
+        with pytest.raises(PipelineError, match="was not measured"):
+            total([]).of([])
+
+    def test_a_torn_time_of_a_shard_stops_nobody(self, tmp_path: Path) -> None:
+        later = (timing(0, 0), timing(1, 2, identity=1))
+        with pytest.raises(KeyboardInterrupt):
+            self.store(tmp_path, later, stop_at=IDS[2])
+        (torn,) = (tmp_path / "times").iterdir()
+        torn.write_text('[{"images": 1')
+        assert self.store(tmp_path, later, later).timing() == timing(2, 4, identity=2)
+
+    def test_older_maps_know_neither_net_nor_time(self, tmp_path: Path) -> None:
+        folder = self.store(tmp_path).folder
+        index = json.loads((folder / "index.json").read_text())
+        del index["net"]
+        (folder / "index.json").write_text(json.dumps(index))
+        (folder / "timing.json").unlink()
+        assert MapStore(folder).net is None
+        assert MapStore(folder).timing() is None
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "[]",
+            '{"images": 1, "seconds": 1, "views": {}}',
+            '{"images": 1, "seconds": 1, "views": ["identity"], "device": "the CPU"}',
+            '{"images": "1", "seconds": 1, "views": {}, "device": "the CPU"}',
+            '{"images": -1, "seconds": 1, "views": {}, "device": "the CPU"}',
+            '{"images": 1, "seconds": NaN, "views": {}, "device": "the CPU"}',
+            '{"images": 1, "seconds": 1, "views": {"identity": -1}, "device": "the CPU"}',
+        ],
+    )
+    def test_what_is_no_timing_is_named(self, tmp_path: Path, text: str) -> None:
+        store = self.store(tmp_path)
+        (store.folder / "timing.json").write_text(text)
+        with pytest.raises(PipelineError, match=r"timing\.json can't be read"):
+            store.timing()
+
+    def test_seconds_an_image_go_by_the_views_shares(self) -> None:
+        measured = timing(images=4, seconds=8, identity=3, hflip=1)
+        assert measured.of(["identity"]) == 1.5
+        assert measured.of(["hflip"]) == 0.5
+        assert measured.of(["hflip", "identity"]) == 2
+        assert measured.of([]) == 0
+        with pytest.raises(PipelineError, match=r"How long scale:0\.5 takes was not measured"):
+            measured.of(["identity", "scale:0.5"])
+
+    def test_views_too_fast_to_tell_apart_are_equal(self) -> None:
+        assert timing(images=4, seconds=8, identity=0, hflip=0).of(["hflip"]) == 1
 
 
 def brute_force(name: str, threshold: str, rasters: list[NDArray[np.int64]], counts: list[int], weights: list[int]):
@@ -192,7 +306,7 @@ class Nets:
     def store(self, net: int, name: str = "maps") -> MapStore:
         work = self.folder / name / str(net)
         work.mkdir(parents=True, exist_ok=True)
-        job = MapJob(IDS, ["identity", "hflip"], shard_images=2, test=True)
+        job = MapJob(IDS, ["identity", "hflip"], shard_images=2, test=True, net="n")
         return MapStore(make_maps(job, lambda ids: self.predict(net, ids), work))
 
 
@@ -292,7 +406,7 @@ class TestEvaluation:
             ids = self.cars[1] if split == "holdout" else self.cars[0][:2] if fold == 0 else self.cars[0][2:]
             work = folder / split / model / str(fold)
             work.mkdir(parents=True, exist_ok=True)
-            job = MapJob(ids, ["identity", "hflip"], shard_images=2, test=False)
+            job = MapJob(ids, ["identity", "hflip"], shard_images=2, test=False, net="n")
             return MapStore(make_maps(job, lambda some: ((i, self.predicted(model, i)) for i in some), work))
 
         both = [(model, fold) for model in ("good", "bad") for fold in (0, 1)]

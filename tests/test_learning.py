@@ -1,6 +1,7 @@
 """Nets at small sizes: shapes, weights, losses, views, prediction, and resuming to the last bit."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.losses import border_bce, dice_loss, weighted_sum
 from pipeline.learning.pixels import grow, soft_target, to_input, to_levels
 from pipeline.learning.settings import Augmentation, ClassicUNet, EncoderUNet, InputSettings, TrainSettings
+from pipeline.learning.stopwatch import Lap, Spans, Stopwatch
 from pipeline.learning.views import View
+from pipeline.stages import nets
 
 SMALL = InputSettings(size=(64, 64))
 TINY = ClassicUNet(net="classic", widths=(4, 8), dropout=0.2)
@@ -297,6 +300,96 @@ class TestPredictor:
             next(predictor.net.parameters()).fill_(value)
         with pytest.raises(PipelineError, match=r"gives no finite numbers in torch\.\w+: set predict\.precision to 32"):
             predictor(np.zeros((64, 96, 3), np.uint8))
+
+
+class TestStopwatch:
+    @staticmethod
+    def laps(predictor: Predictor, count: int) -> tuple[Lap, Lap]:
+        """Stream images, the second of which can't be read, in batches of three."""
+        image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+
+        def read(image_id: str) -> NDArray[np.uint8]:
+            if image_id == "1":
+                raise CorruptFileError("torn")
+            return image
+
+        ids = [str(number) for number in range(count)]
+        list(stream(predictor, ids, read, size=(64, 96), batch_size=3, threads=2))
+        return predictor.stopwatch.laps()
+
+    def test_the_first_batch_of_all_is_kept_apart(self, net_folder: Path) -> None:
+        predictor = Predictor(net_folder, views=["identity", "hflip"], device="cpu")
+        first, later = self.laps(predictor, 7)
+        assert (first.images, later.images) == (2, 4)
+        for lap in (first, later):
+            assert set(lap.views) == {"identity", "hflip"}
+            assert all(seconds > 0 for seconds in lap.views.values())
+            # One batch at a time on a CPU: what the views took is a part of what the clock on the wall says.
+            assert sum(lap.views.values()) <= lap.seconds * (1 + 1e-9)
+        first, later = self.laps(predictor, 3)
+        assert (first.images, later.images) == (0, 2), "a second stream is warm"
+
+    def test_a_single_batch_takes_all_the_time(self, net_folder: Path) -> None:
+        first, later = self.laps(Predictor(net_folder, device="cpu"), 3)
+        assert first.images == 2
+        assert 0 < sum(first.views.values()) <= first.seconds
+        assert later == Lap(views={"identity": 0.0})
+
+    def test_nothing_was_predicted(self, net_folder: Path) -> None:
+        predictor = Predictor(net_folder, device="cpu")
+        assert [lap.images for lap in self.laps(predictor, 0)] == [0, 0]
+
+    def test_batches_of_several_threads_add_up(self) -> None:
+        class Second(Spans):
+            def seconds(self) -> list[tuple[str, float]]:
+                return [("identity", 1.0), ("hflip", 0.25), ("identity", 1.0)]
+
+        stopwatch = Stopwatch(["identity", "hflip"])
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: stopwatch.batch(3, Second(torch.device("cpu"))), range(1001)))
+        first, later = stopwatch.laps()
+        assert (first.images, later.images) == (3, 3000)
+        assert later.views == {"identity": 2000, "hflip": 250}
+
+    def test_a_gpu_is_asked_only_in_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Event:
+            """A clock that goes on by 500 ms with each thing that is noted, and can't be read before all is done."""
+
+            noted, done = 0, False
+
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                Event.noted += 500
+                self.at = Event.noted
+
+            def elapsed_time(self, end: "Event") -> float:
+                assert Event.done
+                return end.at - self.at
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        spans = Spans(torch.device("cuda"))
+        for view in ("identity", "identity", "hflip"):
+            with spans.of(view):
+                pass
+        Event.done = True
+        assert spans.seconds() == [("identity", 0.5), ("identity", 0.5), ("hflip", 0.5)]
+
+
+class TestNetDigest:
+    def test_files_are_named_as_nets_name_them(self) -> None:
+        assert (nets.CONFIG, nets.WEIGHTS) == (models.CONFIG, models.WEIGHTS)
+
+    def test_architecture_and_weights_count(self, net_folder: Path) -> None:
+        digests = {nets.net_digest(net_folder, "last")}
+        models.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
+        digests.add(nets.net_digest(net_folder, "last"))
+        models.save_weights(net_folder / models.WEIGHTS["last"], models.build(TINY, SMALL, seed=6).state_dict())
+        digests.add(nets.net_digest(net_folder, "last"))
+        assert len(digests) == 3
+        with pytest.raises(PipelineError, match="holds no trained net"):
+            nets.net_digest(net_folder, "best")
 
 
 class TestDevices:

@@ -101,6 +101,17 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("data.source", "directory", "data.source is 'directory', but data.directory is not set"),
         ("train.losses", {}, "train.losses can't be {}"),
         ("train.losses", {"bcee": 1.0}, "train.losses.bcee can't be 'bcee': input should be 'bce'"),
+        # what an ablation can't try
+        ("ablation.views", [["identity", "scale:2"]], "ablation.views has scale:2, which predict.views.oof lacks"),
+        ("ablation.models", [["small", "large"]], "ablation.models has large, which models.active lacks"),
+        ("ablation.folds", [[0], [0, 9]], "ablation.folds has 9, which folds.active lacks"),
+        ("ablation.weights", [{"large": 2}], "ablation.weights has large, which models.active lacks"),
+        ("ablation.weights", [{"small": 0}], "ablation.weights.0.small can't be 0"),
+        ("ablation.folds", [[0, 0]], "ablation.folds.0: names 0 twice"),
+        ("ablation.folds", [], "ablation.folds can't be []"),
+        ("ablation.merge", ["mean"], "ablation.merge.0 can't be 'mean'"),
+        ("ablation.threshold", [0.5, 1], "ablation.threshold.1 can't be 1"),
+        ("ablation.postprocess", [["smooth"]], "ablation.postprocess.0.0 can't be 'smooth'"),
         # folds and models that are not there
         ("folds.active", [0, 3], "folds.active has 3, but the 3 folds are 0 to 2"),
         ("folds.active", [0, -1], "folds.active has -1"),

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from pipeline.competition.submission import check, score
+from pipeline.ensembling.maps import MapStore
 from pipeline.resume import hold
+from pipeline.stages.nets import net_digest
 from tests.project import Project, kill_when
 
 TINY = {
@@ -72,6 +74,16 @@ class TestRepro:
         folds = pd.read_csv(done.folder / "folds/folds.csv").set_index("car")["fold"]
         images = pd.read_csv(done.folder / "reports/images.csv")
         assert (images["fold"] == images["car"].map(folds)).all()
+
+    @pytest.mark.parametrize("split", ["oof", "holdout", "test"])
+    def test_maps_tell_their_net_and_how_long_they_took(self, done: Project, split: str) -> None:
+        store = MapStore(done.folder / "predictions" / split / "small/0")
+        assert store.net == net_digest(done.folder / "folds/small/0", "last")
+        timing = store.timing()
+        assert timing is not None
+        assert 0 < timing.images <= len(store.image_ids)
+        assert list(timing.views) == store.views
+        assert sum(timing.views.values()) <= timing.seconds * (1 + 1e-9)
 
     def test_a_second_run_does_nothing(self, done: Project) -> None:
         assert "Data and pipelines are up to date" in done.repro()

@@ -67,68 +67,88 @@ class Merge:
         top, left = min(m.top for m in maps), min(m.left for m in maps)
         bottom, right = max(m.box[0].stop for m in maps), max(m.box[1].stop for m in maps)
         # Outside all boxes every level is 0, every table says 0, and no threshold is that low.
-        total = np.zeros((bottom - top, right - left), self._dtype)
-        for level_map, table in zip(maps, self._tables, strict=True):
+        total = np.zeros((bottom - top, right - left), self.dtype)
+        for level_map, table, weight in zip(maps, self.tables, self.weights, strict=True):
             rows, columns = level_map.box
             part = total[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-            np.add(part, self._look_up(table, level_map), out=part, casting="unsafe")
-        np.greater_equal(total, self._least, out=mask_HW[top:bottom, left:right])
+            np.add(part, look_up(level_map.levels, table * weight, self.dtype), out=part, casting="unsafe")
+        np.greater_equal(total, self.least, out=mask_HW[top:bottom, left:right])
         return mask_HW
 
-    def _look_up(self, table: NDArray[np.int64] | int, level_map: LevelMap) -> NDArray[np.generic]:
-        if isinstance(table, int):
-            return level_map.levels if table == 1 else np.multiply(level_map.levels, table, dtype=self._dtype)
-        return np.take(table.astype(self._dtype), level_map.levels)  # in half the time of an index
+    @cached_property
+    def tables(self) -> tuple["Table", ...]:
+        """For each net what its levels are worth, before its weight: 0 at level 0, and never falling."""
+        common = lcm(*self.counts)
+        return tuple(table_of(self.name, self.threshold, count, common // count) for count in self.counts)
 
     @cached_property
-    def _raw(self) -> tuple[list[NDArray[np.int64] | int], int]:
-        """Tables, a factor standing for a straight one, and the least sum that is car."""
+    def least(self) -> int:
+        """The least weighted sum that is car: at least 1, and no more than all nets certain give."""
         threshold, total = Fraction(str(self.threshold)), sum(self.weights)
         if self.name == "probability":
-            common = lcm(*self.counts)
-            factors = [weight * (common // count) for weight, count in zip(self.weights, self.counts, strict=True)]
-            return [*factors], ceil(threshold * FULL * common * total)
+            return ceil(threshold * FULL * lcm(*self.counts) * total)
         if self.name == "vote":
-            votes = [
-                w * (_levels(n) >= ceil(threshold * FULL * n)) for w, n in zip(self.weights, self.counts, strict=True)
-            ]
-            return [*votes], ceil(Fraction(total, 2))
-        logits = [w * _logit_table(count) for w, count in zip(self.weights, self.counts, strict=True)]
-        least = ceil(_logit(float(threshold)) * _LOGIT_SCALE * total)
-        # Moved up so that level 0 is 0, as outside the boxes.
-        tables = [table - table[0] for table in logits]
-        moved = least - sum(int(table[0]) for table in logits)
+            return ceil(Fraction(total, 2))
+        # Rounded as the tables are, so that a net right at the threshold is a tie.
+        at_zero = sum(weight * int(_logits(count)[0]) for weight, count in zip(self.weights, self.counts, strict=True))
         # Certain stays certain, whichever way, at thresholds finer than the levels too.
-        return [*tables], min(max(1, moved), sum(int(table[-1]) for table in tables))
-
-    @property
-    def _tables(self) -> list[NDArray[np.int64] | int]:
-        return self._raw[0]
-
-    @property
-    def _least(self) -> int:
-        return self._raw[1]
+        return min(max(1, total * int(_scaled_logit(float(threshold))) - at_zero), self._highest)
 
     @cached_property
-    def _dtype(self) -> type[np.unsignedinteger]:
+    def dtype(self) -> type[np.unsignedinteger]:
         """The smallest that holds every sum: half the bytes go by in half the time."""
-        highest = sum(
-            table * FULL * count if isinstance(table, int) else int(table[-1])
-            for table, count in zip(self._tables, self.counts, strict=True)
+        return smallest_dtype(max(self._highest, self.least))
+
+    @property
+    def _highest(self) -> int:
+        return sum(
+            weight * highest(table, count)
+            for weight, table, count in zip(self.weights, self.tables, self.counts, strict=True)
         )
-        return next(t for t in (np.uint16, np.uint32, np.uint64) if max(highest, self._least) <= np.iinfo(t).max)
 
 
-def _levels(count: int) -> NDArray[np.int64]:
-    return np.arange(FULL * count + 1)
+Table = NDArray[np.int64] | int
+"""From level to whole number; a factor stands for a straight one."""
+
+Levels = NDArray[np.unsignedinteger]
+"""Levels, or what they are worth."""
 
 
-def _logit(probability: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.log(probability) - np.log1p(-np.asarray(probability)))
+def table_of(name: MergeName, threshold: float, count: int, factor: int = 1) -> Table:
+    """Return what the levels of a sum of ``count`` views are worth; ``factor`` brings sums of unlike counts to one."""
+    if name == "probability":
+        return factor
+    if name == "vote":
+        least = ceil(Fraction(str(threshold)) * FULL * count)
+        return (np.arange(FULL * count + 1) >= least).astype(np.int64)
+    logits = _logits(count)
+    # Moved up so that level 0 is 0, as outside the boxes.
+    return np.asarray(logits - logits[0])
 
 
-def _logit_table(count: int) -> NDArray[np.int64]:
+def look_up(levels: Levels, table: Table, dtype: type[np.unsignedinteger]) -> Levels:
+    """Return what each level is worth, in ``dtype``, or the very levels where that is what they are worth."""
+    if isinstance(table, int):
+        return levels if table == 1 else np.multiply(levels, table, dtype=dtype)
+    return np.take(table.astype(dtype), levels)  # in half the time of an index
+
+
+def highest(table: Table, count: int) -> int:
+    """Return what a certain pixel is worth."""
+    return table * FULL * count if isinstance(table, int) else int(table[-1])
+
+
+def smallest_dtype(most: int) -> type[np.unsignedinteger]:
+    """Return the smallest unsigned dtype that holds ``most``."""
+    return next(t for t in (np.uint16, np.uint32, np.uint64) if most <= np.iinfo(t).max)
+
+
+def _logits(count: int) -> NDArray[np.int64]:
     # Level 0 and the highest stand for what rounds to them, half a step from certainty, not for infinite logits.
     half = 0.5 / (FULL * count)
-    probability = np.clip(_levels(count) / (FULL * count), half, 1 - half)
-    return np.rint(_logit(probability) * _LOGIT_SCALE).astype(np.int64)
+    return _scaled_logit(np.clip(np.arange(FULL * count + 1) / (FULL * count), half, 1 - half))
+
+
+def _scaled_logit(probability: float | NDArray[np.float64]) -> NDArray[np.int64]:
+    logit = np.log(probability) - np.log1p(-np.asarray(probability))
+    return np.asarray(np.rint(logit * _LOGIT_SCALE), np.int64)

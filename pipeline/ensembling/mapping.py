@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.ensembling.maps import LevelMap, ShardWriter, read_unreadable, shard_name, sum_views, write_index
+from pipeline.ensembling.timing import TIMING, Laps, read_laps, total, write_laps, write_timing
 from pipeline.errors import CorruptFileError
 from pipeline.files import whole_file
 
@@ -28,10 +29,21 @@ class MapJob:
     test: bool
     """Views are summed, and an image that can't be read is noted; else views are kept apart, and it is an error."""
 
+    net: str
+    """Digest of the net that predicts."""
 
-def make_maps(job: MapJob, predict: Callable[[Sequence[str]], Predictions], work: Path) -> Path:
-    """Write the maps of all images and return their folder, below ``work``."""
-    folder = work / "maps"
+
+def make_maps(
+    job: MapJob,
+    predict: Callable[[Sequence[str]], Predictions],
+    work: Path,
+    took: Callable[[], Laps] | None = None,
+) -> Path:
+    """Write the maps of all images and return their folder, below ``work``.
+
+    ``took`` tells what the predictions that were just taken to their end took; without it, no time is known.
+    """
+    folder, times = work / "maps", work / "times"
     folder.mkdir(exist_ok=True)
     shards = [job.image_ids[i : i + job.shard_images] for i in range(0, len(job.image_ids), job.shard_images)]
     with tqdm(total=len(job.image_ids), desc="Predicting", unit="image") as bar:
@@ -40,6 +52,9 @@ def make_maps(job: MapJob, predict: Callable[[Sequence[str]], Predictions], work
             if not path.is_file():
                 with whole_file(path) as temporary:
                     _write_shard(job, _counted(predict(image_ids), bar), temporary)
+                    # Before the shard has its name: no kill leaves a shard whose time is lost.
+                    if took:
+                        write_laps(_times_of(path, times), took())
             bar.update(min((number + 1) * job.shard_images, len(job.image_ids)) - bar.n)
     paths = [folder / shard_name(number) for number in range(len(shards))]
     write_index(
@@ -50,8 +65,15 @@ def make_maps(job: MapJob, predict: Callable[[Sequence[str]], Predictions], work
         shard_images=job.shard_images,
         unreadable={image_id: reason for path in paths for image_id, reason in read_unreadable(path).items()},
         digests=[_sha256(path) for path in paths],
+        net=job.net,
     )
+    laps = [read_laps(_times_of(path, times)) for path in paths]
+    write_timing(folder / TIMING, total([pair for pair in laps if pair]))
     return folder
+
+
+def _times_of(shard: Path, times: Path) -> Path:
+    return times / f"{shard.stem}.json"
 
 
 def _write_shard(job: MapJob, predictions: Predictions, path: Path) -> None:

@@ -6,9 +6,10 @@ memory of one.
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.ensembling.timing import TIMING, Timing, read_timing
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json
 
@@ -91,6 +93,36 @@ class LevelMap:
         levels_HW = np.zeros((height, width), self.levels.dtype)
         levels_HW[self.box] = self.levels
         return levels_HW
+
+
+@dataclass(frozen=True)
+class PackedMap:
+    """A map as it is stored: whoever needs it unpacks it, on a thread of its own if there are many."""
+
+    row: _Row
+
+    @property
+    def image_id(self) -> str:
+        """The image that it is of."""
+        return str(self.row["image_id"])
+
+    @property
+    def view(self) -> str:
+        """The view, or the views that were summed."""
+        return str(self.row["view"])
+
+    @property
+    def bytes(self) -> int:
+        """What its levels take on disk."""
+        return len(self.row["levels"])
+
+    def unpack(self) -> LevelMap:
+        """Return the map itself."""
+        row = self.row
+        shape, dtype = (row["height"], row["width"]), np.dtype(np.uint8 if row["count"] == 1 else np.uint16)
+        data = _ZSTD.decompress(row["levels"], shape[0] * shape[1] * dtype.itemsize)
+        levels: Raster = np.frombuffer(data, dtype).reshape(shape)
+        return LevelMap(row["image_id"], row["view"], row["count"], row["top"], row["left"], levels)
 
 
 def sum_views(image_id: str, view: str, levels_VHW: NDArray[np.uint8]) -> LevelMap:
@@ -177,8 +209,24 @@ class MapStore:
             self.image_ids: list[str] = index["image_ids"]
             self.unreadable: dict[str, str] = index["unreadable"]
             self.shard_images: int = index["shard_images"]
+            self.net: str | None = index.get("net")
+            """Digest of the net that predicted; older indexes have none."""
         except (OSError, ValueError, KeyError) as error:
             raise PipelineError(f"{folder} holds no maps ({error}): make them with 'dvc repro'.") from error
+
+    def timing(self) -> Timing | None:
+        """Return how long predicting took, or None where that was not measured.
+
+        Raises PipelineError that names the file if it holds something else.
+        """
+        path = self.folder / TIMING
+        if not path.exists():
+            return None
+        try:
+            timing = read_timing(path)
+        except (OSError, ValueError) as error:
+            raise PipelineError(f"{path} can't be read ({error}): {MAKE_ANEW}.") from error
+        return timing if timing.images else None
 
     def shard_count(self) -> int:
         """Return how many files the maps are in."""
@@ -193,16 +241,30 @@ class MapStore:
         """Yield the maps of a file in order of their images, then views."""
         return read_shard(self.folder / shard_name(number))
 
+    def packed(self, number: int) -> Iterator[list[PackedMap]]:
+        """Yield the maps of each image in a file, one a view, as they are stored."""
+        for _, maps in groupby(read_packed(self.folder / shard_name(number)), lambda packed: packed.image_id):
+            yield list(maps)
+
     def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[LevelMap]:
         """Yield the sum over ``views`` (all where None) of each readable image in a file.
 
         Raises PipelineError if a view was not predicted, or not kept apart from the others.
         """
+        return self._sums(self.shard(number), views)
+
+    def of_images(self, image_ids: Container[str], views: Sequence[str] | None = None) -> Iterator[LevelMap]:
+        """Yield what ``images`` does of some images of all files, in order, and decompress no other map."""
+        for number in range(self.shard_count()):
+            if any(image_id in image_ids for image_id in self.shard_ids(number)):
+                yield from self._sums(read_shard(self.folder / shard_name(number), image_ids), views)
+
+    def _sums(self, level_maps: Iterator[LevelMap], views: Sequence[str] | None) -> Iterator[LevelMap]:
         if views is not None and sorted(views) != sorted(self.views):
             self._demand_views(views)
         chosen = None if views is None or self.merged else set(views)
         maps: list[LevelMap] = []
-        for level_map in self.shard(number):
+        for level_map in level_maps:
             if maps and maps[0].image_id != level_map.image_id:
                 yield sum_maps(maps)
                 maps = []
@@ -227,9 +289,14 @@ def write_index(
     shard_images: int,
     unreadable: Mapping[str, str],
     digests: Sequence[str],
+    net: str,
 ) -> None:
-    """Write what ``MapStore`` reads first; ``digests`` of the shards make the index stand for their content."""
+    """Write what ``MapStore`` reads first; ``digests`` of the shards make the index stand for their content.
+
+    ``net`` is the digest of the net that predicted.
+    """
     index = {
+        "net": net,
         "views": list(views),
         "merged": merged,
         "shard_images": shard_images,
@@ -245,19 +312,33 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.parquet"
 
 
-def read_shard(path: Path) -> Iterator[LevelMap]:
-    """Yield the maps of a file; raises PipelineError that names it if it can't be read."""
+def read_shard(path: Path, image_ids: Container[str] | None = None) -> Iterator[LevelMap]:
+    """Yield the maps of a file, or of some images; raises PipelineError that names it if it can't be read."""
+    for packed in read_packed(path, image_ids):
+        yield packed.unpack()
+
+
+def read_packed(path: Path, image_ids: Container[str] | None = None) -> Iterator[PackedMap]:
+    """Yield the maps of a file, or of some images, as they are stored; raises as ``read_shard`` does."""
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
+                if image_ids is not None and not any(name in image_ids for name in _ids_of(file, group)):
+                    continue
                 # On one thread: there is nothing to share out, and shards are read side by side.
                 for row in file.read_row_group(group, use_threads=False).to_pylist():
-                    yield _from_row(row)
+                    if image_ids is None or row["image_id"] in image_ids:
+                        yield PackedMap(row)
     except (OSError, pa.ArrowException) as error:
         raise PipelineError(
             f"{path} can't be read ({error}): if it is damaged, 'find .dvc/cache -samefile {path} -delete', and "
             f"{MAKE_ANEW}."
         ) from error
+
+
+def _ids_of(file: pq.ParquetFile, group: int) -> list[str]:
+    names: list[str] = file.read_row_group(group, columns=["image_id"], use_threads=False)["image_id"].to_pylist()
+    return names
 
 
 def read_unreadable(path: Path) -> dict[str, str]:
@@ -278,13 +359,6 @@ def _to_row(level_map: LevelMap) -> _Row:
         "width": width,
         "levels": _ZSTD.compress(level_map.levels.tobytes(), asbytes=True),
     }
-
-
-def _from_row(row: _Row) -> LevelMap:
-    shape, dtype = (row["height"], row["width"]), np.dtype(np.uint8 if row["count"] == 1 else np.uint16)
-    data = _ZSTD.decompress(row["levels"], shape[0] * shape[1] * dtype.itemsize)
-    levels: Raster = np.frombuffer(data, dtype).reshape(shape)
-    return LevelMap(row["image_id"], row["view"], row["count"], row["top"], row["left"], levels)
 
 
 def _bounding_box(levels_HW: Raster) -> tuple[int, int, int, int]:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.models import load
 from pipeline.learning.pixels import Pixels, grow, memory_format, to_batch, to_input, to_levels
 from pipeline.learning.settings import Device, Precision
+from pipeline.learning.stopwatch import Spans, Stopwatch
 from pipeline.learning.views import View
 
 Levels = NDArray[np.uint8]
@@ -36,10 +38,13 @@ class Predictor:
     ) -> None:
         self.folder = folder
         self.views = [View.parse(name) for name in views]
+        self._names = list(views)
+        self.stopwatch = Stopwatch(views)
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         net, self.input = load(folder, weights)
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
+        self._turn = Lock()
 
     def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
         """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
@@ -60,22 +65,31 @@ class Predictor:
         pixels_BCHW = to_batch(inputs, self.device).float()
         shape = (len(inputs), len(self.views), height, width)
         levels_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        for index, view in enumerate(self.views):
-            logits_B1HW = self._logits(view, pixels_BCHW)
-            # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
-            for number, levels_VHW in enumerate(levels_BVHW):
-                levels_VHW[index] = to_levels(grow(logits_B1HW[number : number + 1], height, width))[0]
-        return np.asarray(levels_BVHW.cpu())
+        spans = Spans(self.device)
+        for index, (name, view) in enumerate(zip(self._names, self.views, strict=True)):
+            # In turn: a GPU does what it is given in that order, so that no span holds what another batch gave it.
+            with self._turn, spans.of(name):
+                logits_B1HW = self._logits(view, pixels_BCHW)
+                finite = torch.isfinite(logits_B1HW).all()
+            self._demand_finite(finite)
+            with self._turn, spans.of(name):
+                # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
+                for number, levels_VHW in enumerate(levels_BVHW):
+                    levels_VHW[index] = to_levels(grow(logits_B1HW[number : number + 1], height, width))[0]
+        levels = np.asarray(levels_BVHW.cpu())
+        self.stopwatch.batch(len(inputs), spans)
+        return levels
 
     def _logits(self, view: View, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits_B1HW = view.undo(self.net(view.apply(pixels_BCHW)))
-        if not torch.isfinite(logits_B1HW).all():
+            return view.undo(self.net(view.apply(pixels_BCHW)))
+
+    def _demand_finite(self, finite: torch.Tensor) -> None:
+        if not finite:
             raise PipelineError(
                 f"The net of {self.folder} gives no finite numbers in {self.dtype}: set predict.precision to 32, "
                 "or train it anew with a lower train.lr."
             )
-        return logits_B1HW
 
 
 def stream(
@@ -89,7 +103,7 @@ def stream(
     """Yield every image id in order with its levels (V, *size), or with why it can't be read.
 
     While the net works, ``threads`` read and shrink images for it, and the caller sees to the batch before; at most a
-    few batches wait in memory.
+    few batches wait in memory. What a stream that was taken to its end took, the predictor's stopwatch tells.
     """
 
     def prepared(image_id: str) -> Pixels | CorruptFileError:
@@ -103,6 +117,7 @@ def stream(
         levels = iter(predictor.levels(sound, *size) if sound else ())
         return [(image_id, p if isinstance(p, CorruptFileError) else next(levels)) for image_id, p in batch]
 
+    predictor.stopwatch.start()
     # A GPU is kept busy by two: one uploads its batch while the other's is computed.
     at_once = 2 if predictor.device.type == "cuda" else 1
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(at_once) as net:
@@ -113,6 +128,7 @@ def stream(
                 yield from running.popleft().result()
         while running:
             yield from running.popleft().result()
+    predictor.stopwatch.stop()
 
 
 Prepared = tuple[str, Pixels | CorruptFileError]

@@ -30,13 +30,16 @@ FETCHING = "pipeline/kaggle_api/"
 
 
 def files_of(stage: str) -> list[str]:
-    """Return the files, relative to the project's root, that ``pipeline/stages/<stage>.py`` runs; sorted."""
+    """Return the files, relative to the project's root, that ``pipeline/stages/<stage>.py`` runs; sorted.
+
+    A template that is named as a module, such as ``page.html.j2`` beside ``page.py``, belongs to it.
+    """
     found: set[str] = set()
     waiting = [f"pipeline/stages/{stage}.py"]
     while waiting:
         file = waiting.pop()
         if file not in found and file not in PLUMBING and not file.startswith(FETCHING):
-            found.add(file)
+            found |= {file, *templates(file)}
             waiting.extend(imports(file))
     return sorted(file for file in found if not file.endswith("__init__.py"))
 
@@ -44,6 +47,12 @@ def files_of(stage: str) -> list[str]:
 def digest(stage: str) -> str:
     """Return a digest of the files that decide a stage's result."""
     return sha256_of(*((ROOT / file).read_bytes() for file in files_of(stage)))
+
+
+def templates(file: str) -> set[str]:
+    """Return the templates beside a module that have its name."""
+    module = ROOT / file
+    return {str(path.relative_to(ROOT)) for path in module.parent.glob(f"{module.stem}.*.j2")}
 
 
 @cache

@@ -9,16 +9,16 @@ from pipeline.cores import cores
 from pipeline.data.folds import HELD_OUT, select
 from pipeline.data.images import Pixels
 from pipeline.ensembling.mapping import MapJob, make_maps
-from pipeline.files import sha256_of
+from pipeline.ensembling.timing import Laps, Timing
 from pipeline.learning.devices import describe
 from pipeline.learning.inference import Predictor, stream
-from pipeline.learning.models import CONFIG, WEIGHTS
 from pipeline.params import Params
 from pipeline.places import home
 from pipeline.resume import hold, versions
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
 from pipeline.stages.inputs import folds, maps_folder, net_folder, read_manifest, test_images, training_images
+from pipeline.stages.nets import net_digest
 
 
 def run(params: Params, model: str, fold: int, split: str) -> None:
@@ -27,11 +27,11 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     views, weights, machine = getattr(params.predict.views, split), params.predict.weights, params.machine
     net = net_folder(model, fold)
     predictor = Predictor(net, views=views, weights=weights, device=machine.device, precision=params.predict.precision)
-    job = MapJob(image_ids, views, params.predict.shard_images, test=split == "test")
+    job = MapJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
     facts = {
         "code": digest("predict"),
         "libraries": versions("torch", "timm", "segmentation-models-pytorch", "opencv-python-headless"),
-        "net": sha256_of(*((net / name).read_bytes() for name in (CONFIG, WEIGHTS[weights]))),
+        "net": job.net,
         "images": read_manifest()["test" if split == "test" else "train"]["digest"],
         "image_ids": image_ids,
         "views": views,
@@ -48,9 +48,15 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     )
     with hold(home(), f"predict/{split}/{model}/{fold}", facts) as state:
         if not state.finished:
-            print(f"Predicting on {describe(predictor.device, predictor.dtype)}.", file=sys.stderr)
-            state.finish(make_maps(job, predict, state.work))
+            device = describe(predictor.device, predictor.dtype)
+            print(f"Predicting on {device}.", file=sys.stderr)
+            state.finish(make_maps(job, predict, state.work, partial(_took, predictor, device)))
         state.publish(maps_folder(split, model, fold))
+
+
+def _took(predictor: Predictor, device: str) -> Laps:
+    first, later = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.stopwatch.laps())
+    return first, later
 
 
 def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Callable[[str], Pixels]]:

@@ -1,0 +1,170 @@
+"""A thousand settings on stored maps: counted on undecided pixels, beside a merge of whole rasters for each."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.drawn_maps import Raster, draw_levels
+from benchmarks.measuring import Row, compare, peak_mb
+from pipeline.competition.layout import join_id
+from pipeline.competition.metric import count
+from pipeline.cores import cores
+from pipeline.data.source import Source
+from pipeline.ensembling.ablation import Panel, Trial, try_settings
+from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.ensembling.grid import AblationSettings, Choices, Setting, alone_and_together
+from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, shard_name, sum_maps, write_index
+
+FOLDS = (0, 1, 2, 3, 4)
+VIEWS = ("identity", "hflip", "scale:0.75", "scale:1.25")
+NETS = [("net", fold) for fold in FOLDS]
+SETTINGS = 1000
+IMAGES = 512
+DRAWN = 16
+"""Images that differ; the others are the same under other names."""
+
+
+def settings(wanted: int = SETTINGS) -> list[Setting]:
+    """Views x folds x merges x thresholds, as a user might try them; those of few nets are the quicker ones."""
+    grid = Choices(
+        ablation=AblationSettings(threshold=tuple(np.linspace(0.3, 0.7, 9).round(2).tolist())),
+        ensemble=EnsembleSettings(),
+        models=("net",),
+        folds=FOLDS,
+        predicted={"oof": VIEWS, "holdout": VIEWS},
+        views=("identity", "hflip"),
+    ).grid("holdout")
+    # Spread over the grid, so that every kind is among them in its share.
+    return [grid[index] for index in np.linspace(0, len(grid) - 1, wanted).astype(int)]
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """The maps of a folder, tried."""
+
+    folder: Path
+    wanted: int = SETTINGS
+
+    @cached_property
+    def panels(self) -> list[Panel]:
+        return [Panel(NETS, [MapStore(self.folder / str(fold)) for fold in FOLDS])]
+
+    def trial(self) -> Trial:
+        masks = Masks(self.folder)
+        return try_settings(self.panels, settings(self.wanted), VIEWS, masks.of, "Ablating")
+
+    def __call__(self) -> None:
+        self.trial()
+
+
+@dataclass(frozen=True, eq=False)
+class Reading(Ablation):
+    """The same with a single setting: what is left is reading the maps."""
+
+    def __call__(self) -> None:
+        try_settings(self.panels, settings()[:1], VIEWS, Masks(self.folder).of, "Reading")
+
+
+@dataclass(frozen=True, eq=False)
+class BruteForce(Ablation):
+    """Each setting by itself, on whole rasters, of maps that are in memory."""
+
+    images: int = 1
+
+    @cached_property
+    def maps(self) -> list[tuple[str, dict[tuple[int, str], LevelMap]]]:
+        stores = self.panels[0].stores
+        per_image = zip(*(store.packed(0) for store in stores), strict=True)
+        return [
+            (
+                of_nets[0][0].image_id,
+                {(f, p.view): p.unpack() for f, ps in zip(FOLDS, of_nets, strict=True) for p in ps},
+            )
+            for of_nets in islice(per_image, self.images)
+        ]
+
+    def dice(self) -> NDArray[np.float64]:
+        masks = Masks(self.folder)
+        return np.array(
+            [
+                [count(self._mask(setting, maps), masks.of(image_id)).dice for image_id, maps in self.maps]
+                for setting in settings(self.wanted)
+            ]
+        )
+
+    def _mask(self, setting: Setting, maps: dict[tuple[int, str], LevelMap]) -> NDArray[np.bool_]:
+        return setting.merger.mask([sum_maps([maps[fold, view] for view in setting.views]) for fold in setting.folds])
+
+    def __call__(self) -> None:
+        self.dice()
+
+
+@dataclass(frozen=True)
+class Masks:
+    """True masks, by the number that an image's name begins with."""
+
+    folder: Path
+
+    def of(self, image_id: str) -> Raster:
+        packed = np.load(self.folder / "masks" / f"{int(image_id[:12], 16) % DRAWN}.npy")
+        return np.unpackbits(packed).reshape(1280, 1918)
+
+
+def run(folder: Path) -> list[Row]:
+    """Return settings times images, an item being one setting on one image, and print what the aim speaks of."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        draw(folder, place, IMAGES)
+        few = Path(temporary) / "few"
+        draw(folder, few, 4)
+        brute = BruteForce(few, 50, 4)
+        if not np.array_equal(brute.dice(), Ablation(few, 50).trial().dice_SI):
+            raise AssertionError("the ablation and brute force differ: nothing to compare")
+        _report(place)
+        return [compare("50 settings, 4 images / brute force", Ablation(few, 50), brute, 200, 3)]
+
+
+def _report(place: Path) -> None:
+    seconds = []
+    for contender in (Reading(place), Ablation(place)):
+        begin = time.perf_counter()
+        contender()
+        seconds.append(time.perf_counter() - begin)
+    reading, whole = seconds
+    print(
+        f"{SETTINGS} settings x {IMAGES} images x {len(FOLDS)} folds x {len(VIEWS)} views on {cores()} cores: "
+        f"{whole:.1f} s, of which reading the maps {reading:.1f} s; "
+        f"{SETTINGS * IMAGES / (whole - reading):,.0f} settings of an image a second; peak {peak_mb(Ablation(place)):.0f} MB"
+    )
+
+
+def draw(source: Path, place: Path, images: int) -> None:
+    """Write masks and the maps of all nets and views for so many images."""
+    (place / "masks").mkdir(parents=True)
+    masks = Source(source).masks
+    for number, image_id in enumerate(masks.ids()[:DRAWN]):
+        np.save(place / "masks" / f"{number}.npy", np.packbits(masks.mask(image_id)))
+    image_ids = [join_id(f"{number:012x}", 1) for number in range(images)]
+    for fold in FOLDS:
+        drawn = list(_levels(Masks(place), fold, min(images, DRAWN)))
+        (place / str(fold)).mkdir()
+        with ShardWriter(place / str(fold) / shard_name(0)) as writer:
+            for number, image_id in enumerate(image_ids):
+                for view, levels in zip(VIEWS, drawn[number % DRAWN], strict=True):
+                    writer.add(LevelMap.crop(image_id, view, 1, levels))
+            writer.note_unreadable({})
+        facts = {"merged": False, "shard_images": images, "unreadable": {}, "digests": [], "net": ""}
+        write_index(place / str(fold), image_ids, VIEWS, **facts)
+
+
+def _levels(masks: Masks, fold: int, images: int) -> Iterator[Sequence[Raster]]:
+    for number in range(images):
+        mask_HW = masks.of(f"{number:012x}")
+        yield [draw_levels(mask_HW, [number, fold, view]) for view in range(len(VIEWS))]

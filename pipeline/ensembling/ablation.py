@@ -1,0 +1,131 @@
+"""Settings compared on stored maps: each map is read once, and all settings are counted on its undecided pixels."""
+
+from collections import Counter as Tally
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.competition.layout import split_id
+from pipeline.cores import cores
+from pipeline.ensembling.counting import Counter
+from pipeline.ensembling.ensemble import table_of
+from pipeline.ensembling.grid import Net, Setting
+from pipeline.ensembling.maps import MapStore, PackedMap
+from pipeline.ensembling.scoring import TrueMask
+from pipeline.ensembling.undecided import Stack, Undecided
+from pipeline.errors import PipelineError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Nets that all predicted the same images, and trained on none of their cars."""
+
+    nets: Sequence[Net]
+    stores: Sequence[MapStore]
+
+    def demand(self, image_ids: Sequence[str], views: Sequence[str], digests: Sequence[str]) -> None:
+        """Raise PipelineError unless the maps are of these images and views, and of nets of these digests."""
+        for store, digest in zip(self.stores, digests, strict=True):
+            fault = (
+                f"lacks the view {next(view for view in views if view not in store.views)}"
+                if set(views) - set(store.views)
+                else "has other views than predict.views says"
+                if list(views) != store.views
+                else "is of other images than folds.csv says"
+                if list(image_ids) != store.image_ids
+                else "is of an earlier net"
+                if digest != store.net
+                else None
+            )
+            if fault:
+                raise PipelineError(f"{store.folder} {fault}: 'dvc repro predict' makes its maps anew.")
+
+    def seconds(self) -> dict[tuple[Net, str], float]:
+        """Return the measured seconds an image, by net and view, as far as they are known."""
+        timings = ((net, store.timing()) for net, store in zip(self.nets, self.stores, strict=True))
+        return {(net, view): timing.of([view]) for net, timing in timings if timing for view in timing.views}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all settings scored on one split."""
+
+    settings: Sequence[Setting]
+    images: pd.DataFrame
+    """A row an image: image_id, car, angle, nets, disagreement, suspect, top, left, height, width."""
+    dice_SI: NDArray[np.float64]
+    """By setting and image."""
+    map_bytes: Mapping[tuple[Net, str], float]
+    """Bytes an image of the stored maps, by net and view."""
+
+
+def try_settings(
+    panels: Sequence[Panel], settings: Sequence[Setting], views: Sequence[str], true_mask: TrueMask, words: str
+) -> Trial:
+    """Return the Dice of every image under every setting, equal to what whole rasters give.
+
+    The first setting is the current one, by which it is told how far the nets of an image differ.
+    """
+    counter = Counter(settings, panels[0].nets, views)
+    current = [views.index(view) for view in settings[0].views]
+
+    def look(packed_NV: Sequence[Sequence[PackedMap]]) -> tuple[dict[str, Any], NDArray[np.float64]]:
+        image_id = packed_NV[0][0].image_id
+        stack = Stack.of([[packed.unpack() for packed in of_net] for of_net in packed_NV], true_mask(image_id))
+        pixels = stack.undecided()
+        car, angle = split_id(image_id)
+        row = {"image_id": image_id, "car": car, "angle": angle, "nets": len(packed_NV)}
+        row["disagreement"] = _disagreement(pixels, current, settings[0].threshold)
+        suspicion = asdict(stack.suspicion())
+        return row | {"suspect": suspicion.pop("pixels"), **suspicion}, counter.dice(pixels)
+
+    rows: list[dict[str, Any]] = []
+    dice: list[NDArray[np.float64]] = []
+    tally: Tally[tuple[Net, str]] = Tally()
+    with tqdm(total=sum(len(panel.stores[0].image_ids) for panel in panels), desc=words, unit="image") as bar:
+        for row, dice_S in _side_by_side(look, _read(panels, tally)):
+            rows.append(row)
+            dice.append(dice_S)
+            bar.update()
+    sizes = {key: size / len(rows) for key, size in tally.items()}
+    return Trial(settings, pd.DataFrame(rows), np.stack(dice, axis=1), sizes)
+
+
+def _read(panels: Sequence[Panel], sizes: Tally[tuple[Net, str]]) -> Iterator[list[list[PackedMap]]]:
+    """Yield the maps of each image, by net and view, and count their bytes."""
+    for panel in panels:
+        for number in range(panel.stores[0].shard_count()):
+            for packed_NV in zip(*(store.packed(number) for store in panel.stores), strict=True):
+                for net, of_net in zip(panel.nets, packed_NV, strict=True):
+                    sizes.update({(net, packed.view): packed.bytes for packed in of_net})
+                yield list(packed_NV)
+
+
+def _disagreement(pixels: Undecided, views: Sequence[int], threshold: float) -> int:
+    """Return on how many pixels the masks of single nets differ."""
+    votes = table_of("vote", threshold, len(views))
+    assert not isinstance(votes, int)
+    masks_NU = votes[pixels.levels_NVU[:, views].sum(axis=1, dtype=np.uint16)]
+    return int(np.count_nonzero(masks_NU.min(axis=0) != masks_NU.max(axis=0)))
+
+
+def _side_by_side(work: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
+    """Yield the results in order, computed on all cores; few items wait at a time, since maps are large."""
+    with ThreadPoolExecutor(cores()) as pool:
+        running: deque[Future[T]] = deque()
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) > 2 * cores():
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()

@@ -1,0 +1,80 @@
+"""The whole ablation: every split that can be scored, tried, weighed, and put into tables."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from pipeline.ensembling.ablation import Panel, Trial, try_settings
+from pipeline.ensembling.grid import SPLITS, Choices, Net, Setting, Split
+from pipeline.ensembling.scoring import TrueMask
+from pipeline.ensembling.verdict import COLUMNS, Verdict
+
+_WORTH = ("models", "count", "folds", "dice")
+_DOUBTS = (
+    *("split", "image_id", "car", "angle", "dice", "nets", "disagreement", "suspect"),
+    *("top", "left", "height", "width"),
+)
+
+
+@dataclass
+class Findings:
+    """What an ablation found, a table a file of ``reports/``."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Summary of each split, or why it was refused, and what there was to choose from."""
+    settings: list[pd.DataFrame] = field(default_factory=lambda: [pd.DataFrame(columns=list(COLUMNS))])
+    fold_worth: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_WORTH)))
+    doubts: list[pd.DataFrame] = field(default_factory=lambda: [pd.DataFrame(columns=list(_DOUBTS))])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be compared, and on what."""
+
+    choices: Choices
+    held_out: int
+    """Cars held out of all folds."""
+    panels: Callable[[Split], Sequence[Panel]]
+    """Maps of a split, checked."""
+    true_mask: TrueMask
+
+    def run(self) -> Findings:
+        """Score all that can be scored; raises PipelineError for what was asked for and can't be."""
+        refusals = {split: self.choices.refusal(split, self.held_out) for split in SPLITS}
+        findings = Findings({"choices": self.choices.described()})
+        for split, refusal in refusals.items():
+            if refusal:
+                findings.facts[split] = {"refused": refusal}
+            else:
+                self._add(findings, split)
+        return findings
+
+    def _add(self, findings: Findings, split: Split) -> None:
+        grid, panels = self.choices.grid(split), self.panels(split)
+        subsets = self.choices.fold_subsets() if split == "holdout" else []
+        settings = list(dict.fromkeys([*grid, *subsets]))
+        trial = try_settings(panels, settings, self.choices.predicted[split], self.true_mask, f"Ablating on {split}")
+        verdict = Verdict(split, replace(trial, settings=grid, dice_SI=trial.dice_SI[: len(grid)]), _seconds(panels))
+        findings.facts[split] = verdict.summary()
+        findings.settings.append(verdict.table)
+        findings.doubts.append(trial.images.assign(split=split, dice=trial.dice_SI[0])[list(_DOUBTS)])
+        if subsets:
+            findings.fold_worth = _fold_worth(trial, subsets)
+
+
+def _fold_worth(trial: Trial, subsets: Sequence[Setting]) -> pd.DataFrame:
+    dice = dict(zip(trial.settings, trial.dice_SI.mean(axis=1).tolist(), strict=True))
+    rows = [(row["models"], len(s.folds), row["folds"], dice[s]) for s in subsets for row in [s.row()]]
+    return pd.DataFrame(rows, columns=list(_WORTH))
+
+
+def _seconds(panels: Sequence[Panel]) -> dict[tuple[Net, str], float]:
+    """Return the seconds an image by net and view, the mean over panels whose nets stand for each other."""
+    known = pd.DataFrame(
+        [(net, view, seconds) for panel in panels for (net, view), seconds in panel.seconds().items()],
+        columns=["net", "view", "seconds"],
+    )
+    means = known.groupby(["net", "view"], sort=False)["seconds"].mean().reset_index()
+    return {(net, view): float(seconds) for net, view, seconds in means.itertuples(index=False)}

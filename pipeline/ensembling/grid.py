@@ -1,0 +1,236 @@
+"""Which settings of an ensemble to compare: every combination that can be scored on cars no net of it trained on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from math import gcd
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from pipeline.ensembling.ensemble import EnsembleSettings, Merge, MergeName
+from pipeline.errors import PipelineError
+from pipeline.sections import Distinct, Section
+
+T = TypeVar("T")
+
+Split = Literal["oof", "holdout"]
+"""Validation cars, each seen by the nets of its own fold, or cars held out of every fold."""
+
+SPLITS: tuple[Split, ...] = ("oof", "holdout")
+
+PostStep = Literal["edges", "largest", "filled"]
+
+Net = tuple[str, int]
+"""Model and fold; the fold is ``OWN`` where each image has nets of its own."""
+
+OWN = -1
+
+FEWEST_HELD_OUT = 2
+"""Cars on which a fold ensemble is scored: one car's taste is no comparison."""
+
+_SUBSETS_OF_A_SIZE = 252
+"""All those of ten folds."""
+
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+class AblationSettings(Section):
+    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.views`` hold, tried with each other.
+
+    None stands for each by itself, and the first two, three and so on together.
+    """
+
+    views: Distinct[Distinct[str]] | None = None
+    """Sets of views, of those predicted."""
+
+    models: Distinct[Distinct[str]] | None = None
+    """Sets of models, of the active ones."""
+
+    folds: Distinct[Distinct[int]] | None = None
+    """Sets of folds, of the active ones; scored on held-out cars alone. None without those: no fold ensembles."""
+
+    merge: Distinct[MergeName] = ("probability", "logit", "vote")
+    """Ways to merge."""
+
+    weights: Distinct[Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]]] = ({},)
+    """Weights of models, as in ``ensemble``; those of the current setting are always among them."""
+
+    threshold: Distinct[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+    """Probabilities from which on a pixel is car."""
+
+    postprocess: tuple[tuple[PostStep, ...], ...] = ((), ("largest",), ("filled",), ("edges",))
+    """Steps to try on the current and the best settings, apart from the grid; none at all: nothing is tried."""
+
+    postprocess_best: Annotated[int, Field(ge=0)] = 2
+    """How many of the best settings they are tried on, beside the current one."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to make masks of stored maps, in its one normal form: settings that give the same masks are equal."""
+
+    models: tuple[str, ...]
+    folds: tuple[int, ...]
+    """Empty out of fold: each image by the nets of its own fold."""
+    views: tuple[str, ...]
+    merge: MergeName
+    weights: tuple[int, ...]
+    """Of each model, without a common factor."""
+    threshold: float
+
+    @property
+    def nets(self) -> list[Net]:
+        """Model and fold of every net that sees an image."""
+        return [(model, fold) for model in self.models for fold in self.folds or (OWN,)]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes an image."""
+        return len(self.nets) * len(self.views)
+
+    @property
+    def net_weights(self) -> tuple[int, ...]:
+        """The weight of every net."""
+        return tuple(weight for weight in self.weights for _ in self.folds or (OWN,))
+
+    @property
+    def merger(self) -> Merge:
+        """The arithmetic, for maps that are sums of the views."""
+        return Merge(self.merge, self.threshold, (len(self.views),) * len(self.nets), self.net_weights)
+
+    def row(self) -> dict[str, Any]:
+        """Return the setting as cells of a table."""
+        equal = len(set(self.weights)) == 1
+        weights = "" if equal else " ".join(f"{m}={w}" for m, w in zip(self.models, self.weights, strict=True))
+        return {
+            "models": " ".join(self.models),
+            "folds": " ".join(map(str, self.folds)),
+            "views": " ".join(self.views),
+            "merge": self.merge,
+            "weights": weights,
+            "threshold": self.threshold,
+        }
+
+    @property
+    def kind(self) -> str:
+        """Whether one net makes the mask, several folds of one model, or several models."""
+        return "models" if len(self.models) > 1 else "folds" if len(self.folds) > 1 else "single net"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What there is to choose from, and what is chosen now."""
+
+    ablation: AblationSettings
+    ensemble: EnsembleSettings
+    models: tuple[str, ...]
+    """Active ones."""
+    folds: tuple[int, ...]
+    """Active ones."""
+    predicted: Mapping[Split, tuple[str, ...]]
+    """Views by split."""
+    views: tuple[str, ...]
+    """Of the submission."""
+
+    def current(self, split: Split) -> Setting:
+        """Return what the submission is made with; out of fold, its folds are each image's own."""
+        folds = () if split == "oof" else self.ensemble.folds or self.folds
+        models, weights = self.ensemble.models or self.models, self.ensemble.weights
+        return self._setting(split, models, folds, self.views, self.ensemble.merge, weights, self.ensemble.threshold)
+
+    def grid(self, split: Split) -> list[Setting]:
+        """Return every combination, each once, the current setting first."""
+        ablation = self.ablation
+        settings = (
+            self._setting(split, models, folds, views, merge, weights, threshold)
+            for models, folds, views, merge, weights, threshold in product(
+                ablation.models or alone_and_together(self.models),
+                self._fold_sets(split),
+                ablation.views or alone_and_together(self.predicted[split]),
+                ablation.merge,
+                (*ablation.weights, self.ensemble.weights),
+                ablation.threshold,
+            )
+        )
+        return list(dict.fromkeys([self.current(split), *settings]))
+
+    def described(self) -> dict[str, Any]:
+        """Return all of it as JSON has it, to tell whether an ablation was made of the same."""
+        facts = {
+            "ablation": self.ablation.model_dump(mode="json"),
+            "ensemble": self.ensemble.model_dump(mode="json"),
+            "models": self.models,
+            "folds": self.folds,
+            "predicted": dict(self.predicted),
+            "views": self.views,
+        }
+        tree: dict[str, Any] = json.loads(json.dumps(facts))
+        return tree
+
+    def fold_subsets(self) -> list[Setting]:
+        """Return the current setting with every subset of the active folds, for its models and for each of them."""
+        current = self.current("holdout")
+        sets = dict.fromkeys([current.models, *((model,) for model in current.models)])
+        subsets = [folds for size in range(1, len(self.folds) + 1) for folds in _subsets(self.folds, size)]
+        weights, merge = self.ensemble.weights, self.ensemble.merge
+        return [
+            self._setting("holdout", models, folds, current.views, merge, weights, current.threshold)
+            for models in sets
+            for folds in subsets
+        ]
+
+    def refusal(self, split: Split, cars: int) -> str | None:
+        """Return why nothing can be scored on so many cars of a split, or None.
+
+        Raises PipelineError if that was asked for in so many words.
+        """
+        if split == "oof" or cars >= FEWEST_HELD_OUT:
+            return None
+        held_out = "One car is" if cars else "No cars are"
+        reason = (
+            f"{held_out} held out of all folds, and each other car was learned by some net of an ensemble of folds: "
+            f"set folds.holdout_cars to {FEWEST_HELD_OUT} or more (8 for intervals) and run 'dvc repro', which trains anew."
+        )
+        if self.ablation.folds is not None:
+            raise PipelineError(f"ablation.folds can't be scored. {reason}")
+        return f"Fold ensembles are not scored. {reason}"
+
+    def _setting(
+        self,
+        split: Split,
+        models: Sequence[str],
+        folds: Sequence[int],
+        views: Sequence[str],
+        merge: MergeName,
+        weights: Mapping[str, int],
+        threshold: float,
+    ) -> Setting:
+        """Return the normal form: sets in the order of what is active, and one net, which merges with nothing."""
+        models = sorted(models, key=self.models.index)
+        numbers = [weights.get(model, 1) for model in models]
+        common = gcd(*numbers)
+        setting = Setting(
+            models=tuple(models),
+            folds=tuple(sorted(folds, key=self.folds.index)),
+            views=tuple(sorted(views, key=self.predicted[split].index)),
+            merge=merge,
+            weights=tuple(number // common for number in numbers),
+            threshold=threshold,
+        )
+        return setting if len(setting.nets) > 1 else replace(setting, merge="probability")
+
+    def _fold_sets(self, split: Split) -> Sequence[tuple[int, ...]]:
+        return [()] if split == "oof" else self.ablation.folds or alone_and_together(self.folds)
+
+
+def alone_and_together(items: Sequence[T]) -> list[tuple[T, ...]]:
+    """Return each item by itself, and the first two, three and so on together."""
+    return [*((item,) for item in items), *(tuple(items[:size]) for size in range(2, len(items) + 1))]
+
+
+def _subsets(folds: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Return the subsets of a size; of very many, some that are evenly spaced."""
+    subsets = list(combinations(folds, size))
+    return subsets[:: -(-len(subsets) // _SUBSETS_OF_A_SIZE)]

@@ -1,0 +1,84 @@
+"""What the nets that never saw a car say about some of its images: the mask of all, the masks of each, their doubt."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.ensembling.evaluation import Net, merge_of
+from pipeline.ensembling.maps import FULL, LevelMap, MapStore
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """Of one image, at (1280, 1918)."""
+
+    image_id: str
+    mask_HW: Mask
+    """Merged as the settings say, from the nets of theirs among those that may speak."""
+    nets: Mapping[str, Mask]
+    """The mask of each net that may speak by itself, by ``model/fold``."""
+    doubt_HW: NDArray[np.uint8]
+    """Where the nets part: 0 where all say the same, 255 where half say otherwise.
+
+    Of a single net how near it is to undecided: 0 certain, 255 in the middle.
+    """
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Of the active nets, merged by the settings of the ensemble."""
+
+    settings: EnsembleSettings
+    views: Sequence[str]
+    models: Sequence[str]
+    folds: Sequence[int]
+    nets: Sequence[Net]
+    """Of the ensemble."""
+    store: Callable[[str, str, int], MapStore]
+    """Maps by split, model and fold."""
+
+    def of(self, split: str, image_ids: Collection[str]) -> Iterator[Opinion]:
+        """Yield the opinion on each of some images of ``oof`` or ``holdout``, those of a fold together.
+
+        Of validation cars only the nets of their fold may speak; of held-out cars all may.
+        """
+        wanted = set(image_ids)
+        if split == "holdout":
+            yield from self._of_group(split, wanted, [(m, f) for m in self.models for f in self.folds], self.nets)
+            return
+        merged = list(dict.fromkeys(model for model, _ in self.nets))
+        for fold in self.folds:
+            nets = [(model, fold) for model in self.models]
+            yield from self._of_group(split, wanted, nets, [(model, fold) for model in merged])
+
+    def _of_group(self, split: str, wanted: set[str], speak: Sequence[Net], merged: Sequence[Net]) -> Iterator[Opinion]:
+        if not wanted:
+            return
+        count = len(self.views)
+        merge = merge_of(self.settings, merged, count)
+        alone = merge_of(self.settings, speak[:1], count)
+        for maps in zip(*(self.store(split, *net).of_images(wanted, self.views) for net in speak), strict=True):
+            by_net = dict(zip(speak, maps, strict=True))
+            masks = {f"{model}/{fold}": alone.mask([by_net[model, fold]]) for model, fold in speak}
+            yield Opinion(
+                maps[0].image_id,
+                merge.mask([by_net[net] for net in merged]),
+                masks,
+                _doubt(list(masks.values())) if len(maps) > 1 else _undecided(maps[0]),
+            )
+
+
+def _doubt(masks: Sequence[Mask]) -> NDArray[np.uint8]:
+    car_HW = np.sum(masks, axis=0, dtype=np.uint16)
+    fewer_HW = np.minimum(car_HW, len(masks) - car_HW)
+    return (fewer_HW * (255 // (len(masks) // 2))).astype(np.uint8)
+
+
+def _undecided(level_map: LevelMap) -> NDArray[np.uint8]:
+    probability_HW = level_map.raster() / np.float32(FULL * level_map.count)
+    return np.asarray(np.rint(255 * (1 - np.abs(2 * probability_HW - 1))), np.uint8)

@@ -1,0 +1,198 @@
+"""What a trial of settings shows, and what it doesn't: differences with intervals, cost, and choices made honestly."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.competition.interval import FEWEST_CARS, intervals
+from pipeline.ensembling.ablation import Trial
+from pipeline.ensembling.grid import Net, Setting, Split
+
+COLUMNS = (
+    *(
+        "split",
+        "models",
+        "folds",
+        "views",
+        "merge",
+        "weights",
+        "threshold",
+        "current",
+        "dice",
+        "difference",
+        "low",
+        "high",
+    ),
+    *("better", "worse", "images", "cars", "passes", "seconds", "disk_bytes", "front", "kind"),
+)
+"""Of reports/ablation.csv."""
+
+_GROUPS = 10
+"""Parts that cars are dealt to, so that each is scored by a choice made on the others."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A trial, weighed. The first setting is the current one; all means are over images, as Kaggle's."""
+
+    split: Split
+    trial: Trial
+    seconds: Mapping[tuple[Net, str], float]
+    """Measured seconds an image, by net and view; some may be missing."""
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row a setting, as ``COLUMNS`` name it, the current one first."""
+        dice_SI, settings = self.trial.dice_SI, self.trial.settings
+        bounds_S2 = self._intervals(self._sums_CS - self._sums_CS[:, :1])
+        table = pd.DataFrame([setting.row() for setting in settings]).assign(
+            split=self.split,
+            current=[index == 0 for index in range(len(settings))],
+            dice=self._mean_S,
+            difference=self._mean_S - self._mean_S[0],
+            low=bounds_S2[:, 0],
+            high=bounds_S2[:, 1],
+            better=(dice_SI > dice_SI[0]).sum(axis=1),
+            worse=(dice_SI < dice_SI[0]).sum(axis=1),
+            images=dice_SI.shape[1],
+            cars=len(self._images_C),
+            passes=[setting.passes for setting in settings],
+            seconds=[_total(setting, self.seconds) for setting in settings],
+            disk_bytes=[_total(setting, self.trial.map_bytes) for setting in settings],
+            kind=[setting.kind for setting in settings],
+        )
+        return table.assign(front=_front(costs(table), self._mean_S))[list(COLUMNS)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the split's part of reports/ablation.json."""
+        low, high = self._intervals(self._sums_CS[:, :1])[0].tolist()
+        chosen = self.indistinguishable()
+        return {
+            "cars": len(self._images_C),
+            "images": self.trial.dice_SI.shape[1],
+            "settings": len(self.trial.settings),
+            "no_interval": self._no_interval(),
+            "current": {"dice": float(self._mean_S[0]), "low": _known(low), "high": _known(high)},
+            "best": self._row(self.best),
+            "indistinguishable": None if chosen is None else len(chosen),
+            "cheapest": None if chosen is None else self._row(self.cheapest(chosen)),
+            "selection": self.selection(),
+        }
+
+    @property
+    def best(self) -> int:
+        """The setting of the highest mean Dice; the current one, where that is as high."""
+        return int(self._mean_S.argmax())
+
+    def indistinguishable(self) -> NDArray[np.int64] | None:
+        """Return the settings whose paired difference from the best may be 0, or None where no interval can tell."""
+        if self._no_interval():
+            return None
+        bounds_S2 = self._intervals(self._sums_CS - self._sums_CS[:, [self.best]])
+        return np.flatnonzero(bounds_S2[:, 1] >= 0)
+
+    def cheapest(self, chosen: NDArray[np.int64]) -> int:
+        """Return the cheapest of some settings; of equally cheap ones the current one, else that of the highest Dice.
+
+        What can't be told apart is no reason to change anything.
+        """
+        cost_S = costs(self.table)
+        return int(min(chosen, key=lambda index: (cost_S[index], index > 0, -self._mean_S[index])))
+
+    def selection(self) -> dict[str, Any] | None:
+        """Return what choosing the highest Dice gives, read off the cars that chose, and off others.
+
+        Cars are dealt to groups; each is scored by what is best on all others. None for a single car.
+        """
+        cars = len(self._images_C)
+        if cars < 2:
+            return None
+        honest_C = np.empty(cars)
+        groups_C = np.arange(cars) % min(cars, _GROUPS)
+        for group in range(groups_C.max() + 1):
+            scored_C = groups_C == group
+            chosen = (self._sums_CS[~scored_C].sum(axis=0) / self._images_C[~scored_C].sum()).argmax()
+            honest_C[scored_C] = self._sums_CS[scored_C, chosen]
+        difference_C1 = (honest_C - self._sums_CS[:, 0])[:, None]
+        low, high = self._intervals(difference_C1)[0].tolist()
+        images = self._images_C.sum()
+        return {
+            "groups": int(groups_C.max()) + 1,
+            "optimistic": float(self._mean_S.max()),
+            "honest": float(honest_C.sum() / images),
+            "difference": float(difference_C1.sum() / images),
+            "low": _known(low),
+            "high": _known(high),
+        }
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return {str(name): _known(value) for name, value in self.table.iloc[index].to_dict().items()}
+
+    def _no_interval(self) -> str | None:
+        cars = len(self._images_C)
+        if cars >= FEWEST_CARS:
+            return None
+        return (
+            f"{cars} car{'' if cars == 1 else 's'} can't tell how sure a difference is: intervals are shown from "
+            f"{FEWEST_CARS} cars on."
+        )
+
+    def _intervals(self, sums_CK: NDArray[np.float64]) -> NDArray[np.float64]:
+        return intervals(sums_CK, self._images_C)
+
+    @cached_property
+    def _mean_S(self) -> NDArray[np.float64]:
+        return np.asarray(self.trial.dice_SI.mean(axis=1))
+
+    @cached_property
+    def _cars(self) -> tuple[NDArray[np.intp], int]:
+        codes, names = pd.factorize(self.trial.images["car"], sort=True)
+        return codes, len(names)
+
+    @cached_property
+    def _images_C(self) -> NDArray[np.int64]:
+        return np.bincount(self._cars[0], minlength=self._cars[1])
+
+    @cached_property
+    def _sums_CS(self) -> NDArray[np.float64]:
+        codes_I, cars = self._cars
+        belongs_CI = (np.arange(cars)[:, None] == codes_I).astype(np.float64)
+        return np.asarray(belongs_CI @ self.trial.dice_SI.T)
+
+
+def costs(table: pd.DataFrame) -> NDArray[np.float64]:
+    """Return what each setting of a table costs an image: seconds, or forward passes where some were not timed."""
+    return table["passes" if table["seconds"].isna().any() else "seconds"].to_numpy(np.float64)
+
+
+def _front(cost_S: NDArray[np.float64], dice_S: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which settings no other beats: in Dice at no higher cost, or in cost at no lower Dice."""
+    front_S = np.zeros(len(dice_S), np.bool_)
+    highest = -math.inf
+    for index in np.lexsort((np.arange(len(dice_S)), -dice_S, cost_S)):
+        front_S[index] = dice_S[index] > highest
+        highest = max(highest, dice_S[index])
+    return front_S
+
+
+def _total(setting: Setting, parts: Mapping[tuple[Net, str], float]) -> float:
+    keys = [(net, view) for net in setting.nets for view in setting.views]
+    return round(sum(parts.get(key, math.nan) for key in keys), 9)
+
+
+def _known(value: Any) -> Any:
+    """Return a cell as JSON has it: no NaN, and Python's own kinds of numbers."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def best_settings(verdict: Verdict, wanted: int) -> Sequence[Setting]:
+    """Return the settings of the highest Dice, best first, without the current one."""
+    order = np.lexsort((np.arange(len(verdict.trial.settings)), -verdict.table["dice"].to_numpy()))
+    return [verdict.trial.settings[index] for index in order if index != 0][:wanted]
