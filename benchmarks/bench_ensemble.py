@@ -16,6 +16,7 @@ from pipeline.data.source import Source
 from pipeline.ensembling.ensemble import Merge
 from pipeline.ensembling.maps import MapStore, ShardWriter, shard_name, sum_views, write_index
 from pipeline.ensembling.parts import compress_part
+from pipeline.ensembling.postprocess import Decision
 from pipeline.ensembling.submission import shard_rows
 
 FOLDS = 5
@@ -33,8 +34,8 @@ class Ours:
         return [MapStore(self.folder / str(fold)) for fold in range(FOLDS)]
 
     def rows(self) -> bytes:
-        merge = Merge("probability", 0.5, (self.views,) * FOLDS, (1,) * FOLDS)
-        return "".join(f"{row}\n" for row in shard_rows(self.stores, merge, str, 0)).encode()
+        decision = Decision(Merge("probability", 0.5, (self.views,) * FOLDS, (1,) * FOLDS))
+        return "".join(f"{row}\n" for row in shard_rows(self.stores, decision, str, 0)).encode()
 
     def __call__(self) -> None:
         compress_part(self.rows())

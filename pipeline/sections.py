@@ -20,5 +20,8 @@ def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+Unique = Annotated[tuple[T, ...], AfterValidator(_no_repeats)]
+"""Values, none twice."""
+
 Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_no_repeats)]
 """At least one value, none twice."""

@@ -20,6 +20,7 @@ from pipeline.ensembling.counting import Counter
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.ensembling.grid import OWN, AblationSettings, Choices, Net, Setting, Split
 from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, shard_name, sum_maps, write_index
+from pipeline.ensembling.postprocess import Decision
 from pipeline.ensembling.timing import TIMING, Timing, write_timing
 from pipeline.ensembling.undecided import Stack
 from pipeline.ensembling.verdict import COLUMNS, Verdict
@@ -73,9 +74,9 @@ class TestCounting:
         maps, true_HW = drawn(seed)
         grid = [*choices().grid("holdout"), *choices().fold_subsets()]
         stack = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
-        pixels = stack.undecided()
-        counted = Counter(grid, NETS, VIEWS).count(pixels)
-        dice = Counter(grid, NETS, VIEWS).dice(pixels)
+        counter = Counter(grid, NETS, VIEWS)
+        pixels = stack.undecided(counter.bounds)
+        counted, dice = counter.count(pixels), counter.dice(pixels)
         for setting, (both, own), score in zip(grid, counted.tolist(), dice.tolist(), strict=True):
             expected = brute_force(setting, maps, true_HW)
             assert (both, own, pixels.total_true) == expected[:3], setting
@@ -90,17 +91,25 @@ class TestCounting:
             stack = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
             grid = choices().grid("holdout")
             expected = brute_force(grid[0], maps, true_HW)
-            assert (Counter(grid, NETS, VIEWS).dice(stack.undecided()) == expected.dice).all()
+            counter = Counter(grid, NETS, VIEWS)
+            assert (counter.dice(stack.undecided(counter.bounds)) == expected.dice).all()
             assert stack.suspicion().pixels == (whole.size if (level == 255) != true_HW.any() else 0)
 
-    def test_few_pixels_are_looked_at(self) -> None:
-        maps, true_HW = drawn(0)
-        pixels = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW).undecided()
-        certain = [
-            {int(maps[net, view].raster(*SIZE)[place]) for net, view in product(NETS, VIEWS)} in ({0}, {255})
-            for place in np.ndindex(SIZE)
-        ]
-        assert pixels.levels_NVU.shape == (len(NETS), len(VIEWS), true_HW.size - sum(certain))
+    @pytest.mark.parametrize("thresholds", [(0.5,), (0.3, 0.7), (0.0005, 0.999), (0.4,), (0.5, 0.2)])
+    def test_as_few_pixels_are_looked_at_as_the_thresholds_allow(self, thresholds: tuple[float, ...]) -> None:
+        maps, true_HW = drawn(1)
+        stack = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
+        grid = choices(
+            ablation=AblationSettings(threshold=thresholds), ensemble=EnsembleSettings(threshold=thresholds[0])
+        ).grid("holdout")
+        counter = Counter(grid, NETS, VIEWS)
+        pixels = stack.undecided(counter.bounds)
+        for setting, (both, own) in zip(grid, counter.count(pixels).tolist(), strict=True):
+            assert (both, own, pixels.total_true) == brute_force(setting, maps, true_HW)[:3], setting
+        rasters = np.stack([level_map.raster(*SIZE) for level_map in maps.values()])
+        low, high = (np.ceil(np.round(255 * t, 9)) for t in (min(thresholds), max(thresholds)))
+        sure = (rasters <= max(0, low - 2)).all(axis=0) | (rasters >= high).all(axis=0)
+        assert pixels.levels_NVU.shape == (len(NETS), len(VIEWS), true_HW.size - np.count_nonzero(sure))
 
 
 class TestSuspicion:
@@ -314,7 +323,10 @@ class Stored:
         ]
 
     def comparison(self, **changes: Any) -> Comparison:
-        return Comparison(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__)
+        return Comparison(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__, self.photo)
+
+    def photo(self, image_id: str) -> NDArray[np.uint8]:
+        return np.repeat(self.masks[image_id][..., None] * np.uint8(200), 3, axis=2)
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +364,39 @@ class TestComparison:
         }
         assert doubts["nets"].tolist() == [2, 2, 2, 6, 6, 6, 6]
         assert (doubts["disagreement"] > 0).all()
+
+    def test_steps_after_the_merge(self, stored: Stored) -> None:
+        steps = ((), ("edges",), ("largest", "filled"))
+        ablation = AblationSettings(postprocess=steps, postprocess_best=1, threshold=(0.4, 0.5))
+        findings = stored.comparison(ablation=ablation).run()
+        table = pd.concat(findings.postprocess, ignore_index=True)
+        holdout = table[table["split"] == "holdout"]
+        assert holdout["postprocess"].tolist() == ["none", "edges", "largest filled"] * 2
+        grid = pd.concat(findings.settings).query("split == 'holdout'")
+        assert holdout["dice"].iloc[0] == pytest.approx(grid["dice"].iloc[0])
+        assert holdout["dice"].iloc[3] == pytest.approx(grid["dice"].max())
+        for number, step in enumerate(steps):
+            decision = Decision(choices().current("holdout").merger, step, stored.photo)
+            dice = [
+                count(
+                    decision.mask([sum_maps([stored.maps[i][net, view] for view in VIEWS[:2]]) for net in NETS]),
+                    stored.masks[i],
+                ).dice
+                for i in stored.held_out
+            ]
+            assert holdout["dice"].iloc[number] == pytest.approx(np.mean(dice))
+        assert holdout["dice"].nunique() > 3
+
+    def test_the_steps_of_the_submission_are_what_others_are_held_against(self, stored: Stored) -> None:
+        ensemble = EnsembleSettings(postprocess=("largest",))
+        table = pd.concat(stored.comparison(ensemble=ensemble).run().postprocess).query("split == 'oof'")
+        assert table["postprocess"].tolist()[:4] == ["largest", "none", "filled", "edges"]
+        assert table["current"].tolist() == [True] + [False] * (len(table) - 1)
+        assert table["difference"].iloc[0] == 0
+
+    def test_no_steps(self, stored: Stored) -> None:
+        findings = stored.comparison(ablation=AblationSettings(postprocess=(), threshold=(0.5,))).run()
+        assert pd.concat(findings.postprocess).empty
 
     def test_without_held_out_cars_folds_are_not_scored(self, stored: Stored) -> None:
         findings = replace(stored.comparison(), held_out=0).run()

@@ -23,6 +23,7 @@ from pipeline.ensembling.evaluation import Evaluation
 from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, read_shard, sum_maps, sum_views
 from pipeline.ensembling.parts import compress_part, join_parts
+from pipeline.ensembling.postprocess import Decision, no_photograph
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
 from pipeline.ensembling.timing import Laps, Timing, total
 from pipeline.errors import CorruptFileError, PipelineError
@@ -320,7 +321,7 @@ def fallback(image_id: str) -> str:
 
 
 class TestSubmission:
-    merge = Merge("probability", 0.5, (2, 2), (1, 1))
+    decision = Decision(Merge("probability", 0.5, (2, 2), (1, 1)))
 
     def expected(self, image_id: str) -> str:
         if image_id == IDS[2]:
@@ -331,7 +332,7 @@ class TestSubmission:
     def test_every_image_has_its_row(self, nets: Nets, tmp_path: Path) -> None:
         target = tmp_path / "out.csv.gz"
         (tmp_path / "work").mkdir()
-        write_submission([nets.store(0), nets.store(1)], self.merge, fallback, tmp_path / "work", target)
+        write_submission([nets.store(0), nets.store(1)], self.decision, fallback, tmp_path / "work", target)
         assert check(target, IDS).rows == len(IDS)
         assert {image_id: text for _, image_id, text in rows(target)} == {i: self.expected(i) for i in IDS}
 
@@ -346,10 +347,10 @@ class TestSubmission:
 
         (tmp_path / "work").mkdir()
         stores = [first, nets.store(1)]
-        write_submission(stores, self.merge, fallback, tmp_path / "work", tmp_path / "a.gz")
+        write_submission(stores, self.decision, fallback, tmp_path / "work", tmp_path / "a.gz")
         parts = sorted((tmp_path / "work").iterdir())
         parts[0].unlink()
-        write_submission(stores, self.merge, fallback, tmp_path / "work", tmp_path / "b.gz")
+        write_submission(stores, self.decision, fallback, tmp_path / "work", tmp_path / "b.gz")
         assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
     def test_nets_that_disagree_are_named(self, nets: Nets, tmp_path: Path) -> None:
@@ -358,17 +359,17 @@ class TestSubmission:
         with pytest.raises(
             PipelineError, match=r"hold maps of different images: run 'rm -r .resume/predict', 'dvc repro --single"
         ):
-            write_submission([nets.store(0), other], self.merge, fallback, tmp_path, tmp_path / "x.gz")
+            write_submission([nets.store(0), other], self.decision, fallback, tmp_path, tmp_path / "x.gz")
         other.image_ids, other.unreadable = IDS, {}
         with pytest.raises(PipelineError, match="hold maps of different images"):
-            write_submission([nets.store(0), other], self.merge, fallback, tmp_path, tmp_path / "x.gz")
+            write_submission([nets.store(0), other], self.decision, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_maps_in_another_order_are_never_merged(self, nets: Nets, tmp_path: Path) -> None:
         stores = [nets.store(0), nets.store(1)]
         for store in stores:
             store.image_ids = [IDS[1], IDS[0], *IDS[2:]]
         with pytest.raises(PipelineError, match=f"The maps of {IDS[1]} are missing or out of order"):
-            write_submission(stores, self.merge, fallback, tmp_path, tmp_path / "x.gz")
+            write_submission(stores, self.decision, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_the_mean_mask_of_an_angle(self) -> None:
         def mask(image_id: str) -> NDArray[np.uint8]:
@@ -418,6 +419,7 @@ class TestEvaluation:
             nets=both,
             store=store,
             true_mask=self.truth,
+            image=no_photograph,
         )
         return replace(whole, **changes)
 

@@ -107,6 +107,7 @@ class TestSubmit:
             "merge": "probability",
             "weights": {"a": 2},
             "threshold": 0.5,
+            "postprocess": ["edges", "largest"],
         }
         (project / "submissions" / "submission.json").write_text(json.dumps(described))
         send("flip, two nets", wait=True)
@@ -126,7 +127,7 @@ class TestSubmit:
             "dvc_lock_sha256": hashlib.sha256((project / "dvc.lock").read_bytes()).hexdigest(),
             "nets": "a/0 b/0",
             "views": "identity hflip",
-            "merge": "probability",
+            "merge": "probability + edges + largest",
             "weights": '{"a": 2}',
             "threshold": "0.5",
             "error": "",

@@ -69,6 +69,9 @@ class TestRepro:
             assert (done.folder / "reports" / name).read_bytes().startswith(b"\xff\xd8")
         curves = pd.read_csv(done.folder / "reports/curves.csv")
         assert curves.groupby("net")["epoch"].max().to_dict() == {"small/0": 3, "small/1": 3}
+        assert metrics["ablation"]["oof"]["current"] == pytest.approx(metrics["oof"]["small"]["dice"], abs=2e-6)
+        html = (done.folder / "reports/index.html").read_text(encoding="utf-8")
+        assert html.count('src="data:image/jpeg;base64,') >= 12, "two images of each of three cars, each twice"
 
     def test_no_car_was_scored_by_a_net_that_learned_it(self, done: Project) -> None:
         folds = pd.read_csv(done.folder / "folds/folds.csv").set_index("car")["fold"]
@@ -92,7 +95,7 @@ class TestRepro:
     @pytest.mark.parametrize(
         ("key", "value", "stages"),
         [
-            ("ensemble.threshold", 0.4, {"evaluate", "ensemble"}),
+            ("ensemble.threshold", 0.4, {"evaluate", "ensemble", "ablate", "report"}),
             ("models.specs.small.dropout", 0.1, {"train@small-0", "train@small-1"}),
             ("models.specs.classic.dropout", 0.1, set()),
             ("predict.views.oof", ["identity", "hflip", "scale:0.75"], {"predict@small-0-oof", "predict@small-1-oof"}),
@@ -108,6 +111,20 @@ class TestRepro:
             assert done.changed() == stages
         finally:
             done.git("checkout", "params.yaml")
+
+    def test_masks_are_post_processed_for_scores_and_submission(self, done: Project, tiny_sample: Path) -> None:
+        before = done.read("reports/evaluation.json")["oof"]["small"]["dice"]
+        done.put({"ensemble.postprocess": ["filled", "largest", "edges"]})
+        try:
+            done.repro("ensemble")
+            described = done.read("submissions/submission.json")
+            assert described["postprocess"] == ["edges", "largest", "filled"]
+            truth = score(done.folder / "submissions/submission.csv.gz", tiny_sample / "truth.csv")
+            assert described["test"]["dice"] == pytest.approx(truth.mean)
+            assert described["own_dice"]["oof"]["small"] != before
+        finally:
+            done.git("checkout", "params.yaml", "dvc.lock")
+            done.run("dvc", "checkout", "evaluate", "ensemble")
 
     def test_a_temporary_experiment_finds_data_and_state(self, done: Project) -> None:
         printed = done.run("dvc", "exp", "run", "--temp", "--set-param", "ensemble.threshold=0.45", "--name", "t45")

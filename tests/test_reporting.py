@@ -82,12 +82,21 @@ class TestSummary:
 
     def test_what_is_known_is_told(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": {}}
-        assert metrics(evaluation, self.submission) == {"oof": {"small": self.scores | {"dice": 0.987654}}}
+        nothing = {split: {"refused": "too few cars"} for split in ("oof", "holdout")}
+        assert metrics(evaluation, self.submission, nothing) == {"oof": {"small": self.scores | {"dice": 0.987654}}}
         told = summary(evaluation, self.submission)
         assert "out of fold, small   0.98765  0.97000  0.99000" in told
         assert "held-out" not in told and "test cars" not in told
-        known = metrics(evaluation | {"holdout": self.scores}, self.submission | {"test": {"dice": 0.5}})
+        known = metrics(evaluation | {"holdout": self.scores}, self.submission | {"test": {"dice": 0.5}}, nothing)
         assert (known["holdout"]["dice"], known["test"]["dice"]) == (0.987654, 0.5)
+
+    def test_the_ablation_is_told_where_it_was_not_refused(self) -> None:
+        compared = {"current": {"dice": 0.9912345678}, "best": {"dice": 0.992}, "selection": {"honest": 0.9915}}
+        ablation = {"oof": compared, "holdout": {"refused": "too few cars"}}
+        found = metrics({"oof": {"small": self.scores}}, self.submission, ablation)["ablation"]
+        assert found == {"oof": {"current": 0.991235, "best": 0.992, "honest": 0.9915}}
+        alone = metrics({"oof": {}}, self.submission, ablation | {"oof": compared | {"selection": None}})
+        assert alone["ablation"]["oof"] == {"current": 0.991235, "best": 0.992}
 
     def test_images_left_out_and_replaced_are_named(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": dict.fromkeys(IDS[:5], "torn")}

@@ -2,7 +2,7 @@
 
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -50,6 +50,11 @@ class Panel:
             if fault:
                 raise PipelineError(f"{store.folder} {fault}: 'dvc repro predict' makes its maps anew.")
 
+    def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[PackedMap]]]:
+        """Yield the stored maps of each image, or of some, by net and view."""
+        for number in range(self.stores[0].shard_count()):
+            yield from map(list, zip(*(store.packed(number, image_ids) for store in self.stores), strict=True))
+
     def seconds(self) -> dict[tuple[Net, str], float]:
         """Return the measured seconds an image, by net and view, as far as they are known."""
         timings = ((net, store.timing()) for net, store in zip(self.nets, self.stores, strict=True))
@@ -82,7 +87,7 @@ def try_settings(
     def look(packed_NV: Sequence[Sequence[PackedMap]]) -> tuple[dict[str, Any], NDArray[np.float64]]:
         image_id = packed_NV[0][0].image_id
         stack = Stack.of([[packed.unpack() for packed in of_net] for of_net in packed_NV], true_mask(image_id))
-        pixels = stack.undecided()
+        pixels = stack.undecided(counter.bounds)
         car, angle = split_id(image_id)
         row = {"image_id": image_id, "car": car, "angle": angle, "nets": len(packed_NV)}
         row["disagreement"] = _disagreement(pixels, current, settings[0].threshold)
@@ -93,7 +98,7 @@ def try_settings(
     dice: list[NDArray[np.float64]] = []
     tally: Tally[tuple[Net, str]] = Tally()
     with tqdm(total=sum(len(panel.stores[0].image_ids) for panel in panels), desc=words, unit="image") as bar:
-        for row, dice_S in _side_by_side(look, _read(panels, tally)):
+        for row, dice_S in side_by_side(look, _read(panels, tally)):
             rows.append(row)
             dice.append(dice_S)
             bar.update()
@@ -104,11 +109,10 @@ def try_settings(
 def _read(panels: Sequence[Panel], sizes: Tally[tuple[Net, str]]) -> Iterator[list[list[PackedMap]]]:
     """Yield the maps of each image, by net and view, and count their bytes."""
     for panel in panels:
-        for number in range(panel.stores[0].shard_count()):
-            for packed_NV in zip(*(store.packed(number) for store in panel.stores), strict=True):
-                for net, of_net in zip(panel.nets, packed_NV, strict=True):
-                    sizes.update({(net, packed.view): packed.bytes for packed in of_net})
-                yield list(packed_NV)
+        for packed_NV in panel.read():
+            for net, of_net in zip(panel.nets, packed_NV, strict=True):
+                sizes.update({(net, packed.view): packed.bytes for packed in of_net})
+            yield packed_NV
 
 
 def _disagreement(pixels: Undecided, views: Sequence[int], threshold: float) -> int:
@@ -119,7 +123,7 @@ def _disagreement(pixels: Undecided, views: Sequence[int], threshold: float) -> 
     return int(np.count_nonzero(masks_NU.min(axis=0) != masks_NU.max(axis=0)))
 
 
-def _side_by_side(work: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
+def side_by_side(work: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
     """Yield the results in order, computed on all cores; few items wait at a time, since maps are large."""
     with ThreadPoolExecutor(cores()) as pool:
         running: deque[Future[T]] = deque()

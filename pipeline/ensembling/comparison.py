@@ -7,11 +7,14 @@ from typing import Any
 import pandas as pd
 
 from pipeline.ensembling.ablation import Panel, Trial, try_settings
+from pipeline.ensembling.finishing import Finishing, try_steps
 from pipeline.ensembling.grid import SPLITS, Choices, Net, Setting, Split
+from pipeline.ensembling.postprocess import Photo
 from pipeline.ensembling.scoring import TrueMask
-from pipeline.ensembling.verdict import COLUMNS, Verdict
+from pipeline.ensembling.verdict import COLUMNS, Verdict, best_settings
 
 _WORTH = ("models", "count", "folds", "dice")
+_POSTPROCESS = [*(name for name in COLUMNS if name != "front"), "postprocess"]
 _DOUBTS = (
     *("split", "image_id", "car", "angle", "dice", "nets", "disagreement", "suspect"),
     *("top", "left", "height", "width"),
@@ -25,6 +28,7 @@ class Findings:
     facts: dict[str, Any] = field(default_factory=dict)
     """Summary of each split, or why it was refused, and what there was to choose from."""
     settings: list[pd.DataFrame] = field(default_factory=lambda: [pd.DataFrame(columns=list(COLUMNS))])
+    postprocess: list[pd.DataFrame] = field(default_factory=lambda: [pd.DataFrame(columns=_POSTPROCESS)])
     fold_worth: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(_WORTH)))
     doubts: list[pd.DataFrame] = field(default_factory=lambda: [pd.DataFrame(columns=list(_DOUBTS))])
 
@@ -39,6 +43,8 @@ class Comparison:
     panels: Callable[[Split], Sequence[Panel]]
     """Maps of a split, checked."""
     true_mask: TrueMask
+    photo: Photo
+    """Asked for by steps that look at photographs."""
 
     def run(self) -> Findings:
         """Score all that can be scored; raises PipelineError for what was asked for and can't be."""
@@ -60,8 +66,21 @@ class Comparison:
         findings.facts[split] = verdict.summary()
         findings.settings.append(verdict.table)
         findings.doubts.append(trial.images.assign(split=split, dice=trial.dice_SI[0])[list(_DOUBTS)])
+        findings.postprocess.append(self._finished(split, panels, verdict))
         if subsets:
             findings.fold_worth = _fold_worth(trial, subsets)
+
+    def _finished(self, split: Split, panels: Sequence[Panel], verdict: Verdict) -> pd.DataFrame:
+        """Return the rows of the current and the best settings with each list of steps, as they are now first."""
+        ablation, now = self.choices.ablation, self.choices.ensemble.postprocess
+        settings = [verdict.trial.settings[0], *best_settings(verdict, ablation.postprocess_best)]
+        tried = [Finishing(setting, steps) for setting in settings for steps in ablation.postprocess]
+        if not tried:
+            return pd.DataFrame(columns=_POSTPROCESS)
+        tried = list(dict.fromkeys([Finishing(settings[0], now), *tried]))
+        trial = try_steps(panels, verdict.trial, tried, self.true_mask, self.photo, f"Post-processing {split}")
+        table = replace(verdict, trial=trial).table.drop(columns="front")
+        return table.assign(postprocess=[" ".join(f.steps) or "none" for f in tried])
 
 
 def _fold_worth(trial: Trial, subsets: Sequence[Setting]) -> pd.DataFrame:

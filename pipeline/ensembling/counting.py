@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.ensembling.ensemble import Levels, Table, look_up, smallest_dtype, table_of
 from pipeline.ensembling.grid import Net, Setting
-from pipeline.ensembling.undecided import Undecided
+from pipeline.ensembling.undecided import Bounds, Undecided
 
 _PIXELS_AT_ONCE = 1 << 15
 """What a walk holds in memory stays in a processor's cache."""
@@ -50,6 +50,7 @@ class Counter:
     """Counts the pixels of settings, which all take their nets and views from the same lists."""
 
     def __init__(self, settings: Sequence[Setting], nets: Sequence[Net], views: Sequence[str]) -> None:
+        self.bounds = Bounds.of({setting.threshold for setting in settings})
         self._count = len(settings)
         net_index = {net: index for index, net in enumerate(nets)}
         view_index = {view: index for index, view in enumerate(views)}

@@ -9,23 +9,34 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, lcm
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.ensembling.maps import FULL, LevelMap
-from pipeline.sections import Distinct, Section
+from pipeline.sections import Distinct, Section, Unique
 
 ENSEMBLE = "ensemble"
 """Name, among models, of several merged."""
 
 MergeName = Literal["probability", "logit", "vote"]
 
-_LOGIT_SCALE = 1 << 12
-"""Whole numbers a unit of logit: finer than what a step of level, at least 1/64, can tell."""
+PostStep = Literal["edges", "largest", "filled"]
+"""A step between merged maps and the mask that is scored and submitted: see ``postprocess.py``."""
+
+_LOGIT_SCALE = 1 << 16
+"""Whole numbers a unit of logit: a thousand for each step of level, so that a single net decides as its levels do."""
+
+
+def _in_order(steps: tuple[PostStep, ...]) -> tuple[PostStep, ...]:
+    return tuple(step for step in get_args(PostStep) if step in steps)
+
+
+Steps = Annotated[Unique[PostStep], AfterValidator(_in_order)]
+"""Steps after the merge, always kept and done in the order edges, largest, filled, whatever the order given."""
 
 
 class EnsembleSettings(Section):
@@ -46,6 +57,21 @@ class EnsembleSettings(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Probability from which on a pixel is car."""
 
+    postprocess: Steps = ()
+    """What follows the merge."""
+
+
+@dataclass(frozen=True)
+class Soft:
+    """A merged image before it is cut into car and not: a box of the raster, outside of which nothing is car."""
+
+    box: tuple[slice, slice]
+    """Rows and columns of the raster."""
+    margin_HW: NDArray[np.float32]
+    """How far the weighted sum is above the least that is car, in parts of the highest: -1 to 1, car from 0 on."""
+    open_HW: NDArray[np.bool_]
+    """Where the sum is neither 0 nor the highest: some net is undecided, or nets differ."""
+
 
 @dataclass(frozen=True)
 class Merge:
@@ -61,19 +87,38 @@ class Merge:
 
     def mask(self, maps: Sequence[LevelMap], height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.bool_]:
         """Return the mask (height, width) of one image from one map of every net, in the order of ``counts``."""
+        box, total_HW = self._total(maps, 0, height, width)
+        mask_HW = np.zeros((height, width), np.bool_)
+        np.greater_equal(total_HW, self.least, out=mask_HW[box])
+        return mask_HW
+
+    def soft(self, maps: Sequence[LevelMap], around: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Soft:
+        """Return what ``mask`` cuts, with ``around`` pixels more on each side, as far as the raster goes.
+
+        The sign is exact: the mask is where the margin is not negative.
+        """
+        box, total_HW = self._total(maps, around, height, width)
+        margin_HW = np.subtract(total_HW, float(self.least), dtype=np.float64) / self._highest
+        return Soft(box, margin_HW.astype(np.float32), (total_HW > 0) & (total_HW < self._highest))
+
+    def _total(
+        self, maps: Sequence[LevelMap], around: int, height: int, width: int
+    ) -> tuple[tuple[slice, slice], "Levels"]:
+        """Return the weighted sum of all nets, in the box that holds their maps and ``around`` pixels more.
+
+        Outside all maps every level is 0, every table says 0, and no threshold is that low.
+        """
         if tuple(m.count for m in maps) != self.counts:
             raise ValueError(f"maps of {[m.count for m in maps]} views, expected {self.counts}")
-        mask_HW = np.zeros((height, width), np.bool_)
-        top, left = min(m.top for m in maps), min(m.left for m in maps)
-        bottom, right = max(m.box[0].stop for m in maps), max(m.box[1].stop for m in maps)
-        # Outside all boxes every level is 0, every table says 0, and no threshold is that low.
+        top, left = max(0, min(m.top for m in maps) - around), max(0, min(m.left for m in maps) - around)
+        bottom = min(height, max(m.box[0].stop for m in maps) + around)
+        right = min(width, max(m.box[1].stop for m in maps) + around)
         total = np.zeros((bottom - top, right - left), self.dtype)
         for level_map, table, weight in zip(maps, self.tables, self.weights, strict=True):
             rows, columns = level_map.box
             part = total[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
             np.add(part, look_up(level_map.levels, table * weight, self.dtype), out=part, casting="unsafe")
-        np.greater_equal(total, self.least, out=mask_HW[top:bottom, left:right])
-        return mask_HW
+        return (slice(top, bottom), slice(left, right)), total
 
     @cached_property
     def tables(self) -> tuple["Table", ...]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings, Merge
 from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.postprocess import Decision, Photo
 from pipeline.ensembling.scoring import SCORES, TrueMask, merged, score, summarise
 
 Net = tuple[str, int]
@@ -48,6 +49,8 @@ class Evaluation:
     store: Callable[[str, str, int], MapStore]
     """Maps by split, model and fold."""
     true_mask: TrueMask
+    image: Photo
+    """Asked for where the settings post-process by photographs."""
 
     def score(self, holdout: bool) -> Scores:
         """Return the scores of every image; ``holdout`` tells whether cars are held out."""
@@ -83,22 +86,29 @@ class Evaluation:
         return list(dict.fromkeys(model for model, _ in self.nets))
 
     def _score(self, split: str, name: str, fold: int, nets: Sequence[Net]) -> pd.DataFrame:
-        stores, merge = self._prepare(split, nets)
-        rows = score(stores, merge, self.views, self.true_mask, f"Scoring {split} {name} {fold if fold >= 0 else ''}")
+        stores, decision = self._prepare(split, nets)
+        words = f"Scoring {split} {name} {fold if fold >= 0 else ''}"
+        rows = score(stores, decision, self.views, self.true_mask, words)
         return rows.assign(split=split, model=name, fold=fold)[["split", "model", "fold", *rows.columns]]
 
     def _masks(self, split: str, nets: Sequence[Net], image_ids: set[str]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        stores, merge = self._prepare(split, nets)
-        return merged(stores, merge, self.views, image_ids)
+        stores, decision = self._prepare(split, nets)
+        return merged(stores, decision, self.views, image_ids)
 
-    def _prepare(self, split: str, nets: Sequence[Net]) -> tuple[list[MapStore], Merge]:
-        return [self.store(split, *net) for net in nets], merge_of(self.settings, nets, len(self.views))
+    def _prepare(self, split: str, nets: Sequence[Net]) -> tuple[list[MapStore], Decision]:
+        decision = decision_of(self.settings, nets, len(self.views), self.image)
+        return [self.store(split, *net) for net in nets], decision
 
 
 def merge_of(settings: EnsembleSettings, nets: Sequence[Net], views: int) -> Merge:
     """Return the merge of ``nets``, each a sum of as many views."""
     weights = tuple(settings.weights.get(model, 1) for model, _ in nets)
     return Merge(settings.merge, settings.threshold, (views,) * len(nets), weights)
+
+
+def decision_of(settings: EnsembleSettings, nets: Sequence[Net], views: int, image: Photo) -> Decision:
+    """Return how maps of ``nets``, each a sum of as many views, become a mask."""
+    return Decision(merge_of(settings, nets, views), settings.postprocess, image)
 
 
 def own_dice(summary: Mapping[str, Any]) -> dict[str, Any]:

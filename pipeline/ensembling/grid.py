@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge, MergeName
+from pipeline.ensembling.ensemble import EnsembleSettings, Merge, MergeName, Steps
 from pipeline.errors import PipelineError
-from pipeline.sections import Distinct, Section
+from pipeline.sections import Distinct, Section, Unique
 
 T = TypeVar("T")
 
@@ -20,7 +20,6 @@ Split = Literal["oof", "holdout"]
 
 SPLITS: tuple[Split, ...] = ("oof", "holdout")
 
-PostStep = Literal["edges", "largest", "filled"]
 
 Net = tuple[str, int]
 """Model and fold; the fold is ``OWN`` where each image has nets of its own."""
@@ -37,7 +36,7 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 class AblationSettings(Section):
-    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.views`` hold, tried with each other.
+    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.views`` hold, each tried with each.
 
     None stands for each by itself, and the first two, three and so on together.
     """
@@ -60,7 +59,7 @@ class AblationSettings(Section):
     threshold: Distinct[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
     """Probabilities from which on a pixel is car."""
 
-    postprocess: tuple[tuple[PostStep, ...], ...] = ((), ("largest",), ("filled",), ("edges",))
+    postprocess: Unique[Steps] = ((), ("largest",), ("filled",), ("edges",))
     """Steps to try on the current and the best settings, apart from the grid; none at all: nothing is tried."""
 
     postprocess_best: Annotated[int, Field(ge=0)] = 2
@@ -191,7 +190,7 @@ class Choices:
         held_out = "One car is" if cars else "No cars are"
         reason = (
             f"{held_out} held out of all folds, and each other car was learned by some net of an ensemble of folds: "
-            f"set folds.holdout_cars to {FEWEST_HELD_OUT} or more (8 for intervals) and run 'dvc repro', which trains anew."
+            f"set folds.holdout_cars to {FEWEST_HELD_OUT} or more (8 for intervals) and run 'dvc repro', to train anew."
         )
         if self.ablation.folds is not None:
             raise PipelineError(f"ablation.folds can't be scored. {reason}")

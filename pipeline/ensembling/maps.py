@@ -241,9 +241,10 @@ class MapStore:
         """Yield the maps of a file in order of their images, then views."""
         return read_shard(self.folder / shard_name(number))
 
-    def packed(self, number: int) -> Iterator[list[PackedMap]]:
-        """Yield the maps of each image in a file, one a view, as they are stored."""
-        for _, maps in groupby(read_packed(self.folder / shard_name(number)), lambda packed: packed.image_id):
+    def packed(self, number: int, image_ids: Container[str] | None = None) -> Iterator[list[PackedMap]]:
+        """Yield the maps of each image in a file, or of some, one a view, as they are stored."""
+        rows = read_packed(self.folder / shard_name(number), image_ids)
+        for _, maps in groupby(rows, lambda packed: packed.image_id):
             yield list(maps)
 
     def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[LevelMap]:

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.evaluation import Net, merge_of
+from pipeline.ensembling.evaluation import Net, decision_of, merge_of
 from pipeline.ensembling.maps import FULL, LevelMap, MapStore
+from pipeline.ensembling.postprocess import Photo
 
 Mask = NDArray[np.bool_]
 
@@ -19,9 +20,9 @@ class Opinion:
 
     image_id: str
     mask_HW: Mask
-    """Merged as the settings say, from the nets of theirs among those that may speak."""
+    """As the settings make it of those of their nets that may speak."""
     nets: Mapping[str, Mask]
-    """The mask of each net that may speak by itself, by ``model/fold``."""
+    """The mask of each net that may speak by itself, without the steps after a merge, by ``model/fold``."""
     doubt_HW: NDArray[np.uint8]
     """Where the nets part: 0 where all say the same, 255 where half say otherwise.
 
@@ -41,6 +42,7 @@ class Opinions:
     """Of the ensemble."""
     store: Callable[[str, str, int], MapStore]
     """Maps by split, model and fold."""
+    image: Photo
 
     def of(self, split: str, image_ids: Collection[str]) -> Iterator[Opinion]:
         """Yield the opinion on each of some images of ``oof`` or ``holdout``, those of a fold together.
@@ -60,14 +62,14 @@ class Opinions:
         if not wanted:
             return
         count = len(self.views)
-        merge = merge_of(self.settings, merged, count)
+        decision = decision_of(self.settings, merged, count, self.image)
         alone = merge_of(self.settings, speak[:1], count)
         for maps in zip(*(self.store(split, *net).of_images(wanted, self.views) for net in speak), strict=True):
             by_net = dict(zip(speak, maps, strict=True))
             masks = {f"{model}/{fold}": alone.mask([by_net[model, fold]]) for model, fold in speak}
             yield Opinion(
                 maps[0].image_id,
-                merge.mask([by_net[net] for net in merged]),
+                decision.mask([by_net[net] for net in merged]),
                 masks,
                 _doubt(list(masks.values())) if len(maps) > 1 else _undecided(maps[0]),
             )

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from pipeline.competition.layout import split_id
 from pipeline.competition.metric import count
-from pipeline.ensembling.ensemble import Merge
 from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.postprocess import Decision
 
 TrueMask = Callable[[str], NDArray[np.uint8]]
 """Mask (1280, 1918) of 0 and 1, by image id."""
@@ -19,21 +19,21 @@ SCORES = ("dice", "iou", "accuracy")
 
 
 def merged(
-    stores: Sequence[MapStore], merge: Merge, views: Sequence[str], image_ids: Container[str] | None = None
+    stores: Sequence[MapStore], decision: Decision, views: Sequence[str], image_ids: Container[str] | None = None
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yield the id and mask of every image, or of some, merged from the maps of nets that all predicted it."""
     for number in range(stores[0].shard_count()):
         for maps in zip(*(store.images(number, views) for store in stores), strict=True):
             if image_ids is None or maps[0].image_id in image_ids:
-                yield maps[0].image_id, merge.mask(maps)
+                yield maps[0].image_id, decision.mask(maps)
 
 
 def score(
-    stores: Sequence[MapStore], merge: Merge, views: Sequence[str], true_mask: TrueMask, words: str
+    stores: Sequence[MapStore], decision: Decision, views: Sequence[str], true_mask: TrueMask, words: str
 ) -> pd.DataFrame:
     """Return a row an image: image_id, car, angle, dice, iou, accuracy, as Kaggle counts them at 1280 x 1918."""
     rows = []
-    masks = merged(stores, merge, views)
+    masks = merged(stores, decision, views)
     for image_id, mask_HW in tqdm(masks, desc=words, total=len(stores[0].image_ids), unit="image"):
         counts = count(mask_HW, true_mask(image_id))
         rows.append((image_id, *split_id(image_id), counts.dice, counts.iou, counts.accuracy))

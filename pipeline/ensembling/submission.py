@@ -14,9 +14,9 @@ from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH, image_name, split_id
 from pipeline.competition.submission import HEADER
 from pipeline.cores import cores
-from pipeline.ensembling.ensemble import Merge
 from pipeline.ensembling.maps import MAKE_ANEW, MapStore
 from pipeline.ensembling.parts import compress_part, join_parts
+from pipeline.ensembling.postprocess import Decision
 from pipeline.errors import PipelineError
 from pipeline.files import whole_file
 
@@ -24,7 +24,9 @@ Fallback = Callable[[str], str]
 """Run-length code for an image that can't be read, by its id."""
 
 
-def write_submission(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, work: Path, target: Path) -> None:
+def write_submission(
+    stores: Sequence[MapStore], decision: Decision, fallback: Fallback, work: Path, target: Path
+) -> None:
     """Merge the nets' maps of every test image and write the gzipped CSV ``target``.
 
     Parts that a killed run left in ``work`` are kept. Raises PipelineError if the nets disagree about the images.
@@ -36,7 +38,7 @@ def write_submission(stores: Sequence[MapStore], merge: Merge, fallback: Fallbac
     with ThreadPoolExecutor(cores()) as pool, tqdm(total=len(shards), desc="Merging", unit="shard") as bar:
         bar.update(len(shards) - len(missing))
         # A task is no more than a number and a row of text on disk, so all of them may wait at once.
-        for _ in pool.map(lambda number: _write_part(stores, merge, fallback, number, _part(work, number)), missing):
+        for _ in pool.map(lambda number: _write_part(stores, decision, fallback, number, _part(work, number)), missing):
             bar.update()
     with whole_file(target) as temporary:
         join_parts((_part(work, number) for number in shards), temporary)
@@ -62,7 +64,7 @@ def mean_mask_rows(image_ids: Sequence[str], mask: Callable[[str], NDArray[np.ui
     return fallback
 
 
-def shard_rows(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, number: int) -> Iterator[str]:
+def shard_rows(stores: Sequence[MapStore], decision: Decision, fallback: Fallback, number: int) -> Iterator[str]:
     """Yield the CSV rows of a shard's images, in order, without line ends."""
     maps = zip(*(store.images(number) for store in stores), strict=True)
     for image_id in stores[0].shard_ids(number):
@@ -72,12 +74,12 @@ def shard_rows(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, num
             of_nets = next(maps)
             if any(level_map.image_id != image_id for level_map in of_nets):
                 raise PipelineError(f"The maps of {image_id} are missing or out of order: {MAKE_ANEW}.")
-            text = rle.encode(merge.mask(of_nets))
+            text = rle.encode(decision.mask(of_nets))
         yield f"{image_name(image_id)},{text}"
 
 
-def _write_part(stores: Sequence[MapStore], merge: Merge, fallback: Fallback, number: int, path: Path) -> None:
-    lines = ([HEADER] if number == 0 else []) + list(shard_rows(stores, merge, fallback, number))
+def _write_part(stores: Sequence[MapStore], decision: Decision, fallback: Fallback, number: int, path: Path) -> None:
+    lines = ([HEADER] if number == 0 else []) + list(shard_rows(stores, decision, fallback, number))
     with whole_file(path) as temporary:
         temporary.write_bytes(compress_part("".join(f"{line}\n" for line in lines).encode()))
 

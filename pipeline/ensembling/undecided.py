@@ -1,14 +1,16 @@
 """The few pixels of an image on which nets and views can differ at all."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from math import ceil
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.ensembling.maps import FULL, LevelMap
 
 Box = tuple[slice, slice]
@@ -17,20 +19,34 @@ _CERTAIN = 230
 """Level from which a net is certain that a pixel is car; as far from 0 it is certain that it is none."""
 
 
+class Bounds(NamedTuple):
+    """What decides a pixel whatever the views, nets, weights and merge, for all thresholds of some settings."""
+
+    none: int
+    """Level up to which a pixel is no car, if all maps say so."""
+    car: int
+    """Level from which on it is."""
+
+    @classmethod
+    def of(cls, thresholds: Collection[float]) -> "Bounds":
+        """Return the bounds for some thresholds: what all nets and views put on one side of them all, every merge does.
+
+        A level is left between, since a mean of logits is rounded; but all 0 is never car.
+        """
+        least, most = (ceil(Fraction(str(threshold)) * FULL) for threshold in (min(thresholds), max(thresholds)))
+        return cls(none=max(0, least - 2), car=most)
+
+
 @dataclass(frozen=True)
 class Undecided:
-    """Levels of an image's pixels that are not 0 in all maps or 255 in all, and what the others come to.
-
-    Whatever the views, nets, weights, merge and threshold, a pixel that every map calls 0 is not car, and one that
-    every map calls 255 is.
-    """
+    """Levels of those pixels of an image that decide between settings, and what the others come to."""
 
     levels_NVU: NDArray[np.uint8]
     """By net, view and pixel; pixels that are truly car come first."""
     true: int
     """How many of the pixels are truly car."""
     decided: int
-    """Pixels of the image that every map calls car."""
+    """Pixels of the image that are car under every setting."""
     decided_true: int
     """Those of them that truly are."""
     total_true: int
@@ -73,14 +89,14 @@ class Stack:
             )
         return cls(levels_MHW, np.ascontiguousarray(true_HW[box]), box, len(maps_NV[0]))
 
-    def undecided(self) -> Undecided:
+    def undecided(self, bounds: Bounds) -> Undecided:
         """Return the pixels that decide between settings."""
         least_HW, most_HW = self._range
-        open_HW, true_HW = (most_HW > 0) & (least_HW < FULL), self.true_HW.view(np.bool_)
+        decided_HW, true_HW = least_HW >= bounds.car, self.true_HW.view(np.bool_)
+        open_HW = ~decided_HW & (most_HW > bounds.none)
         first, then = np.flatnonzero(open_HW & true_HW), np.flatnonzero(open_HW & ~true_HW)
         maps = len(self.levels_MHW)
         levels_MU = np.take(self.levels_MHW.reshape(maps, -1), np.concatenate([first, then]), axis=1)
-        decided_HW = least_HW == FULL
         return Undecided(
             levels_NVU=levels_MU.reshape(maps // self.views, self.views, levels_MU.shape[1]),
             true=len(first),

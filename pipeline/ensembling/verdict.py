@@ -81,7 +81,9 @@ class Verdict:
             "current": {"dice": float(self._mean_S[0]), "low": _known(low), "high": _known(high)},
             "best": self._row(self.best),
             "indistinguishable": None if chosen is None else len(chosen),
-            "cheapest": None if chosen is None else self._row(self.cheapest(chosen)),
+            "cheapest": None
+            if chosen is None
+            else self._row(self.cheapest(chosen)) | self._loss(self.cheapest(chosen)),
             "selection": self.selection(),
         }
 
@@ -133,6 +135,11 @@ class Verdict:
 
     def _row(self, index: int) -> dict[str, Any]:
         return {str(name): _known(value) for name, value in self.table.iloc[index].to_dict().items()}
+
+    def _loss(self, index: int) -> dict[str, Any]:
+        """Return by how much a setting is below the best, and how much that may be."""
+        low, _ = self._intervals(self._sums_CS[:, [index]] - self._sums_CS[:, [self.best]])[0].tolist()
+        return {"loss": float(self._mean_S[self.best] - self._mean_S[index]), "loss_at_most": max(0.0, -low)}
 
     def _no_interval(self) -> str | None:
         cars = len(self._images_C)

@@ -58,7 +58,7 @@ def _facts(file: Path, content_sha256: str) -> Row:
         "holdout_dice": f"{own['holdout']:.6f}" if "holdout" in own else "",
         "nets": " ".join(nets),
         "views": " ".join(described.get("views", ())),
-        "merge": str(described.get("merge", "")),
+        "merge": " + ".join(map(str, [described.get("merge", ""), *described.get("postprocess", ())])),
         "weights": json.dumps(described["weights"]) if described.get("weights") else "",
         "threshold": str(described.get("threshold", "")),
     }

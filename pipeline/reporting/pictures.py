@@ -19,9 +19,8 @@ _JPEG = (
     # Colour at full resolution: halved, as is usual, it would wash out lines of one pixel.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
-_TRUTH = (40, 200, 40)
-_MISSED = (255, 140, 0)
-_TOO_MUCH = (235, 30, 60)
+TRUTH, MISSED, TOO_MUCH = (40, 200, 40), (255, 140, 0), (235, 30, 60)
+"""Colours, RGB, of the true outline and of errors, in every picture."""
 _OUTLINE = (255, 220, 0)
 
 
@@ -59,8 +58,8 @@ def _draw(tile: Tile) -> Raster:
     if tile.true is None:
         _outline(small_HWC, tile.mask, _OUTLINE)
         return small_HWC
-    _outline(small_HWC, tile.true, _TRUTH)
-    for wrong_HW, colour in ((tile.true & ~tile.mask, _MISSED), (tile.mask & ~tile.true, _TOO_MUCH)):
+    _outline(small_HWC, tile.true, TRUTH)
+    for wrong_HW, colour in ((tile.true & ~tile.mask, MISSED), (tile.mask & ~tile.true, TOO_MUCH)):
         # A pixel of error is 1/4 of a tile's pixel: draw it where any lies, or it would not be seen.
         seen_HW = _shrink((wrong_HW & np.uint8(1)) * np.uint8(255)) > 96
         small_HWC[seen_HW] = colour

@@ -14,10 +14,17 @@ from pipeline.reporting.pictures import Raster, Tile
 _SCORES = ("dice", "iou", "accuracy")
 
 
-def metrics(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``oof.<model>.dice``, ``holdout.dice``, ``test.dice`` and their like, as far as they are known."""
+def metrics(
+    evaluation: Mapping[str, Any], submission: Mapping[str, Any], ablation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return ``oof.<model>.dice``, ``holdout.dice``, ``test.dice`` and their like, as far as they are known.
+
+    Of the ablation ``ablation.<split>.current``, ``best`` and ``honest``: the Dice of the current setting, of the best
+    one, and of the best one chosen on other cars than those that score it.
+    """
     scored = {"oof": evaluation["oof"], "holdout": evaluation.get("holdout"), "test": submission.get("test")}
-    return {split: _rounded(values) for split, values in scored.items() if values}
+    compared = {split: _compared(ablation[split]) for split in ("oof", "holdout") if "refused" not in ablation[split]}
+    return {key: _rounded(values) for key, values in (scored | {"ablation": compared}).items() if values}
 
 
 def curves(nets: Mapping[str, Path]) -> pd.DataFrame:
@@ -52,7 +59,14 @@ def summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str
         f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked",
     ]
     lines += _warnings(evaluation, submission)
-    return "\n".join([*lines, "reports/: metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"])
+    return "\n".join(
+        [*lines, "reports/: index.html, metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"]
+    )
+
+
+def _compared(told: Mapping[str, Any]) -> dict[str, float]:
+    honest = {"honest": told["selection"]["honest"]} if told["selection"] else {}
+    return {"current": told["current"]["dice"], "best": told["best"]["dice"], **honest}
 
 
 def _warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Compare settings on stored maps: reports/ablation.csv, ablation.json, fold_worth.csv and doubts.csv."""
+"""Compare settings on stored maps: reports/ablation.csv and .json, postprocess.csv, fold_worth.csv, doubts.csv."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +27,12 @@ def run(params: Params) -> None:
         held_out=sum(fold == HELD_OUT for fold in fold_by_car.values()),
         panels=lambda split: _panels(params, images.ids(), fold_by_car, split),
         true_mask=images.mask,
+        photo=images.image,
     )
     findings = comparison.run()
     write_json(REPORTS / "ablation.json", findings.facts)
     _write(REPORTS / "ablation.csv", pd.concat(findings.settings, ignore_index=True))
+    _write(REPORTS / "postprocess.csv", pd.concat(findings.postprocess, ignore_index=True))
     _write(REPORTS / "fold_worth.csv", findings.fold_worth)
     _write(REPORTS / "doubts.csv", pd.concat(findings.doubts, ignore_index=True))
 

@@ -59,7 +59,7 @@ def apply_best(split: Split | None = None) -> None:
         reasons = {s: facts[s].get("refused") or facts[s].get("no_interval") for s in SPLITS if s == split or not split}
         raise PipelineError(f"Nothing to apply. {' '.join(str(reason) for reason in reasons.values())}")
     row = facts[chosen]["cheapest"]
-    print(f"{_NAMES[chosen]}, the cheapest that can't be told apart from the best:\n  {_line(row)}")
+    print(f"{_NAMES[chosen]}, the cheapest that can't be told apart from the best:\n  {_line(row)}\n  {_loss(row)}")
     changes = lay_over(_overlay(row, params.choices()))
     print("\n".join(changes) or "Nothing changed: the submission is made so already.")
     if changes:
@@ -117,7 +117,15 @@ def _cheapest(facts: Mapping[str, Any]) -> list[str]:
         f"  {count} of the settings can't be told apart from the best: 0 lies in their 95 % intervals, paired by car.",
         "  The cheapest of them:",
         f"        {_line(facts['cheapest'])}",
+        f"        {_loss(facts['cheapest'])}",
     ]
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    if row["loss_at_most"] == 0:
+        return "It is the best, or as good."
+    at_most = f"may be up to {row['loss_at_most']:.5f} below"
+    return f"It is {row['loss']:.5f} below the best, and {at_most}: more cars tell more."
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.competition import submission
-from pipeline.ensembling.evaluation import merge_of, own_dice
+from pipeline.ensembling.evaluation import decision_of, own_dice
 from pipeline.ensembling.maps import MapStore
+from pipeline.ensembling.postprocess import no_photograph
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
 from pipeline.files import publish, write_json
 from pipeline.params import Params
@@ -16,7 +17,7 @@ from pipeline.places import home
 from pipeline.resume import hold
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
-from pipeline.stages.inputs import maps_folder, read_json, read_manifest, training_images, truth
+from pipeline.stages.inputs import maps_folder, read_json, read_manifest, test_images, training_images, truth
 
 CSV = Path("submissions/submission.csv.gz")
 
@@ -25,7 +26,7 @@ def run(params: Params) -> None:
     """Read maps and the settings of the ensemble; write the CSV, checked, and what it is and scores."""
     settings, nets = params.ensemble, params.ensemble_nets()
     stores = [MapStore(maps_folder("test", *net)) for net in nets]
-    images = training_images(params)
+    images, edges = training_images(params), "edges" in settings.postprocess
     facts = {
         "code": digest("ensemble"),
         "maps": [store.digest for store in stores],
@@ -34,12 +35,14 @@ def run(params: Params) -> None:
         # For the mean masks that stand in for images which can't be read.
         "masks": read_manifest()["masks"]["digest"],
         "mask_ids": images.ids(),
+        "photographs": read_manifest()["test"]["digest"] if edges else None,
     }
     with hold(home(), "ensemble", facts) as state:
         if not state.finished:
-            merge = merge_of(settings, nets, len(stores[0].views))
+            photograph = test_images(params).image if edges else no_photograph
+            decision = decision_of(settings, nets, len(stores[0].views), photograph)
             built = state.work / "result"
-            write_submission(stores, merge, mean_mask_rows(images.ids(), images.mask), state.work, built / CSV.name)
+            write_submission(stores, decision, mean_mask_rows(images.ids(), images.mask), state.work, built / CSV.name)
             state.finish(built)
         publish(state.result / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
@@ -55,6 +58,7 @@ def run(params: Params) -> None:
         "merge": settings.merge,
         "weights": settings.weights,
         "threshold": settings.threshold,
+        "postprocess": settings.postprocess,
         "replaced_images": stores[0].unreadable,
         "own_dice": own_dice(read_json(Path("reports/evaluation.json"))),
     }

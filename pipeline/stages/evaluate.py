@@ -24,6 +24,7 @@ def run(params: Params) -> None:
         nets=params.ensemble_nets(),
         store=lambda split, model, fold: MapStore(maps_folder(split, model, fold)),
         true_mask=images.mask,
+        image=images.image,
     )
     scores = evaluation.score(holdout=params.folds.holdout_cars > 0)
     write_json(REPORTS / "evaluation.json", scores.summary() | {"skipped_images": read_manifest()["unreadable"]})

@@ -49,6 +49,7 @@ def run(params: Params) -> None:
         submission=submission,
         makes=read_makes(competition_files(params).directory),
     )
+    images, makes = training_images(params), findings.makes
     opinions = Opinions(
         settings=params.ensemble,
         views=params.predict.views.test,
@@ -56,8 +57,8 @@ def run(params: Params) -> None:
         folds=params.folds.active,
         nets=params.ensemble_nets(),
         store=lambda split, model, fold: MapStore(maps_folder(split, model, fold)),
+        image=images.image,
     )
-    images, makes = training_images(params), findings.makes
 
     def worst(row: Row, opinion: Opinion) -> Figure:
         mask_HW = opinion.mask_HW.view(np.uint8)

@@ -1,0 +1,118 @@
+"""Settings held against the current one: rows of a table, each with its line of a forest plot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from pipeline.reporting import words
+from pipeline.reporting.tables import SETTING
+
+WIDTH = 150
+"""Of the forest plot, in pixels."""
+
+_MARGIN = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A part of a setting."""
+
+    name: str
+    text: str
+    changed: bool
+    """Whether it is another than in the current setting."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A difference in the forest plot, as distances from its left border; without an interval both ends are the dot."""
+
+    dot: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A setting and what it scored."""
+
+    label: str
+    cells: Sequence[Cell]
+    current: bool
+    dice: str
+    difference: str
+    interval: str
+    kind: str
+    """``better`` or ``worse`` where the interval says so, else ``open``."""
+    mark: Mark
+    better: str
+    worse: str
+    seconds: str
+    passes: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of settings."""
+
+    label: str
+    """Head of the first column."""
+    heads: Sequence[str]
+    lines: Sequence[Line]
+    timed: bool
+    """Whether any of them has a time."""
+    zero: float
+    """Where the forest plot has its line of no difference."""
+    low: str
+    high: str
+    """Ends of its axis."""
+
+
+def compare(rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]") -> Comparison:
+    """Return the rows as a table; ``current`` is the setting that they are held against."""
+    heads = [name for name in SETTING if (rows[name] != "").any()]
+    ends = pd.concat([rows["difference"], rows["low"], rows["high"], pd.Series([0.0])]).dropna()
+    low, high = float(ends.min()), float(ends.max())
+    span = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(_MARGIN + (value - low) / span * (WIDTH - 2 * _MARGIN), 1)
+
+    lines = [
+        _line(row, name, heads, current, _mark(row, place))
+        for name, row in zip(labels, rows.to_dict("records"), strict=True)
+    ]
+    return Comparison(
+        label, heads, lines, bool(rows["seconds"].notna().any()), place(0.0), words.signed(low), words.signed(high)
+    )
+
+
+def _mark(row: dict[Any, Any], place: Any) -> Mark:
+    dot = place(row["difference"])
+    return Mark(dot, place(row["low"]), place(row["high"])) if words.known(row["low"]) else Mark(dot, dot, dot)
+
+
+def _line(row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: Mark) -> Line:
+    sure = words.known(row["low"])
+    return Line(
+        label=label,
+        cells=[Cell(name, _cell(name, row[name]), row[name] != current[name]) for name in heads],
+        current=row["current"],
+        dice=words.dice(row["dice"]),
+        difference="" if row["current"] else words.signed(row["difference"]),
+        interval=f"{words.signed(row['low'])} to {words.signed(row['high'])}" if sure and not row["current"] else "",
+        kind="better" if sure and row["low"] > 0 else "worse" if sure and row["high"] < 0 else "open",
+        mark=mark,
+        better="" if row["current"] else words.whole(row["better"]),
+        worse="" if row["current"] else words.whole(row["worse"]),
+        seconds=words.seconds(row["seconds"]) if words.known(row["seconds"]) else "",
+        passes=words.whole(row["passes"]),
+    )
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "threshold":
+        return f"{value:g}"
+    return " + ".join(value.split()) if name in ("models", "views") else value

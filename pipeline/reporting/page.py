@@ -1,0 +1,148 @@
+"""reports/index.html: all that a run found on one page, which asks nothing of anyone to open."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.reporting import charts, words
+from pipeline.reporting.charts import Spec
+from pipeline.reporting.figures import Figure
+from pipeline.reporting.forest import WIDTH, Comparison, compare
+from pipeline.reporting.tables import (
+    SPLITS,
+    SUSPECT_PIXELS,
+    SUSPECT_SIDE,
+    best_and_current,
+    in_words,
+    of_split,
+    one_change,
+)
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+_BEST, _OF_EACH_CHANGE = 15, 3
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What other stages wrote, as ``tables.read_table`` and JSON give it."""
+
+    ablation: Mapping[str, Any]
+    settings: pd.DataFrame
+    postprocess: pd.DataFrame
+    fold_worth: pd.DataFrame
+    doubts: pd.DataFrame
+    curves: pd.DataFrame
+    submission: Mapping[str, Any]
+    makes: Mapping[str, str]
+    """By car; empty where metadata.csv is not there."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page: where it stands, and a line over it."""
+
+    name: str
+    title: str
+    spec: Spec
+
+
+def page(findings: Findings, worst: Sequence[Figure], suspects: Sequence[Figure]) -> str:
+    """Return the page's HTML."""
+    settings = _by_split(findings.settings)
+    seen = len(findings.doubts) > 0
+    drawn: dict[str, list[Chart]] = {
+        "cost": [_chart("cost", title, charts.accuracy_by_cost(rows)) for title, rows in settings.items()],
+        "folds": [_chart("folds", "Held-out cars", charts.fold_worth(findings.fold_worth))]
+        if len(findings.fold_worth)
+        else [],
+        "threshold": [_chart("threshold", title, charts.threshold_curve(rows)) for title, rows in settings.items()],
+        "training": _training(findings.curves),
+        "angle": [_chart("angle", "By angle", charts.dice_by_angle(findings.doubts))] if seen else [],
+        "make": [_chart("make", "By make", charts.dice_by_make(findings.doubts, findings.makes))]
+        if seen and findings.makes
+        else [],
+    }
+    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.policies["json.dumps_kwargs"] = {}  # the charts in their order, that they be drawn from the top
+    html = environment.get_template(TEMPLATE.name).render(
+        scores=words.scores(findings.ablation, findings.submission),
+        verdicts=words.verdicts(findings.ablation),
+        charts=drawn,
+        specs={chart.name: chart.spec for section in drawn.values() for chart in section},
+        best={title: _best(rows) for title, rows in settings.items()},
+        changes={title: _changes(rows) for title, rows in settings.items()},
+        postprocess={title: _postprocess(rows) for title, rows in _by_split(findings.postprocess).items()},
+        worst=worst,
+        suspects=suspects,
+        suspect_pixels=SUSPECT_PIXELS,
+        suspect_side=SUSPECT_SIDE,
+        now=_now(settings, findings.submission),
+        forest_width=WIDTH,
+        library=_library(),
+    )
+    return html.lstrip()
+
+
+def _by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each split that has some, by the words for it."""
+    parts = {title: of_split(rows, split) for split, title in SPLITS.items()}
+    return {title: part for title, part in parts.items() if len(part)}
+
+
+def _chart(section: str, title: str, spec: Spec) -> Chart:
+    return Chart(f"chart-{section}-{title.lower().replace(' ', '-')}".strip("-"), title, spec)
+
+
+def _training(curves: pd.DataFrame) -> list[Chart]:
+    shown = (("dice", "Dice of validation cars", "Dice"), ("loss", "Loss", "loss"))
+    return [
+        _chart("training", title, charts.training_curves(curves, column, unit))
+        for column, title, unit in shown
+        if curves[column].notna().any()
+    ]
+
+
+def _best(rows: pd.DataFrame) -> Comparison:
+    shown = best_and_current(rows, _BEST)
+    return compare(shown, [words.whole(rank) for rank in shown["rank"]], "rank", _current(rows))
+
+
+def _changes(rows: pd.DataFrame) -> Comparison:
+    shown = one_change(rows, _OF_EACH_CHANGE)
+    return compare(shown, list(shown["changed"]), "changed", _current(rows))
+
+
+def _postprocess(rows: pd.DataFrame) -> Comparison:
+    return compare(rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows))
+
+
+def _now(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) -> str:
+    """Return the current setting in words; held-out cars, which come last, know its folds too."""
+    if not settings:
+        return ""
+    row = {str(name): value for name, value in _current(list(settings.values())[-1]).items()}
+    steps = submission.get("postprocess", ())
+    mended = f", mended by {' and '.join(steps)}" if steps else ""
+    return f"{in_words(row)}{mended}; {words.cost(row)}"
+
+
+def _current(rows: pd.DataFrame) -> "pd.Series[Any]":
+    return rows[rows["current"]].iloc[0]
+
+
+@cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed in one script."""
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    # Else a text in it could end the page's script element.
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -1,0 +1,659 @@
+"""reports/index.html: what stands on it, that it fetches nothing, and the charts, words and pictures it is made of."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.data.metadata import read_makes
+from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.ensembling.mapping import MapJob, make_maps
+from pipeline.ensembling.maps import LevelMap, MapStore, PackedMap
+from pipeline.ensembling.opinions import Opinions
+from pipeline.errors import PipelineError
+from pipeline.reporting import charts, crops, figures, tables, words
+from pipeline.reporting.crops import Box
+from pipeline.reporting.figures import Figure, Picture
+from pipeline.reporting.forest import compare
+from pipeline.reporting.page import Findings, page
+from pipeline.reporting.pictures import MISSED, TOO_MUCH, TRUTH
+from tests.drawn_reports import DrawnReports
+
+FULL = DrawnReports()
+BARE = DrawnReports(models=("small",), folds=(0,), cars=("0" * 12, "1" * 12), held_out=(), seconds=False)
+"""One model, one fold, too few cars for intervals, no held-out car, nothing timed."""
+
+MAKES = dict(zip((*FULL.cars, *FULL.held_out), ["Acura", "BMW", "Estrada Motors"] * 8, strict=True))
+SUBMISSION = {"rows": 64, "test": {"dice": 0.987654}}
+
+
+def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> Findings:
+    """The files of a run, written and read as the stages do."""
+    parts = ("settings", "postprocess", "fold_worth", "doubts")
+    read = {}
+    for name in parts:
+        getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
+        read[name] = tables.read_table(folder / name)
+    summary = json.loads(json.dumps(drawn.summary()))
+    whole = Findings(summary, **read, curves=drawn.curves(), submission=SUBMISSION, makes=MAKES)
+    return replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    return findings(FULL, tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    return findings(BARE, tmp_path_factory.mktemp("bare"), submission={"rows": 64}, makes={})
+
+
+def box(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+    mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask_HW[top:bottom, left:right] = 1
+    return mask_HW
+
+
+GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+
+
+def figure(title: str = "0123456789ab_01") -> Figure:
+    return Figure(
+        title, ["Dice 0.99000", "car 0123456789ab (Kia)"], [Picture("data:image/jpeg;base64,AA==", "errors", 4, 3)]
+    )
+
+
+class Document(HTMLParser):
+    """Texts, ids and addresses of a page, scripts and styles apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.policy = ""
+        self._within = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._within = tag
+        self.tags.append(tag)
+        named = {name: value or "" for name, value in attributes}
+        self.ids += [named["id"]] if "id" in named else []
+        self.addresses += [named[name] for name in ("src", "href", "srcset", "data", "action") if name in named]
+        if named.get("http-equiv") == "Content-Security-Policy":
+            self.policy = named["content"]
+
+    def handle_data(self, data: str) -> None:
+        if self._within in ("script", "style"):
+            self.scripts.append(data)
+        elif data.strip():
+            self.texts.append(" ".join(data.split()))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    @property
+    def specs(self) -> dict[str, Any]:
+        (specs,) = [json.loads(script) for script in self.scripts if script.lstrip().startswith('{"chart-')]
+        return specs
+
+
+SECTIONS = ("verdict", "cost", "folds", "threshold", "changes", "training", "cars", "worst", "suspects")
+
+
+class TestPage:
+    def test_every_section_and_chart_is_there(self, full: Findings) -> None:
+        document = Document(page(full, [figure()], [figure()]))
+        assert set(SECTIONS) <= set(document.ids)
+        assert list(document.specs) == [
+            *("chart-cost-out-of-fold", "chart-cost-held-out-cars", "chart-folds-held-out-cars"),
+            *("chart-threshold-out-of-fold", "chart-threshold-held-out-cars"),
+            *(
+                "chart-training-dice-of-validation-cars",
+                "chart-training-loss",
+                "chart-angle-by-angle",
+                "chart-make-by-make",
+            ),
+        ]
+        assert set(document.specs) <= set(document.ids)
+        assert len(document.ids) == len(set(document.ids))
+        assert document.tags.count("img") == 2
+        for told in (
+            "0.98765",
+            "224 images of 14 cars",
+            "160 images of 10 cars",
+            "threshold 0.45",
+            "masks mended afterwards",
+        ):
+            assert told in document.text
+
+    def test_it_asks_nothing_of_anyone(self, full: Findings) -> None:
+        html = page(full, [figure()], [figure()])
+        document = Document(html)
+        assert all(address.startswith(("data:image/", "#")) for address in document.addresses)
+        assert {"link", "iframe", "object", "embed", "base"}.isdisjoint(document.tags)
+        assert document.policy.startswith("default-src 'none'; img-src data:;")
+        assert "unsafe-eval" not in document.policy
+        style = html.partition("<style>")[2].partition("</style>")[0]
+        assert "url(" not in style and "@import" not in style
+        assert "$schema" not in json.dumps(document.specs) and "http" not in json.dumps(document.specs)
+        assert len(html) < 1_500_000
+
+    def test_the_current_setting_is_told_with_its_steps(self, full: Findings) -> None:
+        assert "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 2.2 s" in (
+            Document(page(full, [], [])).text
+        )
+        mended = replace(full, submission=SUBMISSION | {"postprocess": ["largest", "filled"]})
+        assert "threshold 0.5, mended by largest and filled; 2.2 s" in Document(page(mended, [], [])).text
+
+    def test_what_others_named_is_text_and_nothing_else(self, full: Findings) -> None:
+        evil = '</script><script>alert("x")</script><b>'
+        doubts = full.doubts.assign(car=evil)
+        makes = {evil: evil}
+        refused = full.ablation | {"holdout": {"refused": f"Not so: {evil}"}}
+        html = page(replace(full, doubts=doubts, makes=makes, ablation=refused), [figure(evil)], [])
+        assert evil not in html
+        assert html.count("<script>alert") == 0
+        assert evil in Document(html).text
+        assert evil in json.dumps(Document(html).specs["chart-make-by-make"]).replace('\\"', '"')
+
+    def test_a_bare_run(self, bare: Findings) -> None:
+        document = Document(page(bare, [], []))
+        assert list(document.specs) == [
+            *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
+            *("chart-training-loss", "chart-angle-by-angle"),
+        ]
+        for told in (
+            "1 car is held out: set folds.holdout_cars to 2 or more",
+            "Fewer than 8 cars: no interval can be trusted",
+            "Merged folds can be scored on cars that are held out of all of them",
+            "is not among its files here",
+            "No image was scored.",
+            "There are none: nowhere do all nets contradict a label",
+        ):
+            assert told in document.text
+        assert "Test cars" not in document.text and "95 %" not in document.text
+        assert "forward passes an image" in json.dumps(document.specs["chart-cost-out-of-fold"])
+
+    def test_no_split_at_all(self, full: Findings) -> None:
+        refused = {split: {"refused": f"{split} is refused."} for split in ("oof", "holdout")}
+        empty = {name: getattr(full, name).iloc[:0] for name in ("settings", "postprocess", "fold_worth", "doubts")}
+        document = Document(page(replace(full, ablation=refused, **empty), [], []))
+        assert "oof is refused." in document.text and "holdout is refused." in document.text
+        assert [name.split("-")[1] for name in document.specs] == ["training", "training"]
+
+    @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+    def test_a_browser_draws_every_chart_and_asks_nobody(self, full: Findings, tmp_path: Path) -> None:
+        (tmp_path / "index.html").write_text(page(full, [], []), encoding="utf-8")
+        arguments = (
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"),
+            *("--disable-component-update", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            *(
+                "--enable-logging=stderr",
+                "--v=0",
+                "--virtual-time-budget=20000",
+                f"--user-data-dir={tmp_path / 'home'}",
+            ),
+            *("--window-size=1200,3000", "--dump-dom", f"file://{tmp_path / 'index.html'}"),
+        )
+        run = subprocess.run(["chromium", *arguments], capture_output=True, text=True, timeout=300, check=True)
+        assert "CONSOLE" not in run.stderr, run.stderr
+        assert re.search(r'<html lang="en" data-drawn="9"', run.stdout)
+        assert "could not be drawn" not in run.stdout.partition("</main>")[0]
+        assert run.stdout.count('role="graphics-document"') == 9
+
+
+class TestTables:
+    def test_columns_are_read_as_they_were_written(self, full: Findings, tmp_path: Path) -> None:
+        settings = full.settings
+        assert set(settings.loc[settings["split"] == "oof", "folds"]) == {""}
+        assert {"0", "0 1 2"} <= set(settings["folds"])
+        assert settings["current"].sum() == 2
+        assert settings["front"].dtype == bool
+        (tmp_path / "torn").write_text("split,dice\noof,much\n")
+        with pytest.raises(PipelineError, match=r"torn can't be read .*dvc repro"):
+            tables.read_table(tmp_path / "torn")
+        with pytest.raises(PipelineError, match="dvc repro"):
+            tables.read_table(tmp_path / "none")
+
+    def test_blank_numbers_are_none_and_blank_texts_are_blank(self, bare: Findings) -> None:
+        assert bare.settings["seconds"].isna().all() and bare.settings["low"].isna().all()
+        assert (bare.settings["weights"] == "").all()
+        assert tables.cost_of(bare.settings) == "passes"
+
+    def test_a_setting_without_seconds_makes_all_count_passes(self, full: Findings) -> None:
+        assert tables.cost_of(full.settings) == "seconds"
+        assert (
+            tables.cost_of(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
+            == "passes"
+        )
+
+    def test_one_setting_a_cost_the_best_and_the_current(self, full: Findings) -> None:
+        rows = tables.of_split(full.settings, "holdout")
+        shown = tables.best_at_each_cost(rows)
+        keys = ["models", "views"]
+        folds = shown["folds"].str.split().str.len()
+        best = shown.groupby([*(shown[key] for key in keys), folds])["dice"].max()
+        of_all = rows.groupby([*(rows[key] for key in keys), rows["folds"].str.split().str.len()])["dice"].max()
+        assert best.tolist() == of_all.tolist()
+        assert shown["current"].sum() == 1
+        assert set(rows.index[rows["front"]]) <= set(shown.index)
+        assert len(shown) <= len(of_all) + 1 + rows["front"].sum()
+
+    def test_one_change_at_a_time(self, full: Findings) -> None:
+        rows = tables.of_split(full.settings, "oof")
+        changes = tables.one_change(rows, 3)
+        current = rows[rows["current"]].iloc[0]
+        assert changes["changed"].value_counts().to_dict() == {"models": 2, "views": 3, "merge": 2, "threshold": 3}
+        for row in changes.to_dict("records"):
+            assert [name for name in ("models", "views", "threshold") if row[name] != current[name]] == (
+                [row["changed"]] if row["changed"] != "merge" else []
+            )
+
+    def test_a_single_net_merges_with_nothing_and_is_one_change_away(self, full: Findings) -> None:
+        rows = tables.of_split(full.settings, "oof").copy()
+        rows["current"] = (rows["models"] == "small resnet18") & (rows["merge"] == "logit") & (rows["threshold"] == 0.5)
+        rows["current"] &= rows["views"] == "identity hflip"
+        assert rows["current"].sum() == 1
+        assert set(tables.one_change(rows, 3).query("changed == 'models'")["models"]) == {"small", "resnet18"}
+
+    def test_the_best_with_the_current_at_its_rank(self, full: Findings) -> None:
+        rows = tables.of_split(full.settings, "holdout")
+        shown = tables.best_and_current(rows, 15)
+        assert len(shown) == 16
+        assert shown["dice"].is_monotonic_decreasing
+        last = shown.iloc[-1]
+        assert last["current"] and last["rank"] == 1 + (rows["dice"] > last["dice"]).sum()
+        assert len(tables.best_and_current(rows.sort_values("current", ascending=False).head(3), 15)) == 3
+
+    def test_the_worst_are_not_all_of_one_car(self) -> None:
+        doubts = pd.DataFrame(
+            {"car": ["a"] * 5 + ["b"] * 2, "image_id": list("1234567"), "dice": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}
+        )
+        assert tables.worst_images(doubts, 3, of_a_car=2)["image_id"].tolist() == ["1", "2", "6"]
+
+    def test_suspects_are_large_and_broad(self) -> None:
+        sizes = [(900, 30, 30), (499, 30, 30), (2000, 400, 5), (500, 50, 10)]
+        doubts = pd.DataFrame(
+            [(str(n), *size) for n, size in enumerate(sizes)], columns=["image_id", "suspect", "height", "width"]
+        )
+        assert tables.suspects(doubts, 8)["image_id"].tolist() == ["0", "3"]
+
+
+def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return spec.get("layer", [spec])
+
+
+def values(spec: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data of a layer, which Altair may keep at the top by name."""
+    data = layer.get("data", spec.get("data", {}))
+    return spec["datasets"][data["name"]] if "name" in data else data["values"]
+
+
+class TestCharts:
+    def test_cost_has_a_front_that_rises_and_one_current_setting(self, full: Findings) -> None:
+        rows = tables.of_split(full.settings, "holdout")
+        spec = charts.accuracy_by_cost(rows)
+        front, points, *now = layers(spec)
+        line = values(spec, front)
+        assert front["mark"]["interpolate"] == "step-after"
+        assert [p["seconds"] for p in line] == sorted({p["seconds"] for p in line})
+        assert [p["dice"] for p in line] == sorted({p["dice"] for p in line})
+        shown = values(spec, points)
+        assert max(p["dice"] for p in shown) == line[-1]["dice"] == round(rows["dice"].max(), 6)
+        assert len(shown) < 100 < len(rows)
+        assert {p["kind"] for p in shown} == {"single net", "folds", "models"}
+        for layer in now:
+            (ring,) = values(spec, layer)
+            assert ring["setting"].startswith(
+                "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities"
+            )
+        assert {"color", "shape"} <= points["encoding"].keys()
+        assert points["encoding"]["y"]["scale"]["zero"] is False
+        assert points["encoding"]["x"]["title"] == "seconds an image"
+
+    def test_cost_in_passes_where_there_are_no_seconds(self, bare: Findings) -> None:
+        spec = charts.accuracy_by_cost(bare.settings)
+        assert layers(spec)[1]["encoding"]["x"]["title"] == "forward passes an image"
+        assert "NaN" not in json.dumps(spec)
+        assert all("seconds" not in point for point in values(spec, layers(spec)[1]))
+
+    def test_fold_worth_has_all_subsets_and_their_mean(self, full: Findings) -> None:
+        spec = charts.fold_worth(full.fold_worth)
+        _, line, points = layers(spec)
+        assert len(values(spec, points)) == len(full.fold_worth) == 14
+        small = full.fold_worth.query("models == 'small' and count == 2")["dice"]
+        (mean,) = [v for v in values(spec, line) if v["models"] == "small" and v["count"] == 2]
+        assert mean["mean"] == pytest.approx(small.mean(), abs=1e-6)
+        assert mean["high"] - mean["mean"] == pytest.approx(small.std(), abs=2e-6)
+
+    def test_threshold_has_a_line_a_merge_of_the_current_setting(self, full: Findings) -> None:
+        spec = charts.threshold_curve(tables.of_split(full.settings, "holdout"))
+        points = pd.DataFrame(values(spec, layers(spec)[0]))
+        assert points.groupby("merge").size().to_dict() == {"mean of probabilities": 7, "mean of logits": 7, "vote": 7}
+
+    def test_training_leaves_out_epochs_without_a_value(self) -> None:
+        spec = charts.training_curves(FULL.curves(), "dice", "Dice")
+        points = pd.DataFrame(values(spec, spec))
+        assert set(points["epoch"]) == {4, 8, 12, 16}
+        assert set(points["colour"]) == {"small", "resnet18"}
+        assert set(pd.DataFrame(values(spec, spec))["net"]) == {f"{m}/{f}" for m in FULL.models for f in FULL.folds}
+        alone = charts.training_curves(BARE.curves(), "loss", "loss")
+        assert {point["colour"] for point in values(alone, alone)} == {"small/0"}
+
+    def test_angles_and_makes(self, full: Findings) -> None:
+        angles = charts.dice_by_angle(full.doubts)
+        points = pd.DataFrame(values(angles, layers(angles)[1]))
+        assert len(points) == 2 * 16
+        first = full.doubts.query("split == 'oof' and angle == 1")["dice"]
+        assert points.query("split == 'Out of fold' and angle == 1")["median"].item() == pytest.approx(
+            first.median(), abs=1e-6
+        )
+        makes = charts.dice_by_make(full.doubts, {FULL.cars[0]: "Kia"})
+        cars = pd.DataFrame(values(makes, layers(makes)[1]))
+        assert set(cars["row"]) == {"Kia (1)", "make unknown (23)"}
+        assert len(cars) == 24
+
+
+class TestWords:
+    def test_scores_tell_interval_or_why_there_is_none(self) -> None:
+        (oof, holdout, test) = words.scores(FULL.summary(), SUBMISSION)
+        assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
+        assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
+        assert test.interval.startswith("No interval")
+        (alone,) = words.scores(BARE.summary(), {"rows": 64})
+        assert alone.interval == "Fewer than 8 cars: no interval can be trusted, so that none is shown."
+
+    def verdict(self, **changes: Any) -> dict[str, words.Point]:
+        told = FULL.summary()
+        oof, _ = words.verdicts(told | {"oof": told["oof"] | changes})
+        return {point.label: point for point in oof.points}
+
+    def test_the_verdict_names_best_cheapest_and_the_honest_figure(self) -> None:
+        points = self.verdict()
+        told = FULL.summary()["oof"]
+        assert (
+            points["Best"].setting == "resnet18, identity + hflip + scale:0.75, mean of probabilities, threshold 0.45"
+        )
+        assert "at 0.93 s and 3 forward passes an image" in points["Best"].words
+        assert points["As good"].words.startswith("45 settings, the best among them, can't be told apart")
+        assert "at 0.31 s and 1 forward pass an image" in points["As good"].words
+        for figure in ("honest", "optimistic"):
+            assert f"{told['selection'][figure]:.5f}" in points["Hindsight"].words
+        assert "No intervals" not in points
+
+    def test_the_verdict_where_little_can_be_told(self) -> None:
+        best = FULL.summary()["oof"]["best"]
+        assert "can be told from all others" in self.verdict(indistinguishable=1, cheapest=best)["As good"].words
+        assert "6 others" in self.verdict(indistinguishable=7, cheapest=best)["As good"].words
+        points = self.verdict(indistinguishable=None, cheapest=None, selection=None, no_interval="Too few cars.")
+        assert list(points) == ["Best", "Hindsight", "No intervals"]
+        assert "is optimistic" in points["Hindsight"].words
+        now = self.verdict(best=best | {"current": True, "difference": 0.0})["Best"]
+        assert now.words.endswith("It is the current setting.")
+
+    def test_numbers(self) -> None:
+        assert words.signed(-0.00012) == "−0.00012"
+        assert [words.seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == ["0.012 s", "0.5 s", "2.8 s", "123 s"]
+        assert words.count(1, "forward pass", "forward passes") == "1 forward pass"
+        assert words.count(12345, "image") == "12,345 images"
+
+
+class TestForest:
+    def test_marks_lie_in_order_on_one_axis(self, full: Findings) -> None:
+        rows = tables.best_and_current(tables.of_split(full.settings, "oof"), 15)
+        current = rows[rows["current"]].iloc[0]
+        table = compare(rows, [str(n) for n in rows["rank"]], "rank", current)
+        assert table.heads == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
+        for line, (_, row) in zip(table.lines, rows.iterrows(), strict=True):
+            assert 0 <= line.mark.low <= line.mark.dot <= line.mark.high <= 150
+            assert (line.kind == "better") == (row["low"] > 0)
+            assert (line.mark.dot > table.zero) == (row["difference"] > 0) or abs(row["difference"]) < 1e-6
+            assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.heads]
+        assert table.lines[-1].current and not table.lines[-1].difference
+
+    def test_without_intervals_nothing_is_called_better(self, bare: Findings) -> None:
+        rows = tables.best_and_current(bare.settings, 15)
+        table = compare(rows, [""] * len(rows), "rank", rows[rows["current"]].iloc[0])
+        assert {line.kind for line in table.lines} == {"open"}
+        assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.lines)
+        assert not table.timed
+
+
+def near(colour: NDArray[np.uint8], wanted: tuple[int, int, int], by: int = 30) -> bool:
+    return bool(np.abs(colour.astype(int) - wanted).max() < by)
+
+
+class TestCrops:
+    def test_boxes(self) -> None:
+        assert Box.around([box(100, 200, 300, 500), box(150, 250, 400, 450)], 10) == (90, 290, 260, 510)
+        assert Box.around([box(0, 200, 0, 500)], 10) == (0, 0, 210, 510)
+        assert Box.around([box(0, 0, 0, 0)], 10) == (0, 0, HEIGHT, WIDTH)
+
+    @pytest.mark.parametrize(
+        "region", [Box(600, 900, 620, 930), Box(0, 0, 12, 10), Box(1270, 1900, 1280, 1918), Box(10, 100, 20, 1500)]
+    )
+    def test_context_holds_the_region_and_stays_inside(self, region: Box) -> None:
+        top, left, bottom, right = region.in_context(2.5, 160, HEIGHT, WIDTH)
+        assert 0 <= top <= region.top and region.bottom <= bottom <= HEIGHT
+        assert 0 <= left <= region.left and region.right <= right <= WIDTH
+        assert bottom - top >= 80 and right - left >= 100
+
+    def test_errors_and_the_true_outline(self) -> None:
+        true, mask = box(400, 800, 400, 1200), box(400, 800, 600, 1400)
+        part = Box.around([true, mask], 0)
+        picture = crops.error(GREY, mask, true, part, 500)  # half as large
+        assert picture.shape == (200, 500, 3)
+        assert near(picture[100, 50], MISSED, 1)
+        assert near(picture[100, 450], TOO_MUCH, 1)
+        assert near(picture[100, 250], (128, 128, 128), 1)
+        outline = crops.outlines(GREY, true, [mask], Box(300, 300, 900, 1500), 1200)
+        assert near(outline[100, 500], TRUTH, 1) and near(outline[300, 100], TRUTH, 1)
+        assert near(outline[300, 300], crops.NETS, 1) and near(outline[300, 1100], crops.NETS, 1)
+        assert near(outline[300, 600], (128, 128, 128), 1)
+
+    def test_an_outline_does_not_follow_the_border_of_the_picture(self) -> None:
+        picture = crops.outlines(GREY, box(0, 1280, 0, 700), [], Box(500, 500, 800, 900), 400)
+        assert near(picture[0, 50], (128, 128, 128), 1) and near(picture[150, 0], (128, 128, 128), 1)
+        assert near(picture[150, 200], TRUTH, 1)
+
+    def test_doubt_glows_where_it_is_even_if_a_line(self) -> None:
+        doubt = np.zeros((HEIGHT, WIDTH), np.uint8)
+        doubt[600, 400:1200] = 255
+        picture = crops.doubt(GREY, doubt, Box(0, 0, HEIGHT, WIDTH), WIDTH // 4)
+        assert picture[150, 200].max() > 150
+        quiet = picture[50, 50]
+        assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
+
+    def test_pictures_stand_in_the_page(self) -> None:
+        address = crops.data_uri(crops.photograph(GREY, Box(0, 0, 400, 800), 200))
+        head, _, text = address.partition(",")
+        assert head == "data:image/jpeg;base64"
+        read = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
+        assert read.shape == (100, 200, 3)
+
+    def test_figures_show_the_region_and_tell_of_it(self) -> None:
+        true, mask = box(400, 800, 400, 1200), box(400, 800, 400, 1300)
+        row = {"image_id": "0123456789ab_03", "car": "0123456789ab", "angle": 3.0, "split": "oof", "dice": 0.94118}
+        row |= {
+            "nets": 2.0,
+            "disagreement": 1234.0,
+            "suspect": 40000.0,
+            "top": 400.0,
+            "left": 1200.0,
+            "height": 400.0,
+            "width": 100.0,
+        }
+        worst = figures.worst(row, "Kia", GREY, true, mask, np.zeros_like(true))
+        assert worst.title == "0123456789ab_03"
+        assert worst.facts == [
+            "Dice 0.94118",
+            "car 0123456789ab (Kia)",
+            "angle 3",
+            "out of fold",
+            "1,234 pixels where nets differ",
+        ]
+        assert [picture.words for picture in worst.pictures] == ["errors", "where the 2 nets differ"]
+        alone = figures.worst(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
+        assert alone.pictures[1].words == "where the net is undecided"
+        assert alone.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
+        suspect = figures.suspect(row, "Kia", GREY, true, [mask, mask])
+        assert suspect.facts[0] == "40,000 pixels, 100 x 400, of which both nets are certain"
+        assert [picture.words for picture in suspect.pictures] == [
+            "where it is",
+            "the photograph",
+            "label green, nets magenta",
+        ]
+        assert "its one net is certain" in figures.suspect(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
+
+
+IDS = [f"{car:012x}_{angle:02d}" for car in range(3) for angle in range(1, 16)]
+
+
+def certain(image_id: str, seed: int) -> NDArray[np.uint8]:
+    """Two views (2, H, W): a box that depends on the image, less a strip that a net of this seed misses; a speck."""
+    levels = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    levels[:, 300:400, 500 + IDS.index(image_id) : 700 - 10 * seed] = 255
+    levels[1, 300:310] //= 2
+    levels[:, 10, 10] = 255  # a speck
+    return levels
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], MapStore]:
+    """Models a and b, folds 0 and 1: fold 0 holds the first car, fold 1 the second, and the third is held out."""
+    folder = tmp_path_factory.mktemp("maps")
+    for split, model, fold in (("oof", m, f) for m in "ab" for f in (0, 1)):
+        _maps(folder, split, model, fold, IDS[15 * fold : 15 * fold + 15])
+    for model, fold in ((m, f) for m in "ab" for f in (0, 1)):
+        _maps(folder, "holdout", model, fold, IDS[30:])
+    return lambda split, model, fold: MapStore(folder / split / model / str(fold) / "maps")
+
+
+def _maps(folder: Path, split: str, model: str, fold: int, ids: list[str]) -> None:
+    work = folder / split / model / str(fold)
+    work.mkdir(parents=True)
+    seed = 2 * "ab".index(model) + (fold if split == "holdout" else 0)
+    job = MapJob(ids, ["identity", "hflip"], shard_images=6, test=False, net="x")
+    make_maps(job, lambda some: ((image_id, certain(image_id, seed)) for image_id in some), work)
+
+
+class TestMapsOfSomeImages:
+    def test_they_equal_what_whole_shards_hold(self, stores: Callable[[str, str, int], MapStore]) -> None:
+        store = stores("oof", "a", 0)
+        wanted = {IDS[2], IDS[3], IDS[13]}
+        for views in (None, ["identity"], ["hflip", "identity"]):
+            every = [m for number in range(store.shard_count()) for m in store.images(number, views)]
+            expected = [level_map for level_map in every if level_map.image_id in wanted]
+            found = list(store.of_images(wanted, views))
+            assert [m.image_id for m in found] == sorted(wanted)
+            for level_map, other in zip(found, expected, strict=True):
+                assert (level_map.view, level_map.count, level_map.box) == (other.view, other.count, other.box)
+                assert np.array_equal(level_map.levels, other.levels)
+        raw = [m for number in range(store.shard_count()) for m in store.shard(number) if m.image_id in wanted]
+        assert len(raw) == 2 * len(found)
+        assert list(store.of_images(set())) == []
+        with pytest.raises(PipelineError, match=r"no view scale:0\.5"):
+            list(store.of_images(wanted, ["scale:0.5"]))
+
+    def test_no_other_map_is_decompressed(
+        self, stores: Callable[[str, str, int], MapStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unpacked: list[str] = []
+        plain = PackedMap.unpack
+
+        def noted(packed: PackedMap) -> LevelMap:
+            unpacked.append(packed.image_id)
+            return plain(packed)
+
+        monkeypatch.setattr(PackedMap, "unpack", noted)
+        list(stores("oof", "a", 1).of_images({IDS[20]}))
+        assert unpacked == [IDS[20]] * 2
+
+
+class TestOpinions:
+    def opinions(self, stores: Callable[[str, str, int], MapStore], **changes: Any) -> Opinions:
+        nets = [(model, fold) for model in "ab" for fold in (0, 1)]
+        whole = Opinions(EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY)
+        return replace(whole, **changes)
+
+    def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], MapStore]) -> None:
+        found = {o.image_id: o for o in self.opinions(stores).of("oof", [IDS[20], IDS[3]])}
+        assert {image_id: list(o.nets) for image_id, o in found.items()} == {
+            IDS[3]: ["a/0", "b/0"],
+            IDS[20]: ["a/1", "b/1"],
+        }
+        (held_out,) = self.opinions(stores).of("holdout", [IDS[31]])
+        assert list(held_out.nets) == ["a/0", "a/1", "b/0", "b/1"]
+
+    def test_masks_and_where_they_differ(self, stores: Callable[[str, str, int], MapStore]) -> None:
+        (found,) = self.opinions(stores).of("oof", [IDS[3]])
+        first, second = found.nets.values()
+        assert np.array_equal(first, certain(IDS[3], 0)[0] > 0) and np.array_equal(second, certain(IDS[3], 2)[0] > 0)
+        assert np.array_equal(found.mask_HW, first), "a mean of half is car"
+        assert np.array_equal(found.doubt_HW > 0, first != second) and found.doubt_HW.max() == 255
+        (held_out,) = self.opinions(stores).of("holdout", [IDS[31]])
+        assert held_out.doubt_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], "4, 3, 2, 1, 0 of 4"
+
+    def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], MapStore]) -> None:
+        only_b = self.opinions(stores, nets=[("b", 0)])
+        (oof,) = only_b.of("oof", [IDS[20]])
+        assert list(oof.nets) == ["a/1", "b/1"]
+        assert np.array_equal(oof.mask_HW, oof.nets["b/1"]), "the model of the ensemble, with the fold of the image"
+        (held_out,) = only_b.of("holdout", [IDS[31]])
+        assert np.array_equal(held_out.mask_HW, held_out.nets["b/0"])
+
+    def test_steps_after_the_merge_count_for_the_mask_of_all_alone(
+        self, stores: Callable[[str, str, int], MapStore]
+    ) -> None:
+        settings = EnsembleSettings(postprocess=("largest",))
+        (found,) = self.opinions(stores, settings=settings).of("oof", [IDS[3]])
+        assert found.nets["a/0"][10, 10] and not found.mask_HW[10, 10]
+        assert found.mask_HW.sum() == found.nets["a/0"].sum() - 1
+
+    def test_a_single_net_doubts_what_it_is_undecided_of(self, stores: Callable[[str, str, int], MapStore]) -> None:
+        alone = self.opinions(stores, models=["a"], folds=[0], nets=[("a", 0)], views=["identity", "hflip"])
+        (found,) = alone.of("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
+        assert found.doubt_HW[305, 600] == pytest.approx(128, abs=2)
+        assert found.doubt_HW[350, 600] == found.doubt_HW[10, 10] == 0
+
+
+class TestMetadata:
+    HEADER = '"id","year","make","model","trim1","trim2"\n'
+
+    def test_makes_by_car_zipped_or_not(self, tmp_path: Path) -> None:
+        text = self.HEADER + '"0004d4463b50","2014","Acura","TL","TL","w/SE"\n"00087a6bd4dc","2014","","RLX","",""\n'
+        (tmp_path / "metadata.csv").write_text(text)
+        assert read_makes(tmp_path) == {"0004d4463b50": "Acura"}
+        (tmp_path / "metadata.csv").unlink()
+        with zipfile.ZipFile(tmp_path / "metadata.csv.zip", "w") as archive:
+            archive.writestr("metadata.csv", text)
+        assert read_makes(tmp_path) == {"0004d4463b50": "Acura"}
+
+    def test_none_where_the_file_is_not_there_and_an_error_where_it_is_another(self, tmp_path: Path) -> None:
+        assert read_makes(tmp_path) == {}
+        (tmp_path / "metadata.csv").write_text("car,maker\n")
+        with pytest.raises(PipelineError, match="has no columns id and make"):
+            read_makes(tmp_path)
