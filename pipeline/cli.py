@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     which = ablate.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="say in words which setting to take")
     which.add_argument("--apply", action="store_true", help="write that setting to params.yaml")
-    which.add_argument("--exps", action="store_true", help="compare the experiments of 'dvc exp run' with this workspace")
+    which.add_argument(
+        "--exps", action="store_true", help="compare the experiments of 'dvc exp run' with this workspace"
+    )
     ablate.add_argument("--split", choices=("oof", "holdout"), help="whose advice to apply; by default held-out cars'")
     add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
