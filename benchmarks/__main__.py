@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-NAMES = ("rle", "reading", "ensemble", "prediction", "check")
+NAMES = ("rle", "reading", "ensemble", "ablation", "prediction", "check")
 
 _REAL = Path(__file__).parents[2] / "shared" / "carvana"
 

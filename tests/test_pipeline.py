@@ -98,7 +98,7 @@ class TestRepro:
             ("ensemble.threshold", 0.4, {"evaluate", "ensemble", "ablate", "report"}),
             ("models.specs.small.dropout", 0.1, {"train@small-0", "train@small-1"}),
             ("models.specs.classic.dropout", 0.1, set()),
-            ("predict.views.oof", ["identity", "hflip", "scale:0.75"], {"predict@small-0-oof", "predict@small-1-oof"}),
+            ("predict.views.oof", ["identity", "scale:0.75"], {"predict@small-0-oof", "predict@small-1-oof", "ablate"}),
             ("machine.workers", 0, set()),
             ("train.lr", 0.005, {"train@small-0", "train@small-1"}),
         ],

@@ -33,6 +33,11 @@ COLUMNS = (
 )
 """Of reports/ablation.csv."""
 
+_MORE = {
+    "oof": f"see to {FEWEST_CARS} cars or more in the folds that are active",
+    "holdout": f"set folds.holdout_cars to {FEWEST_CARS} or more",
+}
+
 _GROUPS = 10
 """Parts that cars are dealt to, so that each is scored by a choice made on the others."""
 
@@ -146,8 +151,8 @@ class Verdict:
         if cars >= FEWEST_CARS:
             return None
         return (
-            f"{cars} car{'' if cars == 1 else 's'} can't tell how sure a difference is: intervals are shown from "
-            f"{FEWEST_CARS} cars on."
+            f"{cars} car{'' if cars == 1 else 's'} can't tell how sure a difference is: for intervals {_MORE[self.split]} "
+            "and run 'dvc repro'."
         )
 
     def _intervals(self, sums_CK: NDArray[np.float64]) -> NDArray[np.float64]:
