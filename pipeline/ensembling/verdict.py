@@ -151,8 +151,8 @@ class Verdict:
         if cars >= FEWEST_CARS:
             return None
         return (
-            f"{cars} car{'' if cars == 1 else 's'} can't tell how sure a difference is: for intervals {_MORE[self.split]} "
-            "and run 'dvc repro'."
+            f"{cars} car{'' if cars == 1 else 's'} can't tell how sure a difference is: "
+            f"for intervals {_MORE[self.split]} and run 'dvc repro'."
         )
 
     def _intervals(self, sums_CK: NDArray[np.float64]) -> NDArray[np.float64]:
