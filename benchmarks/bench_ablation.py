@@ -19,7 +19,7 @@ from pipeline.cores import cores
 from pipeline.data.source import Source
 from pipeline.ensembling.ablation import Panel, Trial, try_settings
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import AblationSettings, Choices, Setting, alone_and_together
+from pipeline.ensembling.grid import AblationSettings, Choices, Setting
 from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, shard_name, sum_maps, write_index
 
 FOLDS = (0, 1, 2, 3, 4)
@@ -140,8 +140,8 @@ def _report(place: Path) -> None:
     reading, whole = seconds
     print(
         f"{SETTINGS} settings x {IMAGES} images x {len(FOLDS)} folds x {len(VIEWS)} views on {cores()} cores: "
-        f"{whole:.1f} s, of which reading the maps {reading:.1f} s; "
-        f"{SETTINGS * IMAGES / (whole - reading):,.0f} settings of an image a second; peak {peak_mb(Ablation(place)):.0f} MB"
+        f"{whole:.1f} s, of which reading the maps {reading:.1f} s; peak {peak_mb(Ablation(place)):.0f} MB; apart from "
+        f"reading, {SETTINGS * IMAGES / (whole - reading):,.0f} settings of an image a second"
     )
 
 

@@ -2,8 +2,8 @@
 
 The images of one car resemble one another, so that cars are drawn, never images. The bootstrap is studentised
 (bootstrap-t: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12; Davison and Hinkley, Bootstrap
-Methods and their Application, 1997, chapter 5): each resample is measured by its own standard error, so that intervals are
-wide enough where cars are few. The plain percentile bootstrap covers 90 % instead of 95 % at 8 cars.
+Methods and their Application, 1997, chapter 5): each resample is measured by its own standard error, so that intervals
+are wide enough where cars are few. The plain percentile bootstrap covers 90 % instead of 95 % at 8 cars.
 """
 
 import numpy as np
