@@ -26,6 +26,9 @@ _WIDE = 8
 
 _DICE = ".5f"
 
+_TICKS = 8
+"""Epochs that are named, at most; the axis's own choice would name halves, rounded."""
+
 
 def accuracy_by_cost(rows: pd.DataFrame) -> Spec:
     """Return Dice against cost for the settings of one split: the best at each cost, the front, the current one."""
@@ -91,9 +94,10 @@ def training_curves(rows: pd.DataFrame, column: str, title: str) -> Spec:
     model = rows["net"].str.rpartition("/")[0]
     lines = rows[["net", "epoch", column]].assign(colour=model if model.nunique() > 1 else rows["net"])
     chart = _chart(lines[lines[column].notna()]).mark_line(strokeWidth=1.5, point={"size": 18})
+    epochs = sorted(set(rows["epoch"].tolist()))
     return _spec(
         chart.encode(
-            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d")),
+            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(values=epochs[:: -(-len(epochs) // _TICKS)], format="d")),
             y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False)),
             color=alt.Color("colour:N", title=None),
             detail="net:N",

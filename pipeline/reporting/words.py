@@ -94,7 +94,9 @@ def _as_good(told: Mapping[str, Any]) -> Point:
         return Point("As good", f"{whole(number - 1)} others can't be told from it on these cars, and none is cheaper.")
     words = f"{whole(number)} settings, the best among them, can't be told apart on these cars. This is the cheapest: "
     now = " It is the current setting." if cheapest["current"] else ""
-    return Point("As good", f"{words}Dice {dice(cheapest['dice'])}, at {cost(cheapest)}.{now}", in_words(cheapest))
+    loss = f"{dice(cheapest['loss'])} below the best, and may be up to {dice(cheapest['loss_at_most'])} below"
+    words += f"Dice {dice(cheapest['dice'])}, {loss}, at {cost(cheapest)}.{now}"
+    return Point("As good", words, in_words(cheapest))
 
 
 def _honestly(selection: Mapping[str, Any] | None) -> Point:
