@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--exps", action="store_true", help="compare the experiments of 'dvc exp run' with this workspace"
     )
-    ablate.add_argument("--split", choices=("oof", "holdout"), help="whose advice to apply; by default held-out cars'")
+    ablate.add_argument(
+        "--split", choices=("oof", "holdout"), help="one of them; by default held-out cars' advice is applied"
+    )
     add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
@@ -188,9 +190,9 @@ def _ablate(options: argparse.Namespace) -> None:
     elif options.apply:
         advice.apply_best(options.split)
     elif options.best:
-        advice.show_best()
+        advice.show_best(options.split)
     else:
-        advice.show_table()
+        advice.show_table(options.split)
 
 
 def _summary(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.data.settings import DataSettings, FoldSettings
 from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
-from pipeline.ensembling.grid import AblationSettings, Choices
+from pipeline.ensembling.grid import FEWEST_HELD_OUT, AblationSettings, Choices
 from pipeline.errors import PipelineError
 from pipeline.learning.prediction_settings import PredictSettings
 from pipeline.learning.settings import Design, InputSettings, MachineSettings, ModelSpec, TrainSettings
@@ -111,16 +111,26 @@ class Params(Section):
             folds=self.folds.active,
             predicted={"oof": views.oof, "holdout": views.holdout},
             views=views.test,
+            weights=self.predict.weights,
         )
 
     def _check_ablation(self) -> None:
         ablation, views = self.ablation, self.predict.views
+        if self.folds.holdout_cars < FEWEST_HELD_OUT:
+            if ablation.folds is not None:
+                raise PipelineError(
+                    f"ablation.folds names fold ensembles, which are scored on held-out cars alone: set it to null, or "
+                    f"folds.holdout_cars to {FEWEST_HELD_OUT} or more."
+                )
+            held_out = views.oof  # nothing is scored on others
+        else:
+            held_out = views.holdout
         for key, sets, known, where in (
             ("models", ablation.models or (), self.models.active, "models.active"),
             ("weights", ablation.weights, self.models.active, "models.active"),
             ("folds", ablation.folds or (), self.folds.active, "folds.active"),
             ("views", ablation.views or (), views.oof, "predict.views.oof"),
-            ("views", ablation.views or (), views.holdout, "predict.views.holdout"),
+            ("views", ablation.views or (), held_out, "predict.views.holdout"),
         ):
             unknown = [item for chosen in sets for item in chosen if item not in known]
             if unknown:

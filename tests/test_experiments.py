@@ -258,6 +258,7 @@ class TestExperiments:
         printed = capsys.readouterr().out
         assert "more       0.90445    +0.00200  +0.00200 to +0.00200" in printed
         assert "2 cars held out of all folds can't tell" in printed
+        assert "not the luck of a training" in printed
         # They outlive the commit that they were tried on.
         small.put({"train.epochs": 3})
         small.repro("--quiet")
@@ -277,6 +278,7 @@ class TestExperiments:
 
     def test_what_has_no_scores_is_told(self, small: Small) -> None:
         small.try_out("part", "--temp", "--set-param", "train.epochs=5", "train")
+        small.try_out("maps", "--temp", "--set-param", "train.epochs=7", "predict")
         small.try_out("lost", "--temp", "--set-param", "train.epochs=6")
         for file in (small.folder / ".dvc/cache").rglob("*"):
             if file.is_file() and b"0.906" in file.read_bytes():
@@ -285,6 +287,8 @@ class TestExperiments:
         found = compare()
         assert set(found.table["name"]) == {"workspace"}
         assert "part was run only in part: it has no scores of its own." in found.notes
+        words = "has the very scores of the workspace: it was run only in part, or changed nothing."
+        assert f"maps {words}" in found.notes
         assert "lost has no scores in DVC's cache any more: run it again, or 'dvc exp pull' it." in found.notes
 
     @pytest.mark.slow
@@ -308,6 +312,9 @@ class TestExperiments:
         small.put({"train.epochs": 3})
         small.repro("--quiet", "train")
         with pytest.raises(PipelineError, match="'dvc repro' first"):
+            compare()
+        small.repro("--quiet", "predict")
+        with pytest.raises(PipelineError, match=r"images\.csv is older than the maps here: run 'dvc repro' first"):
             compare()
         (small.folder / "reports/images.csv").unlink()
         with pytest.raises(PipelineError, match=r"images\.csv is missing: run 'dvc repro' first"):

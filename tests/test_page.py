@@ -25,7 +25,7 @@ from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore, PackedMap
 from pipeline.ensembling.opinions import Opinions
 from pipeline.errors import PipelineError
-from pipeline.reporting import charts, crops, figures, tables, words
+from pipeline.reporting import charts, crops, figures, headlines, tables, words
 from pipeline.reporting.crops import Box
 from pipeline.reporting.figures import Figure, Picture
 from pipeline.reporting.forest import compare
@@ -38,18 +38,27 @@ BARE = DrawnReports(models=("small",), folds=(0,), cars=("0" * 12, "1" * 12), he
 """One model, one fold, too few cars for intervals, no held-out car, nothing timed."""
 
 MAKES = dict(zip((*FULL.cars, *FULL.held_out), ["Acura", "BMW", "Estrada Motors"] * 8, strict=True))
-SUBMISSION = {"rows": 64, "test": {"dice": 0.987654}}
+SUBMISSION: dict[str, Any] = {
+    "rows": 64,
+    "nets": [f"{model}/{fold}" for model in FULL.models for fold in FULL.folds],
+    "views": ["identity", "hflip"],
+    "postprocess": [],
+    "test": {"dice": 0.987654},
+}
+ALONE: dict[str, Any] = {"rows": 64, "nets": ["small/0"], "views": ["identity", "hflip"], "postprocess": []}
 
 
 def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> Findings:
     """The files of a run, written and read as the stages do."""
-    parts = ("settings", "postprocess", "fold_worth", "doubts")
-    read = {}
+    parts = ("settings", "postprocess", "fold_worth", "doubts", "images")
+    submission, read = changes.pop("submission", SUBMISSION), {}
     for name in parts:
         getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
         read[name] = tables.read_table(folder / name)
     summary = json.loads(json.dumps(drawn.summary()))
-    whole = Findings(summary, **read, curves=drawn.curves(), submission=SUBMISSION, makes=MAKES)
+    read["images"] = headlines.as_submitted(read["images"], submission)
+    read["doubts"] = headlines.rescored(read["doubts"], read["images"])
+    whole = Findings(summary, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
     return replace(whole, **changes)
 
 
@@ -60,7 +69,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    return findings(BARE, tmp_path_factory.mktemp("bare"), submission={"rows": 64}, makes={})
+    return findings(BARE, tmp_path_factory.mktemp("bare"), submission=ALONE, makes={})
 
 
 def box(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
@@ -145,7 +154,9 @@ class TestPage:
             "224 images of 14 cars",
             "160 images of 10 cars",
             "threshold 0.45",
-            "masks mended afterwards",
+            "masks mended afterwards, on 224 images of 14 cars, the time with the steps",
+            "The nets were chosen by these very images.",
+            "at 14% of its cost.",
         ):
             assert told in document.text
 
@@ -162,11 +173,45 @@ class TestPage:
         assert len(html) < 1_500_000
 
     def test_the_current_setting_is_told_with_its_steps(self, full: Findings) -> None:
-        assert "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 2.2 s" in (
-            Document(page(full, [], [])).text
+        assert (
+            "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 2.2 s "
+            "and 12 forward passes an image" in Document(page(full, [], [])).text
         )
         mended = replace(full, submission=SUBMISSION | {"postprocess": ["largest", "filled"]})
-        assert "threshold 0.5, mended by largest and filled; 2.2 s" in Document(page(mended, [], [])).text
+        assert "threshold 0.5, mended by largest and filled; 6 nets, 2.2 s" in Document(page(mended, [], [])).text
+
+    def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: Findings) -> None:
+        refused = full.ablation | {"holdout": {"refused": "Too few."}}
+        alone = replace(full, ablation=refused, settings=tables.of_split(full.settings, "oof"))
+        text = Document(page(alone, [], [])).text
+        assert "folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 12 forward passes" in text
+
+    def test_scores_are_those_after_the_steps_of_the_submission(self, full: Findings) -> None:
+        images = full.images.assign(dice=full.images["dice"] - 0.02)
+        doubts = headlines.rescored(full.doubts, images)
+        steps = SUBMISSION | {"postprocess": ["edges"]}
+        document = Document(page(replace(full, images=images, doubts=doubts, submission=steps), [], []))
+        out_of_fold = tables.of_split(images, "oof")["dice"].mean()
+        assert f"{out_of_fold:.5f}" in document.texts
+        assert f"{tables.of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
+        assert document.text.count("Settings are compared before post-processing (edges);") == 5
+        assert "before post-processing" not in Document(page(full, [], [])).text
+        angles = document.specs["chart-angle-by-angle"]
+        assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98
+
+    def test_suspects_are_counted_and_warnings_told(self, full: Findings) -> None:
+        first = full.doubts.index < 5
+        doubts = full.doubts.assign(
+            **{
+                name: full.doubts[name].mask(first, 900 if name == "suspect" else 30)
+                for name in ("suspect", "height", "width")
+            }
+        )
+        text = Document(
+            page(replace(full, doubts=doubts, warnings=["2 images were left out: a, b"]), [], [figure()])
+        ).text
+        assert "5 of 384 images have one." in text
+        assert "2 images were left out: a, b" in text
 
     def test_what_others_named_is_text_and_nothing_else(self, full: Findings) -> None:
         evil = '</script><script>alert("x")</script><b>'
@@ -180,7 +225,7 @@ class TestPage:
         assert evil in json.dumps(Document(html).specs["chart-make-by-make"]).replace('\\"', '"')
 
     def test_a_bare_run(self, bare: Findings) -> None:
-        document = Document(page(bare, [], []))
+        document = Document(page(bare, [figure()], []))
         assert list(document.specs) == [
             *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
             *("chart-training-loss", "chart-angle-by-angle"),
@@ -190,19 +235,13 @@ class TestPage:
             "Fewer than 8 cars: no interval can be trusted",
             "Merged folds can be scored on cars that are held out of all of them",
             "is not among its files here",
-            "No image was scored.",
+            "dvc repro --single-item --force report",
+            "No interval: it takes 8 cars.",
             "There are none: nowhere do all nets contradict a label",
         ):
             assert told in document.text
         assert "Test cars" not in document.text and "95 %" not in document.text
         assert "forward passes an image" in json.dumps(document.specs["chart-cost-out-of-fold"])
-
-    def test_no_split_at_all(self, full: Findings) -> None:
-        refused = {split: {"refused": f"{split} is refused."} for split in ("oof", "holdout")}
-        empty = {name: getattr(full, name).iloc[:0] for name in ("settings", "postprocess", "fold_worth", "doubts")}
-        document = Document(page(replace(full, ablation=refused, **empty), [], []))
-        assert "oof is refused." in document.text and "holdout is refused." in document.text
-        assert [name.split("-")[1] for name in document.specs] == ["training", "training"]
 
     @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
     def test_a_browser_draws_every_chart_and_asks_nobody(self, full: Findings, tmp_path: Path) -> None:
@@ -299,7 +338,7 @@ class TestTables:
         doubts = pd.DataFrame(
             [(str(n), *size) for n, size in enumerate(sizes)], columns=["image_id", "suspect", "height", "width"]
         )
-        assert tables.suspects(doubts, 8)["image_id"].tolist() == ["0", "3"]
+        assert tables.suspects(doubts)["image_id"].tolist() == ["0", "3"]
 
 
 def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -333,19 +372,24 @@ class TestCharts:
         assert {"color", "shape"} <= points["encoding"].keys()
         assert points["encoding"]["y"]["scale"]["zero"] is False
         assert points["encoding"]["x"]["title"] == "seconds an image"
+        out_of_fold = charts.accuracy_by_cost(tables.of_split(full.settings, "oof"))
+        assert layers(out_of_fold)[1]["encoding"]["x"]["title"] == "seconds an image, by a fold's nets"
 
     def test_cost_in_passes_where_there_are_no_seconds(self, bare: Findings) -> None:
         spec = charts.accuracy_by_cost(bare.settings)
-        assert layers(spec)[1]["encoding"]["x"]["title"] == "forward passes an image"
+        assert layers(spec)[1]["encoding"]["x"]["title"] == "forward passes an image, by a fold's nets"
         assert "NaN" not in json.dumps(spec)
         assert all("seconds" not in point for point in values(spec, layers(spec)[1]))
 
     def test_fold_worth_has_all_subsets_and_their_mean(self, full: Findings) -> None:
         spec = charts.fold_worth(full.fold_worth)
-        _, line, points = layers(spec)
+        band, _, points = layers(spec)
+        assert {v["count"] for v in values(spec, band)} == {1, 2}, (
+            "all three folds are one subset, which spreads nowhere"
+        )
         assert len(values(spec, points)) == len(full.fold_worth) == 14
         small = full.fold_worth.query("models == 'small' and count == 2")["dice"]
-        (mean,) = [v for v in values(spec, line) if v["models"] == "small" and v["count"] == 2]
+        (mean,) = [v for v in values(spec, band) if v["models"] == "small" and v["count"] == 2]
         assert mean["mean"] == pytest.approx(small.mean(), abs=1e-6)
         assert mean["high"] - mean["mean"] == pytest.approx(small.std(), abs=2e-6)
 
@@ -375,17 +419,50 @@ class TestCharts:
         cars = pd.DataFrame(values(makes, layers(makes)[1]))
         assert set(cars["row"]) == {"Kia (1)", "make unknown (23)"}
         assert len(cars) == 24
+        means = pd.DataFrame(values(makes, layers(makes)[0]))
+        unknown = means.query("row == 'make unknown (23)'").set_index("split")["mean"]
+        by_car = full.doubts.query("split == 'holdout'")["dice"].mean()
+        assert unknown["Held-out cars"] == pytest.approx(by_car, abs=1e-6) and len(unknown) == 2
+
+
+class TestHeadlines:
+    def test_scores_tell_interval_or_why_there_is_none(self, full: Findings, bare: Findings) -> None:
+        (oof, holdout, test) = headlines.scores(full.images, SUBMISSION)
+        assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
+        assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
+        assert oof.basis == "224 images of 14 cars"
+        assert oof.dice == f"{tables.of_split(full.images, 'oof')['dice'].mean():.5f}"
+        assert test.interval.startswith("No interval")
+        (alone,) = headlines.scores(bare.images, ALONE)
+        assert alone.interval == "No interval: it takes 8 cars."
+
+    def test_one_held_out_car_has_a_score_though_its_settings_are_not_compared(self, tmp_path: Path) -> None:
+        found = findings(DrawnReports(held_out=("f" * 12,)), tmp_path)
+        _, holdout, _ = headlines.scores(found.images, SUBMISSION)
+        assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it takes 8 cars.")
+        assert "16 images of 1 car" in Document(page(found, [], [])).text
+
+    def test_no_bound_is_above_1(self) -> None:
+        rows = pd.DataFrame({"split": "oof", "car": [str(n) for n in range(10)], "dice": [0.5, *[1.0] * 9]})
+        (score,) = headlines.scores(rows, {})
+        assert score.interval.endswith("to 1.00000")
+
+    def test_the_rows_are_those_of_the_model_that_is_submitted(self) -> None:
+        images = FULL.images()
+        several = headlines.as_submitted(images, SUBMISSION)
+        assert set(several["model"]) == {"ensemble"} and set(several["split"]) == {"oof", "holdout"}
+        one = headlines.as_submitted(images, SUBMISSION | {"nets": ["small/0", "small/1"]})
+        assert set(zip(one["split"], one["model"], strict=True)) == {("oof", "small"), ("holdout", "ensemble")}
+        assert len(one) == len(several) == 384
+
+    def test_doubts_have_the_dice_after_the_steps(self) -> None:
+        images = headlines.as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
+        doubts = headlines.rescored(FULL.doubts(), images.assign(dice=images["dice"] / 2))
+        assert np.allclose(doubts["dice"], FULL.doubts()["dice"] / 2)
+        assert list(doubts["image_id"]) == list(FULL.doubts()["image_id"])
 
 
 class TestWords:
-    def test_scores_tell_interval_or_why_there_is_none(self) -> None:
-        (oof, holdout, test) = words.scores(FULL.summary(), SUBMISSION)
-        assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
-        assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
-        assert test.interval.startswith("No interval")
-        (alone,) = words.scores(BARE.summary(), {"rows": 64})
-        assert alone.interval == "Fewer than 8 cars: no interval can be trusted, so that none is shown."
-
     def verdict(self, **changes: Any) -> dict[str, words.Point]:
         told = FULL.summary()
         oof, _ = words.verdicts(told | {"oof": told["oof"] | changes})
@@ -398,20 +475,30 @@ class TestWords:
             points["Best"].setting == "resnet18, identity + hflip + scale:0.75, mean of probabilities, threshold 0.45"
         )
         assert "at 0.93 s and 3 forward passes an image" in points["Best"].words
-        assert points["As good"].words.startswith("45 settings, the best among them, can't be told apart")
-        assert (
-            "0.00020 below the best, and may be up to 0.00040 below, at 0.31 s and 1 forward pass an image"
-            in points["As good"].words
+        cheapest = points["Cheapest"].words
+        assert cheapest.startswith(
+            "45 settings, the best among them, can't be told apart from it, all compared at once"
         )
+        assert re.search(r"against the current setting \(95 %: .* to .*\), 0\.00020 below the best", cheapest)
+        assert "may be up to 0.00040 below, at 0.31 s and 1 forward pass an image, by a fold's nets." in cheapest
+        assert points["Advice"].setting and points["Advice"].words.endswith("at 14% of its cost.")
+        assert "95 %" not in points["Hindsight"].words
         for figure in ("honest", "optimistic"):
             assert f"{told['selection'][figure]:.5f}" in points["Hindsight"].words
         assert "No intervals" not in points
 
     def test_the_verdict_where_little_can_be_told(self) -> None:
         best = FULL.summary()["oof"]["best"]
-        assert "can be told from all others" in self.verdict(indistinguishable=1, cheapest=best)["As good"].words
-        assert "6 others" in self.verdict(indistinguishable=7, cheapest=best)["As good"].words
-        points = self.verdict(indistinguishable=None, cheapest=None, selection=None, no_interval="Too few cars.")
+        assert "all can be told from the best" in self.verdict(indistinguishable=1, cheapest=best)["Cheapest"].words
+        assert "7 settings" in self.verdict(indistinguishable=7, cheapest=best)["Cheapest"].words
+        points = self.verdict(
+            indistinguishable=None,
+            cheapest=None,
+            advice=None,
+            advice_words=None,
+            selection=None,
+            no_interval="Few cars.",
+        )
         assert list(points) == ["Best", "Hindsight", "No intervals"]
         assert "is optimistic" in points["Hindsight"].words
         now = self.verdict(best=best | {"current": True, "difference": 0.0})["Best"]
@@ -490,6 +577,12 @@ class TestCrops:
         quiet = picture[50, 50]
         assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
 
+    def test_a_frame_lies_just_outside_its_region(self) -> None:
+        picture = np.full((400, 800, 3), 128, np.uint8)
+        framed = crops.framed(picture, Box(400, 500, 500, 700), Box(300, 300, 700, 1100))
+        assert near(framed[96, 300], crops.REGION, 1) and near(framed[150, 196], crops.REGION, 1)
+        assert near(framed[150, 300], (128, 128, 128), 1) and (picture == 128).all()
+
     def test_pictures_stand_in_the_page(self) -> None:
         address = crops.data_uri(crops.photograph(GREY, Box(0, 0, 400, 800), 200))
         head, _, text = address.partition(",")
@@ -527,7 +620,7 @@ class TestCrops:
         assert [picture.words for picture in suspect.pictures] == [
             "where it is",
             "the photograph",
-            "label green, nets magenta",
+            "label green, nets magenta, the region framed yellow",
         ]
         assert "its one net is certain" in figures.suspect(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
 

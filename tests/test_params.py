@@ -109,6 +109,7 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("ablation.weights", [{"small": 0}], "ablation.weights.0.small can't be 0"),
         ("ablation.folds", [[0, 0]], "ablation.folds.0: names 0 twice"),
         ("ablation.folds", [], "ablation.folds can't be []"),
+        ("ablation.tolerance", -0.1, "ablation.tolerance can't be -0.1"),
         ("ablation.merge", ["mean"], "ablation.merge.0 can't be 'mean'"),
         ("ablation.threshold", [0.5, 1], "ablation.threshold.1 can't be 1"),
         ("ablation.postprocess", [["smooth"]], "ablation.postprocess.0.0 can't be 'smooth'"),

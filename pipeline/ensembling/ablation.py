@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.competition.layout import split_id
 from pipeline.cores import cores
 from pipeline.ensembling.counting import Counter
-from pipeline.ensembling.ensemble import table_of
+from pipeline.ensembling.ensemble import Merge
 from pipeline.ensembling.grid import Net, Setting
 from pipeline.ensembling.maps import MapStore, PackedMap
 from pipeline.ensembling.scoring import TrueMask
@@ -43,12 +43,14 @@ class Panel:
                 if list(views) != store.views
                 else "is of other images than folds.csv says"
                 if list(image_ids) != store.image_ids
+                else "has files of another length than those of other nets"
+                if store.shard_images != self.stores[0].shard_images
                 else "is of an earlier net"
                 if digest != store.net
                 else None
             )
             if fault:
-                raise PipelineError(f"{store.folder} {fault}: 'dvc repro predict' makes its maps anew.")
+                raise PipelineError(f"{store.folder} {fault}: 'dvc repro' makes its maps anew.")
 
     def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[PackedMap]]]:
         """Yield the stored maps of each image, or of some, by net and view."""
@@ -115,11 +117,12 @@ def _read(panels: Sequence[Panel], sizes: Tally[tuple[Net, str]]) -> Iterator[li
             yield packed_NV
 
 
-def _disagreement(pixels: Undecided, views: Sequence[int], threshold: float) -> int:
-    """Return on how many pixels the masks of single nets differ."""
-    votes = table_of("vote", threshold, len(views))
-    assert not isinstance(votes, int)
-    masks_NU = votes[pixels.levels_NVU[:, views].sum(axis=1, dtype=np.uint16)]
+def _disagreement(pixels: Undecided, views: Sequence[int], threshold: float) -> int | None:
+    """Return on how many pixels the masks of single nets differ; None for a net by itself."""
+    if len(pixels.levels_NVU) == 1:
+        return None
+    alone = Merge("probability", threshold, (len(views),), (1,))
+    masks_NU = pixels.levels_NVU[:, views].sum(axis=1, dtype=np.uint16) >= alone.least
     return int(np.count_nonzero(masks_NU.min(axis=0) != masks_NU.max(axis=0)))
 
 

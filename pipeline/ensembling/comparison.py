@@ -62,8 +62,13 @@ class Comparison:
         subsets = self.choices.fold_subsets() if split == "holdout" else []
         settings = list(dict.fromkeys([*grid, *subsets]))
         trial = try_settings(panels, settings, self.choices.predicted[split], self.true_mask, f"Ablating on {split}")
-        verdict = Verdict(split, replace(trial, settings=grid, dice_SI=trial.dice_SI[: len(grid)]), _seconds(panels))
-        findings.facts[split] = verdict.summary()
+        verdict = Verdict(
+            split,
+            replace(trial, settings=grid, dice_SI=trial.dice_SI[: len(grid)]),
+            pooled_seconds(panels),
+            self.choices.ablation.tolerance,
+        )
+        findings.facts[split] = verdict.summary() | {"cautions": self.choices.cautions(split)}
         findings.settings.append(verdict.table)
         findings.doubts.append(trial.images.assign(split=split, dice=trial.dice_SI[0])[list(_DOUBTS)])
         findings.postprocess.append(self._finished(split, panels, verdict))
@@ -78,8 +83,11 @@ class Comparison:
         if not tried:
             return pd.DataFrame(columns=_POSTPROCESS)
         tried = list(dict.fromkeys([Finishing(settings[0], now), *tried]))
-        trial = try_steps(panels, verdict.trial, tried, self.true_mask, self.photo, f"Post-processing {split}")
+        trial, extra_s = try_steps(panels, verdict.trial, tried, self.true_mask, self.photo, f"Post-processing {split}")
         table = replace(verdict, trial=trial).table.drop(columns="front")
+        # Passes do not add to seconds: where nets were not timed, the cost stays theirs.
+        table["cost"] += extra_s if table["seconds"].notna().all() else 0
+        table["seconds"] += extra_s
         return table.assign(postprocess=[" ".join(f.steps) or "none" for f in tried])
 
 
@@ -89,11 +97,19 @@ def _fold_worth(trial: Trial, subsets: Sequence[Setting]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_WORTH))
 
 
-def _seconds(panels: Sequence[Panel]) -> dict[tuple[Net, str], float]:
-    """Return the seconds an image by net and view, the mean over panels whose nets stand for each other."""
+def pooled_seconds(panels: Sequence[Panel]) -> dict[tuple[Net, str], float]:
+    """Return the seconds an image by net and view: the mean over all folds of a model and all views of a size.
+
+    Their nets do the same work, and a flip is nothing beside it: what the clock says of them otherwise is noise, which
+    must not decide between settings.
+    """
     known = pd.DataFrame(
-        [(net, view, seconds) for panel in panels for (net, view), seconds in panel.seconds().items()],
-        columns=["net", "view", "seconds"],
+        [(net, view, net[0], _size(view), seconds) for p in panels for (net, view), seconds in p.seconds().items()],
+        columns=["net", "view", "model", "size", "seconds"],
     )
-    means = known.groupby(["net", "view"], sort=False)["seconds"].mean().reset_index()
-    return {(net, view): float(seconds) for net, view, seconds in means.itertuples(index=False)}
+    known["seconds"] = known.groupby(["model", "size"])["seconds"].transform("mean")
+    return {(row.net, row.view): float(row.seconds) for row in known.itertuples()}  # type: ignore[misc, arg-type]
+
+
+def _size(view: str) -> str:
+    return view.partition("scale:")[2] or "1"

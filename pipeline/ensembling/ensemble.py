@@ -28,7 +28,7 @@ PostStep = Literal["edges", "largest", "filled"]
 """A step between merged maps and the mask that is scored and submitted: see ``postprocess.py``."""
 
 _LOGIT_SCALE = 1 << 16
-"""Whole numbers a unit of logit: a thousand for each step of level, so that a single net decides as its levels do."""
+"""Whole numbers a unit of logit: a thousand for each step of level."""
 
 
 def _in_order(steps: tuple[PostStep, ...]) -> tuple[PostStep, ...]:
@@ -124,15 +124,15 @@ class Merge:
     def tables(self) -> tuple["Table", ...]:
         """For each net what its levels are worth, before its weight: 0 at level 0, and never falling."""
         common = lcm(*self.counts)
-        return tuple(table_of(self.name, self.threshold, count, common // count) for count in self.counts)
+        return tuple(table_of(self._way, self.threshold, count, common // count) for count in self.counts)
 
     @cached_property
     def least(self) -> int:
         """The least weighted sum that is car: at least 1, and no more than all nets certain give."""
         threshold, total = Fraction(str(self.threshold)), sum(self.weights)
-        if self.name == "probability":
+        if self._way == "probability":
             return ceil(threshold * FULL * lcm(*self.counts) * total)
-        if self.name == "vote":
+        if self._way == "vote":
             return ceil(Fraction(total, 2))
         # Rounded as the tables are, so that a net right at the threshold is a tie.
         at_zero = sum(weight * int(_logits(count)[0]) for weight, count in zip(self.weights, self.counts, strict=True))
@@ -143,6 +143,11 @@ class Merge:
     def dtype(self) -> type[np.unsignedinteger]:
         """The smallest that holds every sum: half the bytes go by in half the time."""
         return smallest_dtype(max(self._highest, self.least))
+
+    @property
+    def _way(self) -> MergeName:
+        """One net's mean of logits is its mean of probabilities, unrounded."""
+        return "probability" if self.name == "logit" and len(self.counts) == 1 else self.name
 
     @property
     def _highest(self) -> int:

@@ -1,5 +1,6 @@
 """Steps after the merge tried on a few settings: on whole rasters, since a step may change any pixel."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from pipeline.competition.metric import count
 from pipeline.ensembling.ablation import Panel, Trial, side_by_side
 from pipeline.ensembling.ensemble import Steps
 from pipeline.ensembling.grid import Setting
-from pipeline.ensembling.maps import PackedMap, sum_maps
+from pipeline.ensembling.maps import LevelMap, PackedMap, sum_maps
 from pipeline.ensembling.postprocess import Decision, Photo
 from pipeline.ensembling.scoring import TrueMask
 
@@ -29,8 +30,11 @@ class Finishing:
 
 def try_steps(
     panels: Sequence[Panel], trial: Trial, tried: Sequence[Finishing], true_mask: TrueMask, photo: Photo, words: str
-) -> Trial:
-    """Return a trial of settings with steps, in their order, on the first ``CARS`` cars of one without."""
+) -> tuple[Trial, list[float]]:
+    """Return a trial of settings with steps, in their order, on the first ``CARS`` cars of one without.
+
+    And the seconds an image that the steps of each take, beyond the merge.
+    """
     cars = sorted(set(trial.images["car"]))[:CARS]
     images = trial.images[trial.images["car"].isin(cars)].reset_index(drop=True)
     wanted = set(images["image_id"])
@@ -38,17 +42,27 @@ def try_steps(
     for index, finishing in enumerate(tried):
         by_setting.setdefault(finishing.setting, []).append((index, finishing.steps))
 
-    def look(work: tuple[Panel, list[list[PackedMap]]]) -> NDArray[np.float64]:
+    def look(work: tuple[Panel, list[list[PackedMap]]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         panel, packed_NV = work
         true_HW = true_mask(packed_NV[0][0].image_id)
         maps = {(n, p.view): p.unpack() for n, of_net in zip(panel.nets, packed_NV, strict=True) for p in of_net}
-        dice = np.empty(len(tried))
+        dice, seconds = np.empty(len(tried)), np.empty(len(tried))
         for setting, followed in by_setting.items():
             summed = [sum_maps([maps[net, view] for view in setting.views]) for net in setting.nets]
+            merged_s = _timed(Decision(setting.merger), summed)[1]
             for index, steps in followed:
-                dice[index] = count(Decision(setting.merger, steps, photo).mask(summed), true_HW).dice
-        return dice
+                mask_HW, seconds[index] = _timed(Decision(setting.merger, steps, photo), summed)
+                dice[index] = count(mask_HW, true_HW).dice
+                seconds[index] -= merged_s
+        return dice, seconds
 
     packed = ((panel, maps) for panel in panels for maps in panel.read(wanted))
-    dice = list(tqdm(side_by_side(look, packed), desc=words, total=len(images), unit="image"))
-    return replace(trial, settings=[f.setting for f in tried], images=images, dice_SI=np.stack(dice, axis=1))
+    found = list(tqdm(side_by_side(look, packed), desc=words, total=len(images), unit="image"))
+    dice_SI, seconds_SI = (np.stack(columns, axis=1) for columns in zip(*found, strict=True))
+    extra_S = [max(0.0, seconds) if f.steps else 0.0 for f, seconds in zip(tried, seconds_SI.mean(axis=1), strict=True)]
+    return replace(trial, settings=[f.setting for f in tried], images=images, dice_SI=dice_SI), extra_S
+
+
+def _timed(decision: Decision, maps: Sequence[LevelMap]) -> tuple[NDArray[np.bool_], float]:
+    begun = time.perf_counter()
+    return decision.mask(maps), time.perf_counter() - begun

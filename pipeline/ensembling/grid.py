@@ -59,6 +59,12 @@ class AblationSettings(Section):
     threshold: Distinct[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
     """Probabilities from which on a pixel is car."""
 
+    tolerance: Annotated[float, Field(ge=0)] | None = 0.0002
+    """Dice that a cheaper setting may lose against the current one, as sure as a 95 % interval, to be advised.
+
+    None: as much as it may, if only it can't be told apart from the best.
+    """
+
     postprocess: Unique[Steps] = ((), ("largest",), ("filled",), ("edges",))
     """Steps to try on the current and the best settings, apart from the grid; none at all: nothing is tried."""
 
@@ -132,6 +138,8 @@ class Choices:
     """Views by split."""
     views: tuple[str, ...]
     """Of the submission."""
+    weights: Literal["last", "best"] = "last"
+    """Of training, that predict."""
 
     def current(self, split: Split) -> Setting:
         """Return what the submission is made with; out of fold, its folds are each image's own."""
@@ -164,6 +172,7 @@ class Choices:
             "folds": self.folds,
             "predicted": dict(self.predicted),
             "views": self.views,
+            "weights": self.weights,
         }
         tree: dict[str, Any] = json.loads(json.dumps(facts))
         return tree
@@ -179,6 +188,19 @@ class Choices:
             for models in sets
             for folds in subsets
         ]
+
+    def cautions(self, split: Split) -> list[str]:
+        """Return what a reader must know of a split's scores, in sentences."""
+        found = []
+        if split == "oof" and self.weights == "best":
+            found.append(
+                "predict.weights is best: the epoch of each net was chosen on the very cars that score it here, "
+                "which flatters it. Held-out cars tell."
+            )
+        if self.ensemble.postprocess:
+            steps = ", ".join(self.ensemble.postprocess)
+            found.append(f"Settings are compared before post-processing ({steps}), which is tried apart.")
+        return found
 
     def refusal(self, split: Split, cars: int) -> str | None:
         """Return why nothing can be scored on so many cars of a split, or None.

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.competition.interval import FEWEST_CARS, intervals
+from pipeline.competition.interval import FEWEST_CARS, intervals, lower_bounds
 from pipeline.ensembling.ablation import Trial
 from pipeline.ensembling.grid import Net, Setting, Split
 
@@ -29,7 +29,7 @@ COLUMNS = (
         "low",
         "high",
     ),
-    *("better", "worse", "images", "cars", "passes", "seconds", "disk_bytes", "front", "kind"),
+    *("better", "worse", "images", "cars", "passes", "seconds", "cost", "disk_bytes", "front", "kind"),
 )
 """Of reports/ablation.csv."""
 
@@ -37,6 +37,8 @@ _MORE = {
     "oof": f"see to {FEWEST_CARS} cars or more in the folds that are active",
     "holdout": f"set folds.holdout_cars to {FEWEST_CARS} or more",
 }
+
+_NO_ADVICE = dict.fromkeys(["indistinguishable", "cheapest", "advice", "advice_words"])
 
 _GROUPS = 10
 """Parts that cars are dealt to, so that each is scored by a choice made on the others."""
@@ -50,6 +52,8 @@ class Verdict:
     trial: Trial
     seconds: Mapping[tuple[Net, str], float]
     """Measured seconds an image, by net and view; some may be missing."""
+    tolerance: float | None = None
+    """Dice that advice may lose."""
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -72,23 +76,22 @@ class Verdict:
             disk_bytes=[_total(setting, self.trial.map_bytes) for setting in settings],
             kind=[setting.kind for setting in settings],
         )
-        return table.assign(front=_front(costs(table), self._mean_S))[list(COLUMNS)]
+        # Seconds, or forward passes where some were not timed.
+        cost_S = table["passes" if table["seconds"].isna().any() else "seconds"].to_numpy(np.float64)
+        return table.assign(cost=cost_S, front=_front(cost_S, self._mean_S))[list(COLUMNS)]
 
     def summary(self) -> dict[str, Any]:
         """Return the split's part of reports/ablation.json."""
         low, high = self._intervals(self._sums_CS[:, :1])[0].tolist()
-        chosen = self.indistinguishable()
+        current = {"dice": float(self._mean_S[0]), "low": _known(low), "high": _known(min(high, 1.0))}
         return {
             "cars": len(self._images_C),
             "images": self.trial.dice_SI.shape[1],
             "settings": len(self.trial.settings),
             "no_interval": self._no_interval(),
-            "current": {"dice": float(self._mean_S[0]), "low": _known(low), "high": _known(high)},
+            "current": current,
             "best": self._row(self.best),
-            "indistinguishable": None if chosen is None else len(chosen),
-            "cheapest": None
-            if chosen is None
-            else self._row(self.cheapest(chosen)) | self._loss(self.cheapest(chosen)),
+            **(_NO_ADVICE if self._no_interval() else self._advice()),
             "selection": self.selection(),
         }
 
@@ -97,25 +100,37 @@ class Verdict:
         """The setting of the highest mean Dice; the current one, where that is as high."""
         return int(self._mean_S.argmax())
 
-    def indistinguishable(self) -> NDArray[np.int64] | None:
-        """Return the settings whose paired difference from the best may be 0, or None where no interval can tell."""
-        if self._no_interval():
-            return None
-        bounds_S2 = self._intervals(self._sums_CS - self._sums_CS[:, [self.best]])
-        return np.flatnonzero(bounds_S2[:, 1] >= 0)
+    def indistinguishable(self) -> NDArray[np.int64]:
+        """Return the settings that are not below the best for sure, all compared at once."""
+        ahead_S = lower_bounds(self._sums_CS[:, [self.best]] - self._sums_CS, self._images_C)
+        return np.flatnonzero(~(ahead_S > 0))
 
     def cheapest(self, chosen: NDArray[np.int64]) -> int:
         """Return the cheapest of some settings; of equally cheap ones the current one, else that of the highest Dice.
 
         What can't be told apart is no reason to change anything.
         """
-        cost_S = costs(self.table)
+        cost_S = self.table["cost"].to_numpy()
         return int(min(chosen, key=lambda index: (cost_S[index], index > 0, -self._mean_S[index])))
+
+    def advised(self, chosen: NDArray[np.int64]) -> int:
+        """Return the cheapest of some settings that is sure to lose no more than ``tolerance`` against the current one.
+
+        Sure for all settings at once, since luck would else be picked. With few cars much can't be told apart: that is
+        no proof that it is as good.
+        """
+        if self.tolerance is None:
+            return self.cheapest(chosen)
+        sure_S = lower_bounds(self._sums_CS - self._sums_CS[:, :1], self._images_C) >= -self.tolerance
+        safe = chosen[sure_S[chosen] | (chosen == 0)]
+        # Where even the current one is told apart from the best, the best is better for sure.
+        return self.cheapest(safe) if len(safe) else self.best
 
     def selection(self) -> dict[str, Any] | None:
         """Return what choosing the highest Dice gives, read off the cars that chose, and off others.
 
-        Cars are dealt to groups; each is scored by what is best on all others. None for a single car.
+        Cars are dealt to groups; each is scored by what is best on all others. None for a single car. Without an
+        interval: all cars share in the choices, so that resampling them would promise too much.
         """
         cars = len(self._images_C)
         if cars < 2:
@@ -126,17 +141,36 @@ class Verdict:
             scored_C = groups_C == group
             chosen = (self._sums_CS[~scored_C].sum(axis=0) / self._images_C[~scored_C].sum()).argmax()
             honest_C[scored_C] = self._sums_CS[scored_C, chosen]
-        difference_C1 = (honest_C - self._sums_CS[:, 0])[:, None]
-        low, high = self._intervals(difference_C1)[0].tolist()
-        images = self._images_C.sum()
+        honest = float(honest_C.sum() / self._images_C.sum())
         return {
             "groups": int(groups_C.max()) + 1,
             "optimistic": float(self._mean_S.max()),
-            "honest": float(honest_C.sum() / images),
-            "difference": float(difference_C1.sum() / images),
-            "low": _known(low),
-            "high": _known(high),
+            "honest": honest,
+            "difference": honest - float(self._mean_S[0]),
         }
+
+    def _advice(self) -> dict[str, Any]:
+        chosen = self.indistinguishable()
+        cheapest, advised = self.cheapest(chosen), self.advised(chosen)
+        return {
+            "indistinguishable": len(chosen),
+            "cheapest": self._row(cheapest) | self._loss(cheapest),
+            "advice": self._row(advised),
+            "advice_words": self._reason(advised),
+        }
+
+    def _reason(self, advised: int) -> str:
+        if advised == 0 and self.best == 0:
+            return "It is the current setting, and the best."
+        if advised == 0 and self.tolerance is None:
+            return "Keep the current setting: none is cheaper."
+        if advised == 0:
+            return f"Keep the current setting: no cheaper one is sure to lose less than {self.tolerance:g} against it."
+        row, cost = self.table.iloc[advised], self.table["cost"]
+        surely = f" (95 %: {row['low']:+.5f} to {row['high']:+.5f})" if row["low"] == row["low"] else ""
+        return (
+            f"Against the current setting {row['difference']:+.5f}{surely}, at {row['cost'] / cost[0]:.0%} of its cost."
+        )
 
     def _row(self, index: int) -> dict[str, Any]:
         return {str(name): _known(value) for name, value in self.table.iloc[index].to_dict().items()}
@@ -144,7 +178,7 @@ class Verdict:
     def _loss(self, index: int) -> dict[str, Any]:
         """Return by how much a setting is below the best, and how much that may be."""
         low, _ = self._intervals(self._sums_CS[:, [index]] - self._sums_CS[:, [self.best]])[0].tolist()
-        return {"loss": float(self._mean_S[self.best] - self._mean_S[index]), "loss_at_most": max(0.0, -low)}
+        return {"loss": float(self._mean_S[self.best] - self._mean_S[index]), "loss_at_most": _known(-low)}
 
     def _no_interval(self) -> str | None:
         cars = len(self._images_C)
@@ -176,11 +210,6 @@ class Verdict:
         codes_I, cars = self._cars
         belongs_CI = (np.arange(cars)[:, None] == codes_I).astype(np.float64)
         return np.asarray(belongs_CI @ self.trial.dice_SI.T)
-
-
-def costs(table: pd.DataFrame) -> NDArray[np.float64]:
-    """Return what each setting of a table costs an image: seconds, or forward passes where some were not timed."""
-    return table["passes" if table["seconds"].isna().any() else "seconds"].to_numpy(np.float64)
 
 
 def _front(cost_S: NDArray[np.float64], dice_S: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """A trained net at work: one picture at a time, or a stream of them."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,6 +46,7 @@ class Predictor:
         net, self.input = load(folder, weights)
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
         self._turn = Lock()
+        self._batches = itertools.count()
 
     def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
         """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
@@ -66,7 +68,8 @@ class Predictor:
         shape = (len(inputs), len(self.views), height, width)
         levels_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
         spans = Spans(self.device)
-        for index, (name, view) in enumerate(zip(self._names, self.views, strict=True)):
+        for index in self._order():
+            name, view = self._names[index], self.views[index]
             # In turn: a GPU does what it is given in that order, so that no span holds what another batch gave it.
             with self._turn, spans.of(name):
                 logits_B1HW = self._logits(view, pixels_BCHW)
@@ -79,6 +82,11 @@ class Predictor:
         levels = np.asarray(levels_BVHW.cpu())
         self.stopwatch.batch(len(inputs), spans)
         return levels
+
+    def _order(self) -> list[int]:
+        """Return the views, another first each time: the first of a batch pays what all share, and time is taken."""
+        first = next(self._batches)
+        return [(first + index) % len(self.views) for index in range(len(self.views))]
 
     def _logits(self, view: View, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

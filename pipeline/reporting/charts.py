@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 
 from pipeline.reporting.tables import MERGES, SPLITS, best_at_each_cost, cost_of, front_of, in_words, like_current_but
+from pipeline.reporting.words import A_FOLD
 
 Spec = dict[str, Any]
 """A chart in Vega-Lite's words."""
@@ -42,7 +43,8 @@ def accuracy_by_cost(rows: pd.DataFrame) -> Spec:
     # All kinds have their colour, whichever occur here, so that it means the same in every chart.
     domain, legend = alt.Scale(domain=list(KINDS)), alt.Legend(values=_in_order(rows["kind"], KINDS))
     axis = alt.Axis(format="~g", tickCount=6, tickMinStep=1 if cost == "passes" else alt.Undefined)
-    x = alt.X(f"{cost}:Q", title=COST_WORDS[cost], scale=scale, axis=axis)
+    title = f"{COST_WORDS[cost]}, by {A_FOLD}" if (rows["split"] == "oof").all() else COST_WORDS[cost]
+    x = alt.X(f"{cost}:Q", title=title, scale=scale, axis=axis)
     tooltip = [
         alt.Tooltip("setting:N", title="setting"),
         _dice_tooltip(),
@@ -63,15 +65,21 @@ def accuracy_by_cost(rows: pd.DataFrame) -> Spec:
 
 
 def fold_worth(rows: pd.DataFrame) -> Spec:
-    """Return Dice against the number of folds: every subset, and a line a model with its spread."""
+    """Return Dice against the number of folds: every subset, and a line a model with its spread.
+
+    One subset by itself tells nothing of the spread.
+    """
     rows = rows.assign(models=rows["models"].str.replace(" ", " and "))
     axis = alt.Axis(values=sorted(rows["count"].unique().tolist()), format="d")
     x = alt.X("count:Q", title="folds merged", axis=axis, scale=_padded())
     by_count = rows.groupby(["models", "count"], sort=False)["dice"].agg(["mean", "std", "size"]).reset_index()
-    spread = by_count["std"].fillna(0)
-    means = by_count.assign(low=by_count["mean"] - spread, high=by_count["mean"] + spread)
+    means = by_count.assign(low=by_count["mean"] - by_count["std"], high=by_count["mean"] + by_count["std"])
     colour = alt.Color("models:N", title=None)
-    band = _chart(means).mark_area(opacity=0.15).encode(x=x, y=_dice("low"), y2="high:Q", color=colour)
+    band = (
+        _chart(means[means["std"].notna()])
+        .mark_area(opacity=0.15)
+        .encode(x=x, y=_dice("low"), y2="high:Q", color=colour)
+    )
     line = _chart(means).mark_line().encode(x=x, y=_dice("mean"), color=colour)
     points = _chart(rows[["models", "count", "folds", "dice"]]).mark_point(filled=True, size=40, opacity=0.7)
     told = [alt.Tooltip("models:N", title="models"), alt.Tooltip("folds:N", title="folds"), _dice_tooltip()]
@@ -131,21 +139,24 @@ def dice_by_angle(images: pd.DataFrame) -> Spec:
 
 
 def dice_by_make(images: pd.DataFrame, makes: Mapping[str, str]) -> Spec:
-    """Return the Dice of every car, a row a make with its number of cars, and the mean of the row."""
+    """Return the Dice of every car, a row a make with its number of cars, and the mean of each split in the row.
+
+    Splits have means of their own, since one net a model looks at a car out of fold, and all do at a held-out one.
+    """
     cars = images.groupby(["split", "car"], sort=False)["dice"].mean().reset_index()
     cars = cars.assign(make=cars["car"].map(makes).fillna("make unknown")).replace({"split": SPLITS})
-    grouped = cars.groupby("make")["dice"]
-    means = grouped.agg(["mean", "size"]).sort_values("mean", ascending=False)
-    labels = {make: f"{make} ({size})" for make, size in means["size"].items()}
-    cars, means = cars.assign(row=cars["make"].map(labels)), means.reset_index().replace({"make": labels})
+    makes_found = cars.groupby("make")["dice"].agg(["mean", "size"]).sort_values("mean", ascending=False)
+    labels = {make: f"{make} ({size})" for make, size in makes_found["size"].items()}
+    cars = cars.assign(row=cars["make"].map(labels))
+    means = cars.groupby(["row", "split"], sort=False)["dice"].mean().reset_index(name="mean")
     y = alt.Y("row:N", title="make (cars)", sort=list(labels.values()), axis=alt.Axis(labelLimit=160, grid=True))
     colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_in_order(cars["split"], SPLITS.values())))
     shape = alt.Shape("split:N", title=None, scale=alt.Scale(domain=_in_order(cars["split"], SPLITS.values())))
     told = [alt.Tooltip("car:N"), alt.Tooltip("make:N"), alt.Tooltip("split:N", title="cars"), _dice_tooltip()]
     points = _chart(cars).mark_point(filled=True, size=45, opacity=0.75)
     points = points.encode(x=_dice_x("dice"), y=y, color=colour, shape=shape, tooltip=told)
-    ticks = _chart(means.rename(columns={"make": "row"})).mark_tick(style=_NOW, thickness=2, size=18)
-    return _spec(ticks.encode(x=_dice_x("mean"), y=y) + points, height=24 * len(means))
+    ticks = _chart(means).mark_tick(thickness=3, size=18)
+    return _spec(ticks.encode(x=_dice_x("mean"), y=y, color=colour) + points, height=24 * len(labels))
 
 
 def _now(rows: pd.DataFrame, x: alt.X, tooltip: Sequence[alt.Tooltip]) -> alt.LayerChart:

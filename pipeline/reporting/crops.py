@@ -13,7 +13,11 @@ from pipeline.reporting.pictures import MISSED, TOO_MUCH, TRUTH, Raster
 NETS = (224, 60, 220)
 """Colour, RGB, of the nets' outlines where they stand against the truth's."""
 
+REGION = (255, 220, 0)
+"""Colour, RGB, of the frame around a region."""
+
 _QUALITY = 80
+_GAP = 4
 _SEEN = 96
 """Part of 255 that must be wrong for a pixel of the picture to be drawn wrong: a single pixel's error must be seen."""
 
@@ -97,6 +101,17 @@ def place(image_HWC: Raster, box: Box, width: int) -> Raster:
     cv2.rectangle(picture_HWC, first, last, (255, 255, 255), 4)
     cv2.rectangle(picture_HWC, first, last, NETS, 2)
     return picture_HWC
+
+
+def framed(picture_HWC: Raster, region: Box, box: Box) -> Raster:
+    """Return the picture of a part of a photograph with a thin frame a little outside a region of it."""
+    scale = picture_HWC.shape[1] / (box.right - box.left)
+    first = round((region.left - box.left) * scale) - _GAP, round((region.top - box.top) * scale) - _GAP
+    last = round((region.right - box.left) * scale) + _GAP, round((region.bottom - box.top) * scale) + _GAP
+    marked_HWC = picture_HWC.copy()
+    cv2.rectangle(marked_HWC, first, last, (0, 0, 0), 4)
+    cv2.rectangle(marked_HWC, first, last, REGION, 2)
+    return marked_HWC
 
 
 def data_uri(picture_HWC: Raster) -> str:

@@ -54,7 +54,10 @@ def suspect(row: Mapping[Any, Any], make: str | None, image: Raster, true: Raste
     pictures = [
         _picture(crops.place(image, box, _PLACE_WIDTH), "where it is"),
         _picture(crops.photograph(image, box, _REGION_WIDTH), "the photograph"),
-        _picture(crops.outlines(image, true, nets, box, _REGION_WIDTH), "label green, nets magenta"),
+        _picture(
+            crops.framed(crops.outlines(image, true, nets, box, _REGION_WIDTH), region, box),
+            "label green, nets magenta, the region framed yellow",
+        ),
     ]
     agree = {1: "its one net is", 2: "both nets are"}.get(int(row["nets"]), f"all {whole(row['nets'])} nets are")
     size = f"{count(row['suspect'], 'pixel')}, {whole(row['width'])} x {whole(row['height'])}, of which {agree} certain"

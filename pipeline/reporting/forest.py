@@ -63,6 +63,8 @@ class Comparison:
     lines: Sequence[Line]
     timed: bool
     """Whether any of them has a time."""
+    nets: str
+    """Whose cost it is, if not that of all nets of a setting."""
     zero: float
     """Where the forest plot has its line of no difference."""
     low: str
@@ -85,7 +87,14 @@ def compare(rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.
         for name, row in zip(labels, rows.to_dict("records"), strict=True)
     ]
     return Comparison(
-        label, heads, lines, bool(rows["seconds"].notna().any()), place(0.0), words.signed(low), words.signed(high)
+        label=label,
+        heads=heads,
+        lines=lines,
+        timed=bool(rows["seconds"].notna().any()),
+        nets=words.A_FOLD if (rows["split"] == "oof").all() else "",
+        zero=place(0.0),
+        low=words.signed(low),
+        high=words.signed(high),
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.reporting import charts, words
+from pipeline.reporting import charts, headlines, words
 from pipeline.reporting.charts import Spec
 from pipeline.reporting.figures import Figure
 from pipeline.reporting.forest import WIDTH, Comparison, compare
@@ -23,6 +23,7 @@ from pipeline.reporting.tables import (
     in_words,
     of_split,
     one_change,
+    suspects,
 )
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -39,10 +40,15 @@ class Findings:
     postprocess: pd.DataFrame
     fold_worth: pd.DataFrame
     doubts: pd.DataFrame
+    """With the Dice of ``images``."""
+    images: pd.DataFrame
+    """Rows of images.csv that are scored as the submission is made."""
     curves: pd.DataFrame
     submission: Mapping[str, Any]
     makes: Mapping[str, str]
     """By car; empty where metadata.csv is not there."""
+    warnings: Sequence[str] = ()
+    """Of images that were left out or replaced."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,9 @@ class Chart:
     spec: Spec
 
 
-def page(findings: Findings, worst: Sequence[Figure], suspects: Sequence[Figure]) -> str:
+def page(findings: Findings, worst: Sequence[Figure], suspected: Sequence[Figure]) -> str:
     """Return the page's HTML."""
-    settings = _by_split(findings.settings)
-    seen = len(findings.doubts) > 0
+    settings, mended = _by_split(findings.settings), _by_split(findings.postprocess)
     drawn: dict[str, list[Chart]] = {
         "cost": [_chart("cost", title, charts.accuracy_by_cost(rows)) for title, rows in settings.items()],
         "folds": [_chart("folds", "Held-out cars", charts.fold_worth(findings.fold_worth))]
@@ -65,24 +70,28 @@ def page(findings: Findings, worst: Sequence[Figure], suspects: Sequence[Figure]
         else [],
         "threshold": [_chart("threshold", title, charts.threshold_curve(rows)) for title, rows in settings.items()],
         "training": _training(findings.curves),
-        "angle": [_chart("angle", "By angle", charts.dice_by_angle(findings.doubts))] if seen else [],
+        "angle": [_chart("angle", "By angle", charts.dice_by_angle(findings.doubts))],
         "make": [_chart("make", "By make", charts.dice_by_make(findings.doubts, findings.makes))]
-        if seen and findings.makes
+        if findings.makes
         else [],
     }
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.policies["json.dumps_kwargs"] = {}  # the charts in their order, that they be drawn from the top
     html = environment.get_template(TEMPLATE.name).render(
-        scores=words.scores(findings.ablation, findings.submission),
+        scores=headlines.scores(findings.images, findings.submission),
+        warnings=findings.warnings,
+        before=_before(findings.submission),
         verdicts=words.verdicts(findings.ablation),
         charts=drawn,
         specs={chart.name: chart.spec for section in drawn.values() for chart in section},
+        compared={title: words.count(len(rows), "setting") for title, rows in settings.items()},
         best={title: _best(rows) for title, rows in settings.items()},
         changes={title: _changes(rows) for title, rows in settings.items()},
-        postprocess={title: _postprocess(rows) for title, rows in _by_split(findings.postprocess).items()},
+        postprocess={_mended(title, rows): _postprocess(rows) for title, rows in mended.items()},
         worst=worst,
-        suspects=suspects,
+        suspects=suspected,
+        suspect_share=f"{words.whole(len(suspects(findings.doubts)))} of {words.count(len(findings.doubts), 'image')}",
         suspect_pixels=SUSPECT_PIXELS,
         suspect_side=SUSPECT_SIDE,
         now=_now(settings, findings.submission),
@@ -99,7 +108,7 @@ def _by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _chart(section: str, title: str, spec: Spec) -> Chart:
-    return Chart(f"chart-{section}-{title.lower().replace(' ', '-')}".strip("-"), title, spec)
+    return Chart(f"chart-{section}-{title.lower().replace(' ', '-')}", title, spec)
 
 
 def _training(curves: pd.DataFrame) -> list[Chart]:
@@ -125,14 +134,38 @@ def _postprocess(rows: pd.DataFrame) -> Comparison:
     return compare(rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows))
 
 
-def _now(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) -> str:
-    """Return the current setting in words; held-out cars, which come last, know its folds too."""
-    if not settings:
+def _mended(title: str, rows: pd.DataFrame) -> str:
+    """Return the caption of a table of steps, which are tried on few cars."""
+    first = rows.iloc[0]
+    timed = ", the time with the steps" if rows["seconds"].notna().any() else ""
+    basis = f"{words.count(first['images'], 'image')} of {words.count(first['cars'], 'car')}"
+    return f"{title}: masks mended afterwards, on {basis}{timed}"
+
+
+def _before(submission: Mapping[str, Any]) -> str:
+    """Return what must be known of settings that are compared without the steps of the submission."""
+    steps = submission["postprocess"]
+    if not steps:
         return ""
+    return (
+        f"Settings are compared before post-processing ({', '.join(steps)}); the scores at the top, angles, makes and "
+        "photographs are after it."
+    )
+
+
+def _now(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) -> str:
+    """Return the current setting in words with what an image of the submission costs.
+
+    Only held-out cars, which come last, are looked at by all its nets, so that only they tell its seconds.
+    """
     row = {str(name): value for name, value in _current(list(settings.values())[-1]).items()}
-    steps = submission.get("postprocess", ())
+    nets, steps = submission["nets"], submission["postprocess"]
+    folds = " ".join(dict.fromkeys(net.rpartition("/")[2] for net in nets))
     mended = f", mended by {' and '.join(steps)}" if steps else ""
-    return f"{in_words(row)}{mended}; {words.cost(row)}"
+    beyond = ", the mending not counted" if steps else ""
+    timed = None if row["split"] == "oof" else row["seconds"]
+    cost = words.spent(len(nets) * len(submission["views"]), timed)
+    return f"{in_words(row | {'folds': folds})}{mended}; {words.count(len(nets), 'net')}, {cost}{beyond}"
 
 
 def _current(rows: pd.DataFrame) -> "pd.Series[Any]":

@@ -58,7 +58,7 @@ def summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str
         "",
         f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked",
     ]
-    lines += _warnings(evaluation, submission)
+    lines += warnings(evaluation, submission)
     return "\n".join(
         [*lines, "reports/: index.html, metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"]
     )
@@ -69,7 +69,8 @@ def _compared(told: Mapping[str, Any]) -> dict[str, float]:
     return {"current": told["current"]["dice"], "best": told["best"]["dice"], **honest}
 
 
-def _warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:
+def warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each kind of images that had to be left out or replaced, if there are any."""
     lists = {
         "training images were left out": evaluation["skipped_images"],
         "test images could not be read and have the mean mask of their angle": submission["replaced_images"],

@@ -22,7 +22,10 @@ SUSPECT_PIXELS, SUSPECT_SIDE = 500, 10
 On a car of usual size 500 pixels are 0.0005 of the image's Dice. Narrow strips lie along outlines.
 """
 
-_TEXTS = ("split", "models", "folds", "views", "merge", "weights", "kind", "postprocess", "image_id", "car", "net")
+_TEXTS = (
+    *("split", "model", "models", "folds", "views", "merge", "weights", "kind", "postprocess"),
+    *("image_id", "car", "net"),
+)
 _FLAGS = ("current", "front")
 
 
@@ -122,11 +125,11 @@ def worst_images(doubts: pd.DataFrame, wanted: int, of_a_car: int) -> pd.DataFra
     return ranked[ranked.groupby("car", sort=False).cumcount() < of_a_car].head(wanted)
 
 
-def suspects(doubts: pd.DataFrame, wanted: int) -> pd.DataFrame:
-    """Return the images with the largest regions that speak against their label, largest first."""
+def suspects(doubts: pd.DataFrame) -> pd.DataFrame:
+    """Return all images with a large region that speaks against their label, the largest first."""
     broad = doubts[["height", "width"]].min(axis=1) >= SUSPECT_SIDE
     large = doubts[broad & (doubts["suspect"] >= SUSPECT_PIXELS)]
-    return large.sort_values(["suspect", "image_id"], ascending=[False, True]).head(wanted)
+    return large.sort_values(["suspect", "image_id"], ascending=[False, True])
 
 
 def _where(rows: pd.DataFrame, chosen: Any) -> pd.DataFrame:

@@ -7,24 +7,8 @@ from typing import Any
 
 from pipeline.reporting.tables import SETTING, SPLITS, in_words
 
-_MEANING = {
-    "oof": "Every image by the nets of its own fold, which never saw its car.",
-    "holdout": "The whole ensemble, on cars that no net trained on.",
-    "test": "The submission itself.",
-}
-
-
-@dataclass(frozen=True)
-class Score:
-    """A headline: one Dice, and how far to trust it."""
-
-    title: str
-    meaning: str
-    dice: str
-    interval: str
-    """The 95 % interval, or why there is none."""
-    basis: str
-    """On how many images and cars it rests."""
+A_FOLD = "a fold's nets"
+"""Whose costs are told out of fold: those of the submission are of all folds."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +18,7 @@ class Verdict:
     title: str
     basis: str
     points: Sequence["Point"]
+    cautions: Sequence[str] = ()
     refused: str = ""
 
 
@@ -46,23 +31,6 @@ class Point:
     setting: str = ""
 
 
-def scores(ablation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[Score]:
-    """Return the headlines of the current setting, as far as they are known."""
-    found = []
-    for split, title in SPLITS.items():
-        told = ablation[split]
-        if "refused" not in told:
-            now = told["current"]
-            sure = known(now["low"]) and known(now["high"])
-            interval = f"95 %: {dice(now['low'])} to {dice(now['high'])}" if sure else told["no_interval"] or ""
-            found.append(Score(title, _MEANING[split], dice(now["dice"]), interval, _basis(told)))
-    if "test" in submission:
-        reason = "No interval: of the test cars one mean is kept, not the score of each."
-        basis = f"{whole(submission['rows'])} images"
-        found.append(Score("Test cars", _MEANING["test"], dice(submission["test"]["dice"]), reason, basis))
-    return found
-
-
 def verdicts(ablation: Mapping[str, Any]) -> list[Verdict]:
     """Return what each split's settings came to."""
     return [_verdict(title, ablation[split]) for split, title in SPLITS.items()]
@@ -70,14 +38,16 @@ def verdicts(ablation: Mapping[str, Any]) -> list[Verdict]:
 
 def _verdict(title: str, told: Mapping[str, Any]) -> Verdict:
     if "refused" in told:
-        return Verdict(title, "", [], told["refused"])
+        return Verdict(title, "", [], refused=told["refused"])
     points = [_best(told["best"])]
     if told["indistinguishable"] is not None:
-        points.append(_as_good(told))
+        points.append(_cheapest(told))
     points.append(_honestly(told["selection"]))
+    if told["advice"]:
+        points.append(Point("Advice", told["advice_words"], in_words(told["advice"])))
     if told["no_interval"]:
         points.append(Point("No intervals", told["no_interval"]))
-    return Verdict(title, f"{_basis(told)}, {count(told['settings'], 'setting')} compared", points)
+    return Verdict(title, f"{_basis(told)}, {count(told['settings'], 'setting')} compared", points, told["cautions"])
 
 
 def _best(best: Mapping[str, Any]) -> Point:
@@ -86,17 +56,22 @@ def _best(best: Mapping[str, Any]) -> Point:
     return Point("Best", f"Dice {dice(best['dice'])}, {against_current(best)}, at {cost(best)}.", in_words(best))
 
 
-def _as_good(told: Mapping[str, Any]) -> Point:
+def _cheapest(told: Mapping[str, Any]) -> Point:
     number, cheapest = told["indistinguishable"], told["cheapest"]
     if number == 1:
-        return Point("As good", "No other: the best can be told from all others on these cars.")
+        return Point("Cheapest", "No other setting: all can be told from the best.")
+    alike = f"{whole(number)} settings, the best among them, can't be told apart from it, all compared at once."
     if all(cheapest[name] == told["best"][name] for name in SETTING):
-        return Point("As good", f"{whole(number - 1)} others can't be told from it on these cars, and none is cheaper.")
-    words = f"{whole(number)} settings, the best among them, can't be told apart on these cars. This is the cheapest: "
-    now = " It is the current setting." if cheapest["current"] else ""
-    loss = f"{dice(cheapest['loss'])} below the best, and may be up to {dice(cheapest['loss_at_most'])} below"
-    words += f"Dice {dice(cheapest['dice'])}, {loss}, at {cost(cheapest)}.{now}"
-    return Point("As good", words, in_words(cheapest))
+        return Point("Cheapest", f"{alike} None of them is cheaper than the best.")
+    against = "the current setting" if cheapest["current"] else against_current(cheapest)
+    words = f"{alike} The cheapest of them: Dice {dice(cheapest['dice'])}, {against}, {_loss(cheapest)}, "
+    return Point("Cheapest", f"{words}at {cost(cheapest)}.", in_words(cheapest))
+
+
+def _loss(cheapest: Mapping[str, Any]) -> str:
+    words = f"{dice(cheapest['loss'])} below the best"
+    most = cheapest["loss_at_most"]
+    return f"{words}, and may be up to {dice(most)} below" if known(most) else words
 
 
 def _honestly(selection: Mapping[str, Any] | None) -> Point:
@@ -107,7 +82,8 @@ def _honestly(selection: Mapping[str, Any] | None) -> Point:
     return Point(
         "Hindsight",
         f"The best was chosen on the very images that score it, which is optimistic. Chosen on other cars each time, "
-        f"in {selection['groups']} turns, the winner scores {honest} {instead}: {against_current(selection)}.",
+        f"in {selection['groups']} turns, the winner scores {honest} {instead}: {signed(selection['difference'])} "
+        "against the current setting.",
     )
 
 
@@ -118,9 +94,15 @@ def against_current(row: Mapping[str, Any]) -> str:
 
 
 def cost(row: Mapping[str, Any]) -> str:
-    """Return what an image costs."""
-    passes = count(row["passes"], "forward pass", "forward passes")
-    return f"{seconds(row['seconds'])} and {passes} an image" if known(row["seconds"]) else f"{passes} an image"
+    """Return what an image costs under a setting of ``ablation.csv``; out of fold a fold's nets look at it."""
+    nets = f", by {A_FOLD}" if row["split"] == "oof" else ""
+    return f"{spent(row['passes'], row['seconds'])}{nets}"
+
+
+def spent(passes: float, timed: float | None) -> str:
+    """Return what an image costs, in seconds too where they are known."""
+    looks = count(passes, "forward pass", "forward passes")
+    return f"{looks} an image" if timed is None or isnan(timed) else f"{seconds(timed)} and {looks} an image"
 
 
 def known(value: float | None) -> bool:

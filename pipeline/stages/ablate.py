@@ -30,7 +30,8 @@ def run(params: Params) -> None:
         photo=images.image,
     )
     findings = comparison.run()
-    write_json(REPORTS / "ablation.json", findings.facts)
+    nets = {f"{m}/{f}": _digest(params, (m, f)) for m in params.models.active for f in params.folds.active}
+    write_json(REPORTS / "ablation.json", findings.facts | {"nets": nets})
     _write(REPORTS / "ablation.csv", pd.concat(findings.settings, ignore_index=True))
     _write(REPORTS / "postprocess.csv", pd.concat(findings.postprocess, ignore_index=True))
     _write(REPORTS / "fold_worth.csv", findings.fold_worth)
@@ -57,9 +58,12 @@ def _panels(params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int
 
 def _panel(params: Params, split: Split, names: Sequence[Net], nets: Sequence[Net], image_ids: Sequence[str]) -> Panel:
     panel = Panel(names, [MapStore(maps_folder(split, *net)) for net in nets])
-    digests = [net_digest(net_folder(*net), params.predict.weights) for net in nets]
-    panel.demand(image_ids, getattr(params.predict.views, split), digests)
+    panel.demand(image_ids, getattr(params.predict.views, split), [_digest(params, net) for net in nets])
     return panel
+
+
+def _digest(params: Params, net: Net) -> str:
+    return net_digest(net_folder(*net), params.predict.weights)
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import inspect
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -44,6 +45,9 @@ def in_words(call: Callable[[], object], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of 'head' and the like, that have seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if debug:
             raise

@@ -40,6 +40,11 @@ _FLATTERING = (
     "predict.weights=best chooses nets by the very images that score them out of fold: only held-out cars can tell "
     "what it is worth."
 )
+_LEARNING = ("train.", "input.", "models.", "folds.", "data.")
+_LUCK = (
+    "Where nets were trained anew, an interval tells how far the cars may deceive, not the luck of a training: "
+    "another train.seed may move the score as much."
+)
 _STATES = {
     "Queued": "waits in the queue; 'dvc exp run --run-all' runs it.",
     "Running": "is running.",
@@ -81,6 +86,8 @@ def compare() -> Paired:
     found = pair(here, runs)
     if any("predict.weights=" in run.changed for run in runs):
         notes.append(_FLATTERING)
+    if any(word.startswith(_LEARNING) for run in runs for word in run.changed.split()):
+        notes.append(_LUCK)
     return Paired(found.table, [*found.notes, *notes] if runs or notes else [_NONE_YET])
 
 
@@ -122,13 +129,24 @@ def _ask_dvc() -> _Project:
             queue = [(task["name"] or task["rev"][:7], task["status"]) for task in experiments.celery_queue.status()]
             queue += [(task.name or task.stash_rev[:7], "Running") for task in experiments.tempdir_queue.iter_active()]
             cache = Path(repo.cache.local.path)
+            changed = [dep for part in repo.status(["evaluate"]).get("evaluate", ()) for dep in _deps_of(part)]
     except DvcException as error:
         raise PipelineError(f"DVC can't tell its experiments: {error}") from error
+    if any(dep.startswith("predictions/") for dep in changed):
+        raise PipelineError(
+            f"{_IMAGES} is older than the maps here: run 'dvc repro' first, for scores to compare with."
+        )
     times = Counter(name for name, _, _ in found)
     finished = {name if times[name] == 1 else f"{name}@{base[:7]}": rev for name, base, rev in found}
     # What failed at first and was run again is finished.
     unfinished = {(n, state) for n, state in queue if state in _STATES and not (state == "Failed" and times[n])}
     return _Project(finished, [(n, _STATES[state].format(n)) for n, state in sorted(unfinished)], cache)
+
+
+def _deps_of(changes: Any) -> Iterator[str]:
+    """Yield what a part of DVC's status calls changed; it may be a word."""
+    if isinstance(changes, dict):
+        yield from changes.get("changed deps", ())
 
 
 def _workspace() -> tuple[_Lock, Run]:
@@ -156,7 +174,10 @@ def _run(name: str, revision: str, here: _Lock, cache: Path) -> Run:
         content = (cache / lock.images[:2] / lock.images[2:]).read_bytes()
     except OSError as error:
         raise PipelineError("has no scores in DVC's cache any more: run it again, or 'dvc exp pull' it.") from error
-    return _as_run(name, " ".join(_changes(here, lock)), lock, content)
+    changes = list(_changes(here, lock))
+    if changes and lock.images == here.images:
+        raise PipelineError("has the very scores of the workspace: it was run only in part, or changed nothing.")
+    return _as_run(name, " ".join(changes), lock, content)
 
 
 def _as_run(name: str, changed: str, lock: _Lock, content: bytes) -> Run:
@@ -179,7 +200,11 @@ def _as_run(name: str, changed: str, lock: _Lock, content: bytes) -> Run:
 def _lock_of(revision: str) -> _Lock | None:
     """Return what a revision's dvc.lock says, or None where it has none."""
     # By git, since DVC would parse all of dvc.yaml and dvc.lock for it.
-    shown = subprocess.run(["git", "show", f"{revision}:./{_LOCK}"], capture_output=True, encoding="utf-8", check=False)
+    command = ["git", "show", f"{revision}:./{_LOCK}"]
+    try:
+        shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    except OSError as error:
+        raise PipelineError(f"git can't be run ({error.strerror}): experiments are kept in it.") from error
     return _parse(shown.stdout) if shown.returncode == 0 else None
 
 

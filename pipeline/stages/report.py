@@ -14,9 +14,10 @@ from pipeline.files import write_json, write_text
 from pipeline.params import Params
 from pipeline.reporting import figures
 from pipeline.reporting.figures import Figure
+from pipeline.reporting.headlines import as_submitted, rescored
 from pipeline.reporting.page import Findings, page
 from pipeline.reporting.pictures import write_sheet
-from pipeline.reporting.summary import curves, metrics, prediction_tiles
+from pipeline.reporting.summary import curves, metrics, prediction_tiles, warnings
 from pipeline.reporting.tables import read_table, suspects, worst_images
 from pipeline.stages.command import stage
 from pipeline.stages.inputs import competition_files, maps_folder, net_folder, read_json, test_images, training_images
@@ -39,15 +40,18 @@ def run(params: Params) -> None:
     write_text(REPORTS / "curves.csv", learned.to_csv(index=False, lineterminator="\n"))
     tiles = prediction_tiles(Path("submissions/submission.csv.gz"), test_images(params).image, submission, 16)
     write_sheet(REPORTS / "predictions.jpg", tiles, "Test images with the outline that the submission gives them")
+    scored = as_submitted(read_table(REPORTS / "images.csv"), submission)
     findings = Findings(
         ablation=ablation,
         settings=read_table(REPORTS / "ablation.csv"),
         postprocess=read_table(REPORTS / "postprocess.csv"),
         fold_worth=read_table(REPORTS / "fold_worth.csv"),
-        doubts=read_table(REPORTS / "doubts.csv"),
+        doubts=rescored(read_table(REPORTS / "doubts.csv"), scored),
+        images=scored,
         curves=learned,
         submission=submission,
         makes=read_makes(competition_files(params).directory),
+        warnings=warnings(evaluation, submission),
     )
     images, makes = training_images(params), findings.makes
     opinions = Opinions(
@@ -71,7 +75,7 @@ def run(params: Params) -> None:
         return figures.suspect(row, makes.get(row["car"]), photograph, true_HW, masks)
 
     lowest = worst_images(findings.doubts, SHOWN, of_a_car=2)
-    doubted = suspects(findings.doubts, SHOWN)
+    doubted = suspects(findings.doubts).head(SHOWN)
     html = page(findings, _draw(lowest, opinions, worst), _draw(doubted, opinions, suspect))
     write_text(REPORTS / "index.html", html)
 

@@ -1,0 +1,69 @@
+"""What the submission's own way to a mask scored on cars that its nets never saw: the headlines of the page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.competition.interval import FEWEST_CARS, intervals
+from pipeline.reporting.tables import SPLITS, of_split
+from pipeline.reporting.words import count, dice, whole
+
+_MERGED = "ensemble"
+"""Model of the rows of images.csv where nets of several models, or of held-out cars all nets, are merged."""
+
+_MEANING = {
+    "oof": "Every image by the nets of its own fold, which never saw its car.",
+    "holdout": "The whole ensemble, on cars that no net trained on.",
+    "test": "The submission itself.",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A headline: one Dice, and how far to trust it."""
+
+    title: str
+    meaning: str
+    dice: str
+    interval: str
+    """The 95 % interval, or why there is none."""
+    basis: str
+    """On how many images and cars it rests."""
+
+
+def as_submitted(images: pd.DataFrame, submission: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of images.csv, one an image, whose masks are made as the submission's are, steps included."""
+    models = {net.rpartition("/")[0] for net in submission["nets"]}
+    out_of_fold = _MERGED if len(models) > 1 else models.pop()
+    chosen = images["model"] == images["split"].map({"oof": out_of_fold, "holdout": _MERGED})
+    return images[chosen]
+
+
+def rescored(doubts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Return doubts.csv with the Dice of ``as_submitted``, since its own is counted before any post-processing."""
+    own = images[["split", "image_id", "dice"]]
+    return doubts.drop(columns="dice").merge(own, on=["split", "image_id"], how="left", validate="one_to_one")
+
+
+def scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list[Score]:
+    """Return the headlines of the images ``as_submitted``, and that of test cars where it is known."""
+    parts = {split: of_split(images, split) for split in SPLITS}
+    found = [_score(split, rows) for split, rows in parts.items() if len(rows)]
+    if "test" in submission:
+        reason = "No interval: of the test cars one mean is kept, not the score of each."
+        basis = f"{whole(submission['rows'])} images"
+        found.append(Score("Test cars", _MEANING["test"], dice(submission["test"]["dice"]), reason, basis))
+    return found
+
+
+def _score(split: str, rows: pd.DataFrame) -> Score:
+    by_car = rows.groupby("car")["dice"].agg(["sum", "size"])
+    bounds_12 = intervals(by_car[["sum"]].to_numpy(np.float64), by_car["size"].to_numpy(np.int64))
+    low, high = np.minimum(bounds_12, 1.0)[0].tolist()
+    interval = f"No interval: it takes {FEWEST_CARS} cars." if isnan(low) else f"95 %: {dice(low)} to {dice(high)}"
+    basis = f"{count(len(rows), 'image')} of {count(len(by_car), 'car')}"
+    return Score(SPLITS[split], _MEANING[split], dice(float(rows["dice"].mean())), interval, basis)
