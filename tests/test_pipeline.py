@@ -10,8 +10,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.competition.metric import count
 from pipeline.competition.submission import check, score
-from pipeline.ensembling.maps import MapStore
+from pipeline.data.source import Source
+from pipeline.ensembling.counting import Counter
+from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.ensembling.grid import AblationSettings, Choices
+from pipeline.ensembling.maps import LevelMap, MapStore, sum_maps
+from pipeline.ensembling.undecided import Stack
+from pipeline.learning.inference import Predictor
 from pipeline.resume import hold
 from pipeline.stages.nets import net_digest
 from tests.project import Project, kill_when
@@ -87,6 +94,34 @@ class TestRepro:
         assert 0 < timing.images <= len(store.image_ids)
         assert list(timing.views) == store.views
         assert sum(timing.views.values()) <= timing.seconds * (1 + 1e-9)
+
+    def test_the_ablation_equals_brute_force_on_real_photographs(self, done: Project, real_carvana: Path) -> None:
+        views, folds = ("identity", "hflip", "scale:0.75"), (0, 1)
+        nets = [("small", fold) for fold in folds]
+        predictors = [Predictor(done.folder / "folds/small" / str(fold), views=views, device="cpu") for fold in folds]
+        grid = Choices(
+            ablation=AblationSettings(),
+            ensemble=EnsembleSettings(),
+            models=("small",),
+            folds=folds,
+            predicted={"oof": views, "holdout": views},
+            views=views[:2],
+        ).grid("holdout")
+        source, counter = Source(real_carvana), Counter(grid, nets, views)
+        for image_id in source.masks.ids()[:40:13]:
+            image_HWC, true_HW = source.train.image(image_id), source.masks.mask(image_id)
+            levels = [predictor.levels([predictor.prepare(image_HWC)], *true_HW.shape)[0] for predictor in predictors]
+            maps = [
+                [LevelMap.crop(image_id, view, 1, levels_HW) for view, levels_HW in zip(views, of_net, strict=True)]
+                for of_net in levels
+            ]
+            pixels = Stack.of(maps, true_HW).undecided(counter.bounds)
+            assert 0 < pixels.levels_NVU.shape[2] < true_HW.size
+            for setting, (both, own) in zip(grid, counter.count(pixels).tolist(), strict=True):
+                chosen = [views.index(view) for view in setting.views]
+                merged = [sum_maps([maps[fold][view] for view in chosen]) for fold in setting.folds]
+                expected = count(setting.merger.mask(merged), true_HW)
+                assert (both, own, pixels.total_true) == expected[:3], (image_id, setting)
 
     def test_a_second_run_does_nothing(self, done: Project) -> None:
         assert "Data and pipelines are up to date" in done.repro()
