@@ -124,11 +124,12 @@ def run(folder: Path) -> list[Row]:
         draw(folder, place, IMAGES)
         few = Path(temporary) / "few"
         draw(folder, few, 4)
-        brute = BruteForce(few, 50, 4)
-        if not np.array_equal(brute.dice(), Ablation(few, 50).trial().dice_SI):
+        ours, brute = Ablation(few), BruteForce(few, images=4)
+        if not np.array_equal(brute.dice(), ours.trial().dice_SI):
             raise AssertionError("the ablation and brute force differ: nothing to compare")
         _report(place)
-        return [compare("50 settings, 4 images / brute force", Ablation(few, 50), brute, 200, 3)]
+        name = f"{SETTINGS} settings on an image / whole rasters"
+        return [compare(name, ours, brute, 4 * SETTINGS, 3, warm=False)]
 
 
 def _report(place: Path) -> None:
