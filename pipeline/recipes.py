@@ -15,6 +15,9 @@ from pipeline.params import FILE, parse
 
 FOLDER = Path("recipes")
 
+_BELOW = "recipe"
+"""Key of a recipe that names another one, which is laid below it."""
+
 
 def recipe_names() -> dict[str, str]:
     """Return every recipe with the first line of its head."""
@@ -28,16 +31,35 @@ def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
     Raises PipelineError if there is no such recipe or what would come out is no sound params.yaml, which then stays
     as it was.
     """
+    overlay: dict[str, Any] = {}
+    for part in _with_those_below(name):
+        list(_lay_over(overlay, part, ""))
+    return lay_over(overlay, params)
+
+
+def _with_those_below(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the settings of the recipe that ``name`` builds on, and so on, and then its own."""
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise PipelineError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
+    own = _settings(YAML(typ="safe"), path)
+    below = own.pop(_BELOW, None)
+    if below is not None:
+        yield from _with_those_below(below)
+    yield own
+
+
+def _settings(yaml: YAML, path: Path) -> Any:
+    """Return a file's settings; raises PipelineError if it holds none."""
     try:
-        overlay = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PipelineError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except YAMLError as error:
         raise PipelineError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(overlay, dict):
+    if not isinstance(tree, dict):
         raise PipelineError(f"{path} holds no settings: take back the last sound ones with 'git checkout {path}'.")
-    return lay_over(overlay, params)
+    return tree
 
 
 def lay_over(overlay: dict[str, Any], params: Path = Path(FILE)) -> list[str]:
@@ -49,14 +71,7 @@ def lay_over(overlay: dict[str, Any], params: Path = Path(FILE)) -> list[str]:
     yaml.width = 120
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    try:
-        tree = yaml.load(params.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PipelineError(f"{params} can't be read ({error.strerror}): run this in the project's folder.") from error
-    except YAMLError as error:
-        raise PipelineError(f"{params} is no sound YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise PipelineError(f"{params} holds no settings: take back the last sound ones with 'git checkout {params}'.")
+    tree = _settings(yaml, params)
     changes = list(_lay_over(tree, overlay, ""))
     text = io.StringIO()
     yaml.dump(tree, text)

@@ -313,7 +313,7 @@ def test_recipe_lists_and_lays_over_and_says_what_changed(carvana: Run, project:
     assert "carvana: The full competition on one GPU" in out
     status, out, _ = carvana("recipe", "carvana")
     assert status == 0
-    assert "input.size: " in out and " -> native" in out
+    assert "machine.device: auto -> gpu" in out
     assert carvana("recipe", "carvana") == (0, "Nothing changed.\n", "")
 
 

@@ -28,7 +28,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Design:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     apply_recipe("carvana")
-    design = read_params().design("native_r34")
+    design = read_params().design("native-r34")
     assert isinstance(design.spec, EncoderUNet)
     spec = design.spec.model_copy(update={"encoder_weights": None})
     fewer = design.train.model_copy(update={"epochs": 1, "batch_size": 1, "accumulate": 1, "validate_every": 1})
@@ -41,7 +41,7 @@ def test_a_few_steps_and_views_at_native_resolution(real_carvana: Path, recipe: 
     images = Labelled(source.train, source.masks, [])
     ids = images.ids()
     machine = MachineSettings(workers=0, cache_gb=0, device="cpu")
-    folder = train(Job(recipe, 0, ids[:STEPS], ids[-1:], images, machine, {}), tmp_path / "work")
+    folder = train(Job(recipe, 0, ids[:STEPS], ids[-1:], images, machine), tmp_path / "work")
 
     curves = pd.read_csv(folder / "curves.csv")
     assert np.isfinite(curves["loss"]).all()

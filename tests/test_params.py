@@ -318,7 +318,7 @@ def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: 
 
 def test_the_full_competition_is_augmented(project: Path) -> None:
     apply_recipe("carvana")
-    augment = read_params().design("native_r34").train.augment
+    augment = read_params().design("native-r34").train.augment
     assert all(getattr(augment, name) > 0 for name in type(augment).model_fields)
 
 

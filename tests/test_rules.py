@@ -42,7 +42,7 @@ ONLY = {
     "timm": {"learning"},
     "segmentation_models_pytorch": {"learning"},
     "safetensors": {"learning"},
-    "lightning": {"learning/training.py"},
+    "lightning": {"learning/training.py", "learning/clock.py", "learning/logbook.py"},
     "albumentations": {"learning/dataset.py"},
     "altair": {"reporting"},
     "vl_convert": {"reporting"},

@@ -33,7 +33,7 @@ def job(reader: Any = READER, **changes: Any) -> Job:
     values |= {"ema": 0.9, "clip": 1.0}
     spec = ClassicUNet(net="classic", widths=(4, 8), dropout=0.3)
     design = Design(spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes))
-    return Job(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, CPU, {"fold": 0})
+    return Job(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, CPU, facts={"fold": 0})
 
 
 class Killed(BaseException):
@@ -52,6 +52,11 @@ def test_a_trained_folder(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"]["widths"] == [4, 8]
     assert config["fold"] == 0
+    timing = json.loads((folder / "timing.json").read_text())
+    assert timing["images"] == 36
+    assert 0 < timing["training_seconds"] < timing["seconds"]
+    assert timing["images_per_second"] == pytest.approx(36 / timing["training_seconds"])
+    assert timing["peak_memory_bytes"] > 1e6
 
 
 def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) -> None:
@@ -86,8 +91,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
         with pytest.raises(Killed):
             train(job(schedule=schedule, accumulate=2), tmp_path / "killed")
     killed = train(job(schedule=schedule, accumulate=2), tmp_path / "killed")
-    for file in whole.iterdir():
-        assert file.read_bytes() == (killed / file.name).read_bytes(), file.name
+    _same_but_for_time(whole, killed)
 
 
 def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +109,15 @@ def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest
             patch.setattr(training.Curves, "on_train_epoch_start", _at_epoch(epoch, kill))
             train(still, tmp_path / "killed")
     killed = train(still, tmp_path / "killed")
+    _same_but_for_time(whole, killed)
+
+
+def _same_but_for_time(whole: Path, killed: Path) -> None:
     for file in whole.iterdir():
-        assert file.read_bytes() == (killed / file.name).read_bytes(), file.name
+        if file.name == "timing.json":
+            assert json.loads(file.read_text())["images"] == json.loads((killed / file.name).read_text())["images"]
+        else:
+            assert file.read_bytes() == (killed / file.name).read_bytes(), file.name
 
 
 def _at_epoch(epoch: int, call: Any) -> Any:

@@ -61,8 +61,18 @@ class Net(nn.Module):
         return logits_B1HW[..., top : top + pixels_BCHW.shape[-2], left : left + pixels_BCHW.shape[-1]]
 
 
-def build(spec: ModelSpec, input: InputSettings, seed: int = 0, pretrained: bool = True) -> Net:
-    """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``."""
+def build(
+    spec: ModelSpec, input: InputSettings, seed: int = 0, pretrained: bool = True, init: Path | None = None
+) -> Net:
+    """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``.
+
+    With ``init`` it has the weights of that file or of a trained net's folder instead. Raises PipelineError that
+    says what does not fit.
+    """
+    if init is not None:
+        net = build(spec, input, seed, pretrained=False)
+        load_weights(net, weights_at(init))
+        return net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(spec, ClassicUNet):
@@ -104,7 +114,18 @@ def load(folder: Path, weights: str = "last") -> tuple[Net, InputSettings]:
 
 def load_weights(net: nn.Module, path: Path) -> None:
     """Load weights into ``net``; raises PipelineError that names what does not fit."""
-    _fit(net, read_weights(path), path)
+    state = read_weights(path)
+    unknown = sorted(set(state) - set(net.state_dict()))
+    if unknown:
+        raise PipelineError(
+            f"{path} holds weights of another architecture: this net has no '{unknown[0]}' ({len(unknown)} such)."
+        )
+    _fit(net, state, path)
+
+
+def weights_at(path: Path) -> Path:
+    """Return the file of weights that a path leads to: itself, or the last weights in a trained net's folder."""
+    return path / WEIGHTS["last"] if path.is_dir() else path
 
 
 def read_weights(path: Path) -> StateDict:
@@ -185,6 +206,33 @@ class _Repeat(nn.Module):
         return grey.expand(-1, self.times, -1, -1)
 
 
+class _Transposed(nn.Module):
+    """A U-Net over an encoder whose features grow by one transposed convolution a level, without skip at full size."""
+
+    def __init__(self, spec: EncoderUNet, weights: str | None) -> None:
+        super().__init__()
+        from segmentation_models_pytorch.encoders import get_encoder
+
+        self.encoder = get_encoder(spec.encoder, depth=len(spec.decoder_channels), weights=weights)
+        # From the lowest level up; the first of all is the picture itself.
+        lowest, *skips = self.encoder.out_channels[:0:-1]
+        self.up = nn.ModuleList()
+        channels = lowest
+        for out, skip in zip(spec.decoder_channels, [*skips, 0], strict=True):
+            grow = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=False)
+            self.up.append(nn.Sequential(grow, nn.BatchNorm2d(out), nn.ReLU(inplace=True)))
+            channels = out + skip
+        self.segmentation_head = nn.Conv2d(channels, 1, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        _, *skips, features = self.encoder(pixels)
+        for up in self.up:
+            features = up(features)
+            if skips:
+                features = torch.cat([features, skips.pop()], dim=1)
+        return self.segmentation_head(features)  # type: ignore[no-any-return]
+
+
 def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
     # Imported here: it takes seconds, and classic nets do without.
     import segmentation_models_pytorch as smp
@@ -195,22 +243,27 @@ def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
         raise PipelineError(
             f"Encoder '{spec.encoder}' has no weights '{weights}': set encoder_weights to imagenet, a file or null."
         )
+    fetched = None if file else weights
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on how timm's encoders want their weights to be named
-            unet = smp.Unet(
-                spec.encoder,
-                encoder_depth=len(spec.decoder_channels),
-                encoder_weights=None if file else weights,
-                decoder_channels=spec.decoder_channels,
-            )
+            if spec.decoder == "transposed":
+                unet: nn.Module = _Transposed(spec, fetched)
+            else:
+                unet = smp.Unet(
+                    spec.encoder,
+                    encoder_depth=len(spec.decoder_channels),
+                    encoder_weights=fetched,
+                    decoder_channels=spec.decoder_channels,
+                )
     except (KeyError, ValueError, RuntimeError, OSError) as error:
         raise PipelineError(_why_no_encoder(spec.encoder, weights, error)) from error
     if file:
-        _fit(unet.encoder, _encoder_state(unet.encoder, read_weights(file)), file)
+        encoder = unet.get_submodule("encoder")
+        _fit(encoder, _encoder_state(encoder, read_weights(file)), file)
     if spec.dropout:
-        unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.segmentation_head)
-    return unet  # type: ignore[no-any-return]
+        unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.get_submodule("segmentation_head"))
+    return unet
 
 
 def weights_file(weights: str | None) -> Path | None:
@@ -220,13 +273,22 @@ def weights_file(weights: str | None) -> Path | None:
     return home() / Path(weights).expanduser()
 
 
-def weights_digest(spec: ModelSpec) -> str | None:
+def init_file(init: str | None, fold: int) -> Path | None:
+    """Return the file that ``train.init`` leads to for a fold, in the project's own root if relative."""
+    if init is None:
+        return None
+    return weights_at(home() / Path(init.replace("{fold}", str(fold))).expanduser())
+
+
+def weights_digest(spec: ModelSpec, init: Path | None = None) -> str | None:
     """Return a digest of the file that a net starts from, or None where it starts from none."""
-    file = weights_file(spec.encoder_weights) if isinstance(spec, EncoderUNet) else None
+    key, file = "train.init", init
+    if file is None:
+        key, file = "encoder_weights", weights_file(spec.encoder_weights) if isinstance(spec, EncoderUNet) else None
     if file is None:
         return None
     if not file.is_file():
-        raise PipelineError(f"There are no weights at {file}: check encoder_weights.")
+        raise PipelineError(f"There are no weights at {file}: check {key}.")
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -71,6 +71,12 @@ class TrainSettings(Section):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of first weights, order, augmentation and dropout; the fold is mixed in."""
 
+    init: str | None = None
+    """Weights to start from: a trained net's folder, or a file, of the same architecture.
+
+    ``{fold}`` in it stands for the fold. None for random ones, and those of ``encoder_weights``.
+    """
+
     epochs: PositiveInt
     """Passes over the training images of a fold."""
 
@@ -180,6 +186,10 @@ class EncoderUNet(Section):
 
     encoder_weights: str | None = None
     """``imagenet`` or another set that the encoder has, the path of a local file, or None for random ones."""
+
+    decoder: Literal["resized", "transposed"] = "resized"
+    """How features grow from level to level: smp's own (nearest neighbour, then two convolutions), or a transposed
+    convolution alone, which is smaller."""
 
     decoder_channels: tuple[PositiveInt, ...] = (256, 128, 64, 32, 16)
     """Channels of the decoder, from the lowest level up; their number is the encoder's depth."""

@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from tqdm import tqdm
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.errors import PipelineError
 from pipeline.files import publish, whole_file, write_json, write_text
+from pipeline.learning.clock import Clock, timing
 from pipeline.learning.dataset import Examples, Reader, Workers, training_loader, validation_loader
-from pipeline.learning.devices import resolve_device, resolve_precision
+from pipeline.learning.devices import describe, resolve_device, resolve_precision
 from pipeline.learning.losses import weighted_sum
 from pipeline.learning.models import WEIGHTS, Net, build, save_config, save_weights
 from pipeline.learning.pixels import grow, memory_format
@@ -48,7 +49,9 @@ class Job:
     validation_ids: Sequence[str]
     reader: Reader
     machine: MachineSettings
-    facts: Mapping[str, Any]
+    init: Path | None = None
+    """Weights to start from: see ``models.build``."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
     """Written into the net's config.json, for people."""
 
 
@@ -64,13 +67,13 @@ def train(job: Job, work: Path) -> Path:
         raise PipelineError(
             f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
         )
-    segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed), job, device)
+    segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed, init=job.init), job, device)
     curves, best = Curves(settings), BestWeights(work)
-    trainer = _trainer(settings, device, work, [best, *_averaging(settings), curves, _LastCheckpoint(work)])
+    trainer = _trainer(settings, device, work, [best, *_averaging(settings), curves, Clock(), _LastCheckpoint(work)])
     checkpoint = work / _CHECKPOINT
     with _one_voice():
         trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
-    return _collect(job, work)
+    return _collect(job, work, describe(device, resolve_precision(settings.precision, device)))
 
 
 @contextlib.contextmanager
@@ -415,7 +418,7 @@ def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
     return optimizers[settings.optimizer]()
 
 
-def _collect(job: Job, work: Path) -> Path:
+def _collect(job: Job, work: Path, device: str) -> Path:
     """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
@@ -427,6 +430,7 @@ def _collect(job: Job, work: Path) -> Path:
     publish(work / _best(best["epoch"]), folder / WEIGHTS["best"])
     save_config(folder, job.design.spec, job.design.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    write_json(folder / "timing.json", timing(states["Clock"], device))
     metrics = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
     write_json(
         folder / "metrics.json", metrics | {"parameters": sum(v.numel() for v in net.values() if v.is_floating_point())}

@@ -5,7 +5,7 @@ import sys
 from pipeline.data.folds import select, training_folds
 from pipeline.errors import PipelineError
 from pipeline.learning.devices import describe, resolve_device, resolve_precision
-from pipeline.learning.models import weights_digest
+from pipeline.learning.models import init_file, weights_digest
 from pipeline.learning.training import Job, train
 from pipeline.params import Params
 from pipeline.places import home
@@ -27,6 +27,7 @@ def run(params: Params, model: str, fold: int) -> None:
         validation_ids=select(images.ids(), fold_by_car, [fold]),
         reader=images,
         machine=params.machine,
+        init=init_file(design.train.init, fold),
         facts={"model": model, "fold": fold},
     )
     device = resolve_device(params.machine.device)
@@ -35,7 +36,7 @@ def run(params: Params, model: str, fold: int) -> None:
         "code": digest("train"),
         "libraries": versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
         "precision": str(dtype),
-        "encoder_weights": weights_digest(design.spec),
+        "starts_from": weights_digest(design.spec, job.init),
         "design": design.model_dump(mode="json"),
         "seed": job.seed,
         "images": {part: ids[part]["digest"] for part in ("train", "masks")},
