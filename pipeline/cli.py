@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _repro(options: argparse.Namespace) -> None:
-    from pipeline.stages.repro import repro
+    from pipeline.commands.repro import repro
 
     if {"-h", "--help"} & set(options.arguments):
         options.print_help()
@@ -181,10 +181,10 @@ def _bar(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterabl
 
 
 def _ablate(options: argparse.Namespace) -> None:
-    from pipeline.stages import advice
+    from pipeline.commands import advice
 
     if options.exps:
-        from pipeline.stages.experiments import show_experiments
+        from pipeline.commands.experiments import show_experiments
 
         show_experiments()
     elif options.apply:
@@ -196,7 +196,7 @@ def _ablate(options: argparse.Namespace) -> None:
 
 
 def _summary(options: argparse.Namespace) -> None:
-    from pipeline.stages.repro import show_summary
+    from pipeline.commands.repro import show_summary
 
     show_summary()
 

@@ -13,11 +13,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.cli import main
+from pipeline.commands import repro
 from pipeline.competition.layout import join_id
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
 from pipeline.resume import hold
-from pipeline.stages import download, repro
+from pipeline.stages import download
 from pipeline.stages.command import in_words, stage
 
 ROOT = Path(__file__).parents[1]

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.commands.experiments import TABLE, compare, show_experiments
 from pipeline.competition.interval import intervals
 from pipeline.ensembling.grid import Setting, Split
 from pipeline.ensembling.pairing import COLUMNS, Run, pair
 from pipeline.errors import PipelineError
 from pipeline.reporting.experiments import in_lines
-from pipeline.stages.experiments import TABLE, compare, show_experiments
 from tests.project import ROOT, Project
 
 CARS = [f"{number:012d}" for number in range(12)]

@@ -16,6 +16,8 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob
 TOOLS = {"cores", "errors", "files", "places", "resume", "sections"}
 """Files beside the rooms that every room but ``competition`` may use."""
 
+ROOMS = {"competition", "data", "kaggle_api", "learning", "ensembling", "reporting", "exporting", "serving", "app"}
+
 MAY_IMPORT = {
     "competition": {"errors"},
     "data": {"competition"} | TOOLS,
@@ -31,20 +33,29 @@ MAY_IMPORT = {
     "params": {"data", "ensembling", "learning", "errors", "sections"},
     "sections": set[str](),
     "recipes": {"errors", "files", "params"},
-    "stages": {"competition", "data", "kaggle_api", "learning", "ensembling", "reporting", "params", "recipes"} | TOOLS,
-    "cli": {"competition", "kaggle_api", "params", "recipes", "stages"} | TOOLS,
+    "exporting": {"competition", "learning", "ensembling"} | TOOLS,
+    "serving": {"competition", "learning", "exporting", "ensembling"} | TOOLS,
+    "app": {"competition", "serving", "ensembling", "learning", "params"} | TOOLS,
+    "stages": {"competition", "data", "learning", "ensembling", "reporting", "kaggle_api", "params"} | TOOLS,
+    "commands": (ROOMS - {"app"}) | {"params", "recipes", "stages"} | TOOLS,
+    "cli": {"competition", "kaggle_api", "params", "recipes", "stages", "commands"} | TOOLS,
 }
 """Rooms of ``pipeline/``, and single files there, with those that they may import."""
 
 ONLY = {
-    "torch": {"learning"},
+    "torch": {"learning", "exporting"},
     "torchvision": {"learning"},
     "timm": {"learning"},
     "segmentation_models_pytorch": {"learning"},
     "safetensors": {"learning"},
     "lightning": {"learning/training.py", "learning/clock.py", "learning/logbook.py"},
     "albumentations": {"learning/dataset.py"},
-    "altair": {"reporting"},
+    "tensorboard": {"learning/logbook.py", "commands/tensorboard.py"},
+    "onnx": {"exporting"},
+    "onnxscript": {"exporting"},
+    "onnxruntime": {"exporting"},
+    "streamlit": {"app"},
+    "altair": {"reporting", "app"},
     "vl_convert": {"reporting"},
     "jinja2": {"reporting"},
     "kaggle": {"kaggle_api"},
@@ -134,8 +145,11 @@ except SystemExit as end:
 
 
 def test_settings_and_the_stages_without_nets_never_load_torch() -> None:
-    stages = ("download", "folds", "evaluate", "ensemble", "report", "repro", "experiments")
-    modules = loaded(f"import pipeline.recipes, {', '.join(f'pipeline.stages.{stage}' for stage in stages)}")
+    stages = ("download", "folds", "evaluate", "ensemble", "report")
+    commands = "pipeline.commands.repro, pipeline.commands.experiments"
+    modules = loaded(
+        f"import pipeline.recipes, {', '.join(f'pipeline.stages.{stage}' for stage in stages)}, {commands}"
+    )
     assert "pandas" in modules
     assert modules.isdisjoint(HEAVY)
 

@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
+from pipeline.commands.repro import demand_whole
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.ensembling.grid import SPLITS, AblationSettings, Choices
 from pipeline.ensembling.pairing import HERE, Paired, Run, pair
 from pipeline.errors import PipelineError
 from pipeline.files import write_text
 from pipeline.reporting.experiments import in_lines
-from pipeline.stages.repro import demand_whole
 
 TABLE = Path("reports/experiments.csv")
 """A row an experiment and split; the workspace's are among them."""
