@@ -16,7 +16,8 @@ from pipeline.data.source import Source
 from pipeline.ensembling.maps import ShardWriter, sum_views
 from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.models import build, save_config, save_weights
-from pipeline.learning.pixels import soft_target, to_batch
+from pipeline.learning.pixels import to_batch
+from pipeline.learning.rasters import soft_target
 from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
 
 SMALL = ClassicUNet(net="classic", widths=(16, 24, 32, 48, 64))

@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.measuring import Row, compare
 from pipeline.competition.layout import image_name, mask_name
 from pipeline.data.source import Source
-from pipeline.learning.pixels import soft_target, to_input
+from pipeline.learning.rasters import soft_target, to_input
 from pipeline.learning.settings import InputSettings
 
 REDUCED = InputSettings(size=(160, 240))

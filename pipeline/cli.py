@@ -68,6 +68,39 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument(
         "--split", choices=("oof", "holdout"), help="one of them; by default held-out cars' advice is applied"
     )
+    results = add("results", _results, "show what runs reached, side by side")
+    results.add_argument("--keep", action="store_true", help="keep this run's figures in docs/results/")
+    results.add_argument("--out", type=Path, metavar="FILE", help="write the table there")
+    logs = add("tensorboard", _tensorboard, "show how nets learn: curves and pictures of every epoch, in a browser")
+    logs.add_argument("--port", type=int, default=6006, metavar="N", help="by default %(default)s")
+    logs.add_argument(
+        "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
+    )
+    page = add("app", _app, "serve a page to try nets, compare settings and see submissions, until Ctrl-C")
+    page.add_argument("--port", type=int, default=8501, metavar="N", help="where it listens; by default 8501")
+    page.add_argument("--address", default="127.0.0.1", metavar="A", help="by default this machine alone can reach it")
+    predict = add("predict", _predict, "lay masks over your own pictures: JPEG, PNG or WebP of any size")
+    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a picture, or a folder with all below it")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    predict.add_argument(
+        "--net",
+        nargs="+",
+        default=["ensemble"],
+        metavar="NAME",
+        help="model/fold, a model with all its folds, a net's folder, an .onnx file, or ensemble (the default)",
+    )
+    predict.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.views.test")
+    predict.add_argument("--threshold", type=_part, metavar="P", help="by default ensemble.threshold")
+    predict.add_argument("--merge", choices=("probability", "logit", "vote"), help="by default ensemble.merge")
+    predict.add_argument(
+        "--write",
+        nargs="+",
+        choices=("mask", "overlay", "cutout", "rle"),
+        default=["mask"],
+        metavar="KIND",
+        help="any of mask (the default), overlay, cutout, and rle, one CSV for all pictures",
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
     add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
@@ -193,6 +226,50 @@ def _ablate(options: argparse.Namespace) -> None:
         advice.show_best(options.split)
     else:
         advice.show_table(options.split)
+
+
+def _results(options: argparse.Namespace) -> None:
+    from pipeline.commands.results import keep_results, show_results
+
+    if options.keep:
+        keep_results()
+    else:
+        show_results(options.out)
+
+
+def _tensorboard(options: argparse.Namespace) -> None:
+    from pipeline.commands.tensorboard import serve
+
+    serve(options.address, options.port)
+
+
+def _app(options: argparse.Namespace) -> None:
+    from pipeline.commands.app import serve
+
+    serve(options.address, options.port)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from pipeline.commands.predict import predict
+
+    changes = {"threshold": options.threshold, "merge": options.merge}
+    predict(
+        options.paths,
+        options.out,
+        names=options.net,
+        views=options.views,
+        changes={key: value for key, value in changes.items() if value is not None},
+        write=options.write,
+        overwrite=options.overwrite,
+    )
+
+
+def _part(text: str) -> float:
+    """Return a number between 0 and 1, for argparse, which says what is wrong with another."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 def _summary(options: argparse.Namespace) -> None:

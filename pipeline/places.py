@@ -17,3 +17,8 @@ def home(workspace: Path | None = None) -> Path:
         if parts[start : start + len(_EXPERIMENTS)] == _EXPERIMENTS:
             return Path(*parts[:start])
     return path
+
+
+def runs(workspace: Path | None = None) -> Path:
+    """Return the folder of the logs of all trainings, in the project's own root: ``runs/<model>/<fold>/<run>``."""
+    return home(workspace) / "runs"

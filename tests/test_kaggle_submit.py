@@ -18,6 +18,7 @@ from pipeline.competition.layout import join_id
 from pipeline.data.settings import DataSettings
 from pipeline.errors import PipelineError
 from pipeline.kaggle_api import standing
+from pipeline.kaggle_api.agreement import agreements
 from pipeline.kaggle_api.client import Place
 from pipeline.kaggle_api.commands import show_leaderboard, show_submissions, submit
 from pipeline.kaggle_api.ledger import COLUMNS, Ledger, Row
@@ -822,15 +823,15 @@ class TestStanding:
         assert "Nothing was sent from here yet" in capsys.readouterr().out
 
     def test_correlation_from_three_on(self) -> None:
-        assert standing.agreements(scored([0.99, 0.98], [0.9, 0.8])) == []
-        (found,) = standing.agreements(scored([1, 2, 3, 4], [2, 4, 6, 9]))
+        assert agreements(scored([0.99, 0.98], [0.9, 0.8])) == []
+        (found,) = agreements(scored([1, 2, 3, 4], [2, 4, 6, 9]))
         assert (found.own, found.submissions) == ("holdout_dice", 4)
         assert found.correlation == pytest.approx(0.9945, abs=1e-3)
-        assert standing.agreements(scored([1, 1, 1], [1, 2, 3]))[0].correlation is None
+        assert agreements(scored([1, 1, 1], [1, 2, 3]))[0].correlation is None
         same = scored([1, 2, 3], [1, 2, 3])
         for again in same:
             again["content_sha256"] = "one"
-        assert standing.agreements(same) == []
+        assert agreements(same) == []
 
     def test_leaderboard(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         server.board = [(f"team {n}", f"{0.9974 - n / 10000:.6f}") for n in range(9)] + [("\x1b[2Jbad", "0.99")]

@@ -16,7 +16,8 @@ from pipeline.learning.dataset import EpochSampler, Examples, ShareSampler, Trai
 from pipeline.learning.devices import describe, resolve_device, resolve_precision
 from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.losses import border_bce, dice_loss, weighted_sum
-from pipeline.learning.pixels import grow, soft_target, to_input, to_levels
+from pipeline.learning.pixels import grow, to_levels
+from pipeline.learning.rasters import soft_target, to_input
 from pipeline.learning.settings import Augmentation, ClassicUNet, EncoderUNet, InputSettings, TrainSettings
 from pipeline.learning.stopwatch import Lap, Spans, Stopwatch
 from pipeline.learning.views import View

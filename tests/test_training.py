@@ -61,10 +61,10 @@ def test_a_trained_folder(tmp_path: Path) -> None:
 
 def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) -> None:
     # Large steps, so that it gets better and worse, and the best is not the last.
-    folder = train(job(batch_size=1, epochs=3, lr=0.05, optimizer="sgd", schedule="constant"), tmp_path)
+    folder = train(job(batch_size=1, epochs=2, lr=0.4, optimizer="sgd", schedule="constant"), tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert 0.5 < metrics["dice"] < metrics["best_dice"] - 0.01
-    assert metrics["best_epoch"] == 2
+    assert metrics["best_epoch"] == 1
     for weights, key in (("last", "dice"), ("best", "best_dice")):
         predictor = Predictor(folder, weights=weights, device="cpu", precision="32")
         scores = [count(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7")]

@@ -92,6 +92,13 @@ class Merge:
         np.greater_equal(total_HW, self.least, out=mask_HW[box])
         return mask_HW
 
+    def levels(self, maps: Sequence[LevelMap], height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
+        """Return what ``mask`` cuts, the weighted sum, for people to see: 0 to 255, where all nets are certain."""
+        box, total_HW = self._total(maps, 0, height, width)
+        levels_HW = np.zeros((height, width), np.uint8)
+        levels_HW[box] = np.rint(total_HW * np.float32(FULL / self._highest))
+        return levels_HW
+
     def soft(self, maps: Sequence[LevelMap], around: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Soft:
         """Return what ``mask`` cuts, with ``around`` pixels more on each side, as far as the raster goes.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.ensembling.evaluation import Net, decision_of, merge_of
 from pipeline.ensembling.maps import FULL, LevelMap, MapStore
@@ -71,16 +72,18 @@ class Opinions:
                 maps[0].image_id,
                 decision.mask([by_net[net] for net in merged]),
                 masks,
-                _doubt(list(masks.values())) if len(maps) > 1 else _undecided(maps[0]),
+                doubt(list(masks.values())) if len(maps) > 1 else undecided(maps[0]),
             )
 
 
-def _doubt(masks: Sequence[Mask]) -> NDArray[np.uint8]:
+def doubt(masks: Sequence[Mask]) -> NDArray[np.uint8]:
+    """Return where some nets' masks (H, W) part: 0 where all say the same, 255 where half say otherwise."""
     car_HW = np.sum(masks, axis=0, dtype=np.uint16)
     fewer_HW = np.minimum(car_HW, len(masks) - car_HW)
     return (fewer_HW * (255 // (len(masks) // 2))).astype(np.uint8)
 
 
-def _undecided(level_map: LevelMap) -> NDArray[np.uint8]:
-    probability_HW = level_map.raster() / np.float32(FULL * level_map.count)
+def undecided(level_map: LevelMap, height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
+    """Return how near to undecided a net is at each pixel (height, width): 0 certain, 255 in the middle."""
+    probability_HW = level_map.raster(height, width) / np.float32(FULL * level_map.count)
     return np.asarray(np.rint(255 * (1 - np.abs(2 * probability_HW - 1))), np.uint8)

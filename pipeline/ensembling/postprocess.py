@@ -64,18 +64,19 @@ class Decision:
     image: Photo = no_photograph
     """Called for ``edges`` alone; several threads may call at once."""
 
-    def mask(self, maps: Sequence[LevelMap]) -> Mask:
-        """Return the mask (1280, 1918) of one image from one map of every net, in the order of the merge."""
-        mask_HW = self._edged(maps) if "edges" in self.steps else self.merge.mask(maps)
+    def mask(self, maps: Sequence[LevelMap], height: int = HEIGHT, width: int = WIDTH) -> Mask:
+        """Return the mask (height, width) of one image from one map of every net, in the order of the merge."""
+        edged = "edges" in self.steps
+        mask_HW = self._edged(maps, height, width) if edged else self.merge.mask(maps, height, width)
         if "largest" in self.steps:
             mask_HW = largest(mask_HW)
         if "filled" in self.steps:
             mask_HW = filled(mask_HW)
         return mask_HW
 
-    def _edged(self, maps: Sequence[LevelMap]) -> Mask:
-        soft = self.merge.soft(maps, around=2 * RADIUS)
-        mask_HW = np.zeros((HEIGHT, WIDTH), np.bool_)
+    def _edged(self, maps: Sequence[LevelMap], height: int, width: int) -> Mask:
+        soft = self.merge.soft(maps, 2 * RADIUS, height, width)
+        mask_HW = np.zeros((height, width), np.bool_)
         mask_HW[soft.box] = edges(soft, self.image(maps[0].image_id)[soft.box])
         return mask_HW
 

@@ -12,6 +12,7 @@ from pipeline.data.settings import DataSettings, kaggle_folder, locate
 from pipeline.data.source import Source
 from pipeline.errors import PipelineError
 from pipeline.kaggle_api import download, standing
+from pipeline.kaggle_api.agreement import agreements
 from pipeline.kaggle_api.client import Kaggle, Limits, Submission
 from pipeline.kaggle_api.download import Reach
 from pipeline.kaggle_api.ledger import Row
@@ -87,17 +88,17 @@ def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patienc
     desk = Desk(Path.cwd(), Kaggle(settings.competition, patience))
     unknown = standing.refresh(desk)
     rows = desk.ledger.rows()
-    agreements = standing.agreements(rows)
+    agreed = agreements(rows)
     if as_json:
         content = {
             "submissions": rows,
             "unknown": [vars(found) for found in unknown],
-            "agreements": [vars(found) for found in agreements],
+            "agreements": [vars(found) for found in agreed],
         }
         print(json.dumps(content, indent=2))
         return
     print(standing.table(rows) if rows else "Nothing was sent from here yet: carvana submit -m '...'")
-    for found in agreements:
+    for found in agreed:
         value = "can't be told, one never changed" if found.correlation is None else f"{found.correlation:.3f}"
         print(f"Correlation of {found.own} with the public score: {value} ({found.submissions} submissions)")
     if unknown:

@@ -2,16 +2,13 @@
 
 import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from statistics import StatisticsError, correlation
 
+from pipeline.kaggle_api.agreement import number_in
 from pipeline.kaggle_api.client import Place, Submission
 from pipeline.kaggle_api.ledger import Row
 from pipeline.kaggle_api.submit import Desk, cells
 
 _SHOWN = ("time_utc", "reference", "status", "public_score", "private_score", "holdout_dice", "oof_dice", "description")
-
-_FEWEST = 3
 
 
 def refresh(desk: Desk) -> list[Submission]:
@@ -38,32 +35,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in (*text, *notes))
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far an own score foretells the public one."""
-
-    own: str
-    """``holdout_dice`` or ``oof_dice``."""
-    submissions: int
-    correlation: float | None
-    """Pearson's, -1 to 1; None where one of the two never changed."""
-
-
-def agreements(rows: Iterable[Row]) -> list[Agreement]:
-    """Return the correlation of each own Dice with the public score, once there are three submissions with both."""
-    found = []
-    for own in ("holdout_dice", "oof_dice"):
-        pairs = {
-            # The same content sent again is no second observation.
-            row["content_sha256"]: (float(row[own]), float(row["public_score"]))
-            for row in rows
-            if _number(row[own]) is not None and _number(row["public_score"]) is not None
-        }
-        if len(pairs) >= _FEWEST:
-            found.append(Agreement(own, len(pairs), _correlation(list(pairs.values()))))
-    return found
-
-
 def place(board: Sequence[Place], score: float) -> int:
     """Return the place, from 1, that a score would have; equal scores share the better place."""
     ascending = sorted(entry.score for entry in board)
@@ -73,7 +44,7 @@ def place(board: Sequence[Place], score: float) -> int:
 def best(rows: Iterable[Row], *, public: bool) -> float | None:
     """Return the best score of the ledger, or None if there is none."""
     column = "public_score" if public else "private_score"
-    scores = [score for row in rows if (score := _number(row[column])) is not None]
+    scores = [score for row in rows if (score := number_in(row[column])) is not None]
     return max(scores, default=None)
 
 
@@ -90,17 +61,3 @@ def neighbours(board: Sequence[Place], score: float, around: int = 3) -> str:
     if mine > len(ranked):
         lines.append(f"{mine:>6}  {score:.6f}  <- here")
     return "\n".join(lines)
-
-
-def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    try:
-        return correlation(*zip(*pairs, strict=True))
-    except StatisticsError:
-        return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

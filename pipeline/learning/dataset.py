@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from pipeline.cores import cores
-from pipeline.learning.pixels import Pixels, soft_target, to_input
+from pipeline.learning.rasters import Pixels, soft_target, to_input
 from pipeline.learning.settings import Augmentation, InputSettings, TrainSettings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network

@@ -1,11 +1,13 @@
 """A trained net at work: one picture at a time, or a stream of them."""
 
+import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.models import load
-from pipeline.learning.pixels import Pixels, grow, memory_format, to_batch, to_input, to_levels
+from pipeline.learning.pixels import grow, memory_format, to_batch, to_levels
+from pipeline.learning.rasters import Pixels, to_input
 from pipeline.learning.settings import Device, Precision
 from pipeline.learning.stopwatch import Spans, Stopwatch
 from pipeline.learning.views import View
@@ -38,8 +41,8 @@ class Predictor:
         precision: Precision = "auto",
     ) -> None:
         self.folder = folder
-        self.views = [View.parse(name) for name in views]
-        self._names = list(views)
+        self.views = list(views)
+        self._views = [View.parse(name) for name in views]
         self.stopwatch = Stopwatch(views)
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
@@ -47,6 +50,14 @@ class Predictor:
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
         self._turn = Lock()
         self._batches = itertools.count()
+
+    def looking_at(self, views: Sequence[str]) -> Self:
+        """Return the same net, with which it shares its weights, that looks at other views."""
+        other = copy.copy(self)
+        other.views = list(views)
+        other._views = [View.parse(name) for name in views]
+        other.stopwatch = Stopwatch(views)
+        return other
 
     def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
         """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
@@ -61,15 +72,30 @@ class Predictor:
         """Return a picture as the net sees it, uint8 (h, w, C)."""
         return to_input(image_HWC, self.input)
 
-    @torch.inference_mode()
     def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
         """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
-        pixels_BCHW = to_batch(inputs, self.device).float()
         shape = (len(inputs), len(self.views), height, width)
         levels_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        spans = self._speak(inputs, list(levels_BVHW))
+        levels = np.asarray(levels_BVHW.cpu())
+        self.stopwatch.batch(len(inputs), spans)
+        return levels
+
+    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Levels]:
+        """Return the levels of each prepared picture at a size of its own: uint8 (V, height, width) each."""
+        levels = [torch.empty((len(self.views), *size), dtype=torch.uint8, device=self.device) for size in sizes]
+        spans = self._speak(inputs, levels)
+        rasters = [np.asarray(levels_VHW.cpu()) for levels_VHW in levels]
+        self.stopwatch.batch(len(inputs), spans)
+        return rasters
+
+    @torch.inference_mode()
+    def _speak(self, inputs: list[Pixels], levels: Sequence[torch.Tensor]) -> Spans:
+        """Fill the ``levels`` (V, height, width) of each prepared picture."""
+        pixels_BCHW = to_batch(inputs, self.device).float()
         spans = Spans(self.device)
         for index in self._order():
-            name, view = self._names[index], self.views[index]
+            name, view = self.views[index], self._views[index]
             # In turn: a GPU does what it is given in that order, so that no span holds what another batch gave it.
             with self._turn, spans.of(name):
                 logits_B1HW = self._logits(view, pixels_BCHW)
@@ -77,11 +103,10 @@ class Predictor:
             self._demand_finite(finite)
             with self._turn, spans.of(name):
                 # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
-                for number, levels_VHW in enumerate(levels_BVHW):
+                for number, levels_VHW in enumerate(levels):
+                    height, width = levels_VHW.shape[1:]
                     levels_VHW[index] = to_levels(grow(logits_B1HW[number : number + 1], height, width))[0]
-        levels = np.asarray(levels_BVHW.cpu())
-        self.stopwatch.batch(len(inputs), spans)
-        return levels
+        return spans
 
     def _order(self) -> list[int]:
         """Return the views, another first each time: the first of a batch pays what all share, and time is taken."""

@@ -50,15 +50,23 @@ class Net(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Return logits (B, 1, H, W) of pixels (B, C, H, W) from 0 to 255, uint8 or floating."""
-        normal_BCHW = (pixels_BCHW.to(self.mean.dtype) - self.mean) / self.std
-        bottom, right = (-side % self.stride for side in pixels_BCHW.shape[-2:])
-        if not (bottom or right):
-            return self.body(normal_BCHW)  # type: ignore[no-any-return]
+        if all(side % self.stride == 0 for side in pixels_BCHW.shape[-2:]):
+            return self.body(self._normal(pixels_BCHW))  # type: ignore[no-any-return]
+        return self.at_any_size(pixels_BCHW)
+
+    def at_any_size(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return what ``forward`` does, by a way that is the same for all sizes, as exporters need it."""
+        height, width = pixels_BCHW.shape[-2:]
+        # Written so that an exporter can reckon that the body sees multiples of its stride.
+        bottom, right = (self.stride * ((side + self.stride - 1) // self.stride) - side for side in (height, width))
         # As much on each side, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
         top, left = bottom // 2, right // 2
-        padded = functional.pad(normal_BCHW, (left, right - left, top, bottom - top), mode="replicate")
-        logits_B1HW: Tensor = self.body(padded)
-        return logits_B1HW[..., top : top + pixels_BCHW.shape[-2], left : left + pixels_BCHW.shape[-1]]
+        sides = left, right - left, top, bottom - top
+        padded = functional.pad(self._normal(pixels_BCHW), sides, mode="replicate")
+        return functional.pad(self.body(padded), [-side for side in sides])
+
+    def _normal(self, pixels_BCHW: Tensor) -> Tensor:
+        return (pixels_BCHW.to(self.mean.dtype) - self.mean) / self.std
 
 
 def build(
@@ -71,7 +79,10 @@ def build(
     """
     if init is not None:
         net = build(spec, input, seed, pretrained=False)
-        load_weights(net, weights_at(init))
+        try:
+            load_weights(net, weights_at(init))
+        except PipelineError as error:
+            raise PipelineError(f"{error} Set train.init to weights of this very net, or to null.") from error
         return net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,8 +150,11 @@ def read_weights(path: Path) -> StateDict:
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise PipelineError(f"{path} can't be read as weights ({error}).") from error
     except Exception as error:  # torch.load raises pickle's own errors, of many types, for what it will not unpickle
-        raise PipelineError(f"{path} holds more than weights, or none: save it as .safetensors ({error}).") from error
-    weights: StateDict = state.get("state_dict", state)
+        # Not in torch's words, which advise to run whatever code the file holds.
+        raise PipelineError(f"{path} holds more than weights, or none: save them as .safetensors.") from error
+    weights = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(weights, dict):
+        raise PipelineError(f"{path} holds no weights by name: save the state_dict of a net.")
     return weights
 
 

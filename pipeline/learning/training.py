@@ -20,20 +20,26 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer, lr_scheduler
-from tqdm import tqdm
 
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.errors import PipelineError
 from pipeline.files import publish, whole_file, write_json, write_text
+from pipeline.learning.calibration import calibrate
 from pipeline.learning.clock import Clock, timing
 from pipeline.learning.dataset import Examples, Reader, Workers, training_loader, validation_loader
 from pipeline.learning.devices import describe, resolve_device, resolve_precision
+from pipeline.learning.logbook import Curves, Gradients, Logbook, Pictures, validates
 from pipeline.learning.losses import weighted_sum
 from pipeline.learning.models import WEIGHTS, Net, build, save_config, save_weights
 from pipeline.learning.pixels import grow, memory_format
 from pipeline.learning.settings import Design, MachineSettings, TrainSettings
 
 _CHECKPOINT = "last.ckpt"
+
+_PANEL = "panel.jpg"
+
+_CALIBRATING = 64
+"""Training images, about, that running statistics are measured on."""
 
 _WHAT_STEADIES = "lower train.lr, set train.clip to 1.0, or train.precision to 32"
 """What to do about numbers that are not finite."""
@@ -55,11 +61,11 @@ class Job:
     """Written into the net's config.json, for people."""
 
 
-def train(job: Job, work: Path) -> Path:
-    """Train a net and return the folder, below ``work``, of weights, config, curves and metrics.
+def train(job: Job, work: Path, log: Path | None = None) -> Path:
+    """Train a net and return the folder, below ``work``, of weights, config, curves, metrics and a panel of pictures.
 
-    ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. Raises PipelineError if
-    the loss turns NaN or infinite, or the device asked for is missing.
+    ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. ``log`` is a folder for
+    TensorBoard's events. Raises PipelineError if the loss turns NaN or infinite, or the device asked for is missing.
     """
     settings = job.design.train
     device = resolve_device(job.machine.device)
@@ -68,12 +74,22 @@ def train(job: Job, work: Path) -> Path:
             f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
         )
     segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed, init=job.init), job, device)
-    curves, best = Curves(settings), BestWeights(work)
-    trainer = _trainer(settings, device, work, [best, *_averaging(settings), curves, Clock(), _LastCheckpoint(work)])
+    trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
     with _one_voice():
         trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
     return _collect(job, work, describe(device, resolve_precision(settings.precision, device)))
+
+
+def _callbacks(job: Job, work: Path, log: Path | None) -> list[Callback]:
+    """Return what looks on: each hears of an epoch's end after those before it, the checkpoint last."""
+    settings, design = job.design.train, job.design
+    curves, clock = Curves(settings), Clock()
+    pictures = Pictures(job.validation_ids, job.reader, design.input, work / _PANEL)
+    told = {**job.facts, "seed": job.seed, **design.model_dump(mode="json")}
+    books = [Logbook(log, told, curves, clock, work / _PANEL)] if log else []
+    averaging = _averaging(settings)
+    return [BestWeights(work), *averaging, Gradients(), curves, clock, pictures, *books, _LastCheckpoint(work)]
 
 
 @contextlib.contextmanager
@@ -124,8 +140,11 @@ class Segmenter(LightningModule):
         return parts["loss"]
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a new mean, with the running statistics of the process that saves its weights."""
+        """Begin a new mean, with running statistics of the weights that are scored, the same in every process."""
         self.dice_sum, self.dice_count = 0.0, 0
+        if self.trainer.is_global_zero:
+            with self.trainer.precision_plugin.forward_context():
+                calibrate(self.net, self._calibrating())
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -150,7 +169,7 @@ class Segmenter(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Let ``plateau`` see the epoch's score, if there is one."""
         schedule = self.lr_schedulers()
-        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and _validates(self.trainer):
+        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and validates(self.trainer):
             schedule.step(self.validation_dice())
 
     def validation_dice(self) -> float:
@@ -175,6 +194,15 @@ class Segmenter(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": rule}
         schedule = lr_scheduler.LambdaLR(optimizer, learning_rate_curve(self.settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _calibrating(self) -> Iterator[Tensor]:
+        """Yield batches of training images, evenly spaced, as this epoch changes them."""
+        images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        chosen = range(0, len(images), max(1, len(images) // _CALIBRATING))
+        for start in range(0, len(chosen), self.settings.batch_size):
+            part = chosen[start : start + self.settings.batch_size]
+            batch = torch.stack([images[self.current_epoch, index]["image"] for index in part])
+            yield batch.to(self.device)
 
     def _not_finite(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
         values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items() if name != "loss")
@@ -203,73 +231,6 @@ def learning_rate_curve(settings: TrainSettings, steps: int) -> Callable[[int], 
         return falls[settings.schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))
 
     return factor
-
-
-class Curves(Callback):
-    """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left.
-
-    Also has the last epoch validated, whatever ``validate_every`` says: its weights are those that are used.
-    """
-
-    def __init__(self, settings: TrainSettings) -> None:
-        self.every = settings.validate_every
-        self.rows: list[dict[str, float]] = []
-        self.bar: Any = None
-        self.validation_bar: Any = None
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar of all epochs, from where this run takes them up."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        trainer.check_val_every_n_epoch = 1 if last else self.every
-        if self.bar is None and trainer.is_global_zero:
-            batches = int(trainer.num_training_batches)
-            done = trainer.current_epoch * batches
-            self.bar = tqdm(total=(trainer.max_epochs or 0) * batches, initial=done, desc="Training", unit="batch")
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show how far scoring is: of native images it takes minutes."""
-        if trainer.is_global_zero:
-            batches = int(trainer.num_val_batches[0])
-            self.validation_bar = tqdm(total=batches, desc="Scoring", unit="batch", leave=False)
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the bar of scoring."""
-        if self.validation_bar is not None:
-            self.validation_bar.update()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of scoring."""
-        if self.validation_bar is not None:
-            self.validation_bar.close()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the epoch's row."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not _validates(trainer):
-            metrics.pop("dice", None)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.rows.append({"epoch": trainer.current_epoch + 1, "lr": rate, **metrics})
-        if self.bar is not None:
-            shown = {name: f"{metrics[name]:.4f}" for name in ("loss", "dice") if name in metrics}
-            self.bar.set_postfix(shown)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far, for the checkpoint."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows of the checkpoint."""
-        self.rows = list(state_dict["rows"])
 
 
 class BestWeights(Callback):
@@ -381,11 +342,6 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
     )
 
 
-def _validates(trainer: Trainer) -> bool:
-    every = trainer.check_val_every_n_epoch or 1
-    return (trainer.current_epoch + 1) % every == 0
-
-
 def _lightning_precision(dtype: torch.dtype) -> str:
     return {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[dtype]
 
@@ -428,6 +384,7 @@ def _collect(job: Job, work: Path, device: str) -> Path:
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
     save_weights(folder / WEIGHTS["last"], net)
     publish(work / _best(best["epoch"]), folder / WEIGHTS["best"])
+    publish(work / _PANEL, folder / _PANEL)
     save_config(folder, job.design.spec, job.design.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(folder / "timing.json", timing(states["Clock"], device))

@@ -1,12 +1,13 @@
-"""Test-time views of a picture, and the way back from what the net says of them."""
+"""Test-time views of a picture, and the way back from what the net says of them. torch is loaded when it is used."""
 
 import re
 from dataclasses import dataclass
-
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SCALE = re.compile(r"scale:(\d+(?:\.\d+)?)")
 
@@ -32,16 +33,22 @@ class View:
                 raise PipelineError(f"There is no view '{name}': use identity, hflip, scale:0.75 or hflip+scale:0.75.")
         return cls(hflip, scale)
 
-    def apply(self, pixels_BCHW: Tensor) -> Tensor:
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width at which this view sees so many pixels."""
+        return max(1, round(height * self.scale)), max(1, round(width * self.scale))
+
+    def apply(self, pixels_BCHW: "Tensor") -> "Tensor":
         """Return floating pixels as this view sees them."""
         if self.scale != 1.0:
-            size = [max(1, round(side * self.scale)) for side in pixels_BCHW.shape[-2:]]
+            from torch.nn import functional
+
+            size = self.size(*pixels_BCHW.shape[-2:])
             # Half-pixel centres, so that nothing shifts; antialiased, so that nothing flickers when shrunk.
             pixels_BCHW = functional.interpolate(
                 pixels_BCHW, size=size, mode="bilinear", align_corners=False, antialias=True
             )
         return pixels_BCHW.flip(-1) if self.hflip else pixels_BCHW
 
-    def undo(self, logits_B1HW: Tensor) -> Tensor:
+    def undo(self, logits_B1HW: "Tensor") -> "Tensor":
         """Return logits the right way round; their size is left to whoever grows them, who grows them once."""
         return logits_B1HW.flip(-1) if self.hflip else logits_B1HW

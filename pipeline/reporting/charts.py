@@ -31,8 +31,11 @@ _TICKS = 8
 """Epochs that are named, at most; the axis's own choice would name halves, rounded."""
 
 
-def accuracy_by_cost(rows: pd.DataFrame) -> Spec:
-    """Return Dice against cost for the settings of one split: the best at each cost, the front, the current one."""
+def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mapping[Any, Any] | None = None) -> Spec:
+    """Return Dice against cost for the settings of one split: the best at each cost, the front, the current one.
+
+    With ``pick``, clicks select points under that name, by their ``setting`` in words. ``chosen`` is marked too.
+    """
     cost = cost_of(rows)
     shown = best_at_each_cost(rows)
     words = [in_words(row) for row in shown.to_dict("records")]
@@ -60,8 +63,12 @@ def accuracy_by_cost(rows: pd.DataFrame) -> Spec:
         shape=alt.Shape("kind:N", title=None, scale=domain, legend=legend),
         tooltip=tooltip,
     )
+    if pick:
+        picked = alt.selection_point(name=pick, fields=["setting"])
+        marks = marks.encode(opacity=alt.condition(picked, alt.value(0.9), alt.value(0.25))).add_params(picked)
     front = _chart(front_of(rows)[[cost, "dice"]]).mark_line(style=_LINE, interpolate="step-after")
-    return _spec(front.encode(x=x, y=_dice()) + marks + _now(points[points["current"]], x, tooltip))
+    layers = front.encode(x=x, y=_dice()) + marks + _marked(points[points["current"]], x, tooltip)
+    return _spec(layers + _marked(pd.DataFrame([chosen])[[cost, "dice"]], x, [], "chosen") if chosen else layers)
 
 
 def fold_worth(rows: pd.DataFrame) -> Spec:
@@ -94,7 +101,7 @@ def threshold_curve(rows: pd.DataFrame) -> Spec:
     colour = alt.Color("merge:N", title=None, scale=alt.Scale(domain=_in_order(points["merge"], MERGES.values())))
     tooltip = [alt.Tooltip("merge:N", title="merge"), alt.Tooltip("threshold:Q"), _dice_tooltip()]
     line = _chart(points).mark_line(point={"size": 45}).encode(x=x, y=_dice(), color=colour, tooltip=tooltip)
-    return _spec(line + _now(points[points["current"]], x, tooltip))
+    return _spec(line + _marked(points[points["current"]], x, tooltip))
 
 
 def training_curves(rows: pd.DataFrame, column: str, title: str) -> Spec:
@@ -159,11 +166,11 @@ def dice_by_make(images: pd.DataFrame, makes: Mapping[str, str]) -> Spec:
     return _spec(ticks.encode(x=_dice_x("mean"), y=y, color=colour) + points, height=24 * len(labels))
 
 
-def _now(rows: pd.DataFrame, x: alt.X, tooltip: Sequence[alt.Tooltip]) -> alt.LayerChart:
-    """Return a ring and a word around the current setting."""
+def _marked(rows: pd.DataFrame, x: alt.X, tooltip: Sequence[alt.Tooltip], word: str = "current") -> alt.LayerChart:
+    """Return a ring and a word around a setting, by default the current one."""
     base = _chart(rows).encode(x=x, y=_dice(), tooltip=list(tooltip))
     ring = base.mark_point(style=_NOW, filled=False, size=220, strokeWidth=2)
-    words = [base.mark_text(style=style, text="current", dy=-17) for style in (_HALO, _WORD)]
+    words = [base.mark_text(style=style, text=word, dy=-17) for style in (_HALO, _WORD)]
     return alt.LayerChart(layer=[ring, *words])
 
 

@@ -119,7 +119,12 @@ def data_uri(picture_HWC: Raster) -> str:
     colour_at_full_resolution = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *colour_at_full_resolution)
     data = cv2.imencode(".jpg", cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2BGR), options)[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+    return jpeg_uri(data.tobytes())
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """Return a JPEG as it is, to stand in the page itself."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def _scaled(raster: Raster, width: int) -> Raster:

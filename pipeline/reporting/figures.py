@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
+
+from PIL import Image
 
 from pipeline.reporting import crops
 from pipeline.reporting.crops import Box
@@ -62,6 +65,13 @@ def suspect(row: Mapping[Any, Any], make: str | None, image: Raster, true: Raste
     agree = {1: "its one net is", 2: "both nets are"}.get(int(row["nets"]), f"all {whole(row['nets'])} nets are")
     size = f"{count(row['suspect'], 'pixel')}, {whole(row['width'])} x {whole(row['height'])}, of which {agree} certain"
     return Figure(row["image_id"], [size, *_car(row, make), f"Dice {dice(row['dice'])}"], pictures)
+
+
+def panel(net: str, dice_of_all: float, jpeg: bytes) -> Figure:
+    """Return the panel that a net's training ended with, as it lies in the net's folder."""
+    width, height = Image.open(BytesIO(jpeg)).size
+    picture = Picture(crops.jpeg_uri(jpeg), "photograph, truth, prediction, error", width, height)
+    return Figure(net, [f"Dice {dice(dice_of_all)} on all its validation images"], [picture])
 
 
 def _car(row: Mapping[Any, Any], make: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from pipeline.competition.interval import FEWEST_CARS, intervals
 from pipeline.reporting.tables import SPLITS, of_split
 from pipeline.reporting.words import count, dice, whole
 
-_MERGED = "ensemble"
+MERGED = "ensemble"
 """Model of the rows of images.csv where nets of several models, or of held-out cars all nets, are merged."""
 
 _MEANING = {
@@ -38,8 +38,8 @@ class Score:
 def as_submitted(images: pd.DataFrame, submission: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows of images.csv, one an image, whose masks are made as the submission's are, steps included."""
     models = {net.rpartition("/")[0] for net in submission["nets"]}
-    out_of_fold = _MERGED if len(models) > 1 else models.pop()
-    chosen = images["model"] == images["split"].map({"oof": out_of_fold, "holdout": _MERGED})
+    out_of_fold = MERGED if len(models) > 1 else models.pop()
+    chosen = images["model"] == images["split"].map({"oof": out_of_fold, "holdout": MERGED})
     return images[chosen]
 
 
@@ -60,10 +60,16 @@ def scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list[Score]:
     return found
 
 
-def _score(split: str, rows: pd.DataFrame) -> Score:
+def bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean Dice of rows of images.csv, or None where there are too few cars."""
     by_car = rows.groupby("car")["dice"].agg(["sum", "size"])
     bounds_12 = intervals(by_car[["sum"]].to_numpy(np.float64), by_car["size"].to_numpy(np.int64))
     low, high = np.minimum(bounds_12, 1.0)[0].tolist()
-    interval = f"No interval: it takes {FEWEST_CARS} cars." if isnan(low) else f"95 %: {dice(low)} to {dice(high)}"
-    basis = f"{count(len(rows), 'image')} of {count(len(by_car), 'car')}"
+    return None if isnan(low) else (low, high)
+
+
+def _score(split: str, rows: pd.DataFrame) -> Score:
+    found = bounds(rows)
+    interval = f"95 %: {dice(found[0])} to {dice(found[1])}" if found else f"No interval: it takes {FEWEST_CARS} cars."
+    basis = f"{count(len(rows), 'image')} of {count(rows['car'].nunique(), 'car')}"
     return Score(SPLITS[split], _MEANING[split], dice(float(rows["dice"].mean())), interval, basis)

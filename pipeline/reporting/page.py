@@ -60,7 +60,9 @@ class Chart:
     spec: Spec
 
 
-def page(findings: Findings, worst: Sequence[Figure], suspected: Sequence[Figure]) -> str:
+def page(
+    findings: Findings, worst: Sequence[Figure], suspected: Sequence[Figure], panels: Sequence[Figure] = ()
+) -> str:
     """Return the page's HTML."""
     settings, mended = _by_split(findings.settings), _by_split(findings.postprocess)
     drawn: dict[str, list[Chart]] = {
@@ -89,6 +91,7 @@ def page(findings: Findings, worst: Sequence[Figure], suspected: Sequence[Figure
         best={title: _best(rows) for title, rows in settings.items()},
         changes={title: _changes(rows) for title, rows in settings.items()},
         postprocess={_mended(title, rows): _postprocess(rows) for title, rows in mended.items()},
+        panels=panels,
         worst=worst,
         suspects=suspected,
         suspect_share=f"{words.whole(len(suspects(findings.doubts)))} of {words.count(len(findings.doubts), 'image')}",

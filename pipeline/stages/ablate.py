@@ -25,7 +25,7 @@ def run(params: Params) -> None:
     comparison = Comparison(
         choices=params.choices(),
         held_out=sum(fold == HELD_OUT for fold in fold_by_car.values()),
-        panels=lambda split: _panels(params, images.ids(), fold_by_car, split),
+        panels=lambda split: panels(params, images.ids(), fold_by_car, split),
         true_mask=images.mask,
         photo=images.image,
     )
@@ -38,7 +38,7 @@ def run(params: Params) -> None:
     _write(REPORTS / "doubts.csv", pd.concat(findings.doubts, ignore_index=True))
 
 
-def _panels(params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: Split) -> list[Panel]:
+def panels(params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: Split) -> list[Panel]:
     """Return the maps of a split, that of each fold by itself out of fold; raises PipelineError for stale ones."""
     models, active = params.models.active, params.folds.active
     if split == "holdout":

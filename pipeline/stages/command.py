@@ -42,8 +42,8 @@ def in_words(call: Callable[[], object], *, debug: bool) -> int:
     """Return 0 when ``call`` ends well; else print what went wrong in a sentence, and return the exit status."""
     try:
         call()
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # of 'head' and the like, that have seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -76,8 +76,15 @@ def run(params: Params) -> None:
 
     lowest = worst_images(findings.doubts, SHOWN, of_a_car=2)
     doubted = suspects(findings.doubts).head(SHOWN)
-    html = page(findings, _draw(lowest, opinions, worst), _draw(doubted, opinions, suspect))
+    firsts = [f"{model}/{params.folds.active[0]}" for model in params.models.active]
+    panels = [figures.panel(net, _last_dice(learned, net), (nets[net] / "panel.jpg").read_bytes()) for net in firsts]
+    html = page(findings, _draw(lowest, opinions, worst), _draw(doubted, opinions, suspect), panels)
     write_text(REPORTS / "index.html", html)
+
+
+def _last_dice(curves: pd.DataFrame, net: str) -> float:
+    """Return the Dice of a net's last epoch, which is always validated."""
+    return float(curves.loc[curves["net"] == net, "dice"].iloc[-1])
 
 
 def _draw(rows: pd.DataFrame, opinions: Opinions, figure: Callable[[Row, Opinion], Figure]) -> list[Figure]:

@@ -5,10 +5,11 @@ import sys
 from pipeline.data.folds import select, training_folds
 from pipeline.errors import PipelineError
 from pipeline.learning.devices import describe, resolve_device, resolve_precision
+from pipeline.learning.logbook import run_folder
 from pipeline.learning.models import init_file, weights_digest
 from pipeline.learning.training import Job, train
 from pipeline.params import Params
-from pipeline.places import home
+from pipeline.places import home, runs
 from pipeline.resume import hold, versions
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
@@ -20,6 +21,9 @@ def run(params: Params, model: str, fold: int) -> None:
     if not 0 <= fold < params.folds.count:
         raise PipelineError(f"There is no fold {fold}: folds.count is {params.folds.count}.")
     design, images, fold_by_car, ids = params.design(model), training_images(params), folds(), read_manifest()
+    init = init_file(design.train.init, fold)
+    if init and net_folder(model, fold).resolve() in init.resolve().parents:
+        raise PipelineError(f"train.init leads to {init}, which DVC removes before it trains anew: copy it elsewhere.")
     job = Job(
         design=design,
         seed=design.train.seed * 1000 + fold,
@@ -27,7 +31,7 @@ def run(params: Params, model: str, fold: int) -> None:
         validation_ids=select(images.ids(), fold_by_car, [fold]),
         reader=images,
         machine=params.machine,
-        init=init_file(design.train.init, fold),
+        init=init,
         facts={"model": model, "fold": fold},
     )
     device = resolve_device(params.machine.device)
@@ -46,7 +50,7 @@ def run(params: Params, model: str, fold: int) -> None:
     with hold(home(), f"train/{model}/{fold}", facts) as state:
         if not state.finished:
             print(f"Training {model}/{fold} on {describe(device, dtype)}.", file=sys.stderr)
-            state.finish(train(job, state.work))
+            state.finish(train(job, state.work, run_folder(runs() / model / str(fold), state.folder.name)))
         state.publish(net_folder(model, fold))
 
 

@@ -1,0 +1,281 @@
+"""The page Compare: every setting of the last ablation, as a chart and a table that filter each other by clicks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from pipeline.app import project
+from pipeline.app.faults import as_text, in_words
+from pipeline.app.project import REPORTS, Stamp, stamp
+from pipeline.app.theme import chart_config
+from pipeline.app.worst import draw, score_images, setting_of
+from pipeline.data.source import Labelled
+from pipeline.ensembling.ablation import Panel
+from pipeline.ensembling.grid import Setting, Split
+from pipeline.params import FILE, read_params
+from pipeline.reporting import charts, words
+from pipeline.reporting.figures import Figure
+from pipeline.reporting.tables import MERGES, SPLITS, best_and_current, best_at_each_cost, of_split, worst_images
+from pipeline.reporting.tables import in_words as told
+from pipeline.stages import inputs
+from pipeline.stages.ablate import panels
+
+Row = Mapping[Any, Any]
+
+_MEANING = {
+    "oof": "Each car is scored by nets that never saw it: those of its own fold.",
+    "holdout": "Cars that no net trained on: the only ones on which folds can be merged and compared.",
+}
+
+_SPLITS: Sequence[Split] = ("oof", "holdout")
+
+_FILTERS = {"models": "Models", "views": "Views", "merge": "Merge"}
+
+_PICK = "picked"
+"""The chart's selection."""
+
+_SHOWN = 6
+"""Worst images, at most two of a car."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What chart and table show after all clicks."""
+
+    rows: pd.DataFrame
+    """Of the chart."""
+    alike: pd.DataFrame
+    """Of the table, best first: all of them, or those that cost what the points picked in the chart do."""
+    chosen: dict[Any, Any] | None
+    """The row clicked in the table, else the best of those picked in the chart."""
+    chart_key: str
+    table_key: str
+
+
+def show() -> None:
+    """Draw the page."""
+    st.title("Compare")
+    if not (REPORTS / "ablation.csv").is_file():
+        st.info(
+            "Nothing has been compared yet. Run `carvana repro` in the project's folder: it trains nets and ends with "
+            "the comparison. Where predictions are there already, `dvc repro ablate` is enough.",
+            icon=":material/info:",
+        )
+        return
+    with in_words():
+        _page()
+
+
+def _page() -> None:
+    table, facts = project.table("ablation.csv"), project.facts("ablation.json")
+    st.markdown("What other models, views, folds, ways to merge and thresholds would have scored, and at what cost.")
+    split: Split = st.segmented_control("Cars", _SPLITS, format_func=SPLITS.__getitem__, default="oof", required=True)
+    st.caption(_MEANING[split])
+    if "refused" in facts[split]:
+        st.info(as_text(facts[split]["refused"]), icon=":material/info:")
+        return
+    rows = of_split(table, split)
+    filtered, name = _filtered(rows, split)
+    if filtered.empty:
+        st.info("No setting has all of that: take a filter away.", icon=":material/filter_alt_off:")
+        return
+    shown = _after_clicks(filtered, name)
+    _chart(shown)
+    _table(shown)
+    _verdict(facts, split)
+    _worst(shown.chosen or rows[rows["current"]].iloc[0].to_dict(), split)
+
+
+def _filtered(rows: pd.DataFrame, split: str) -> tuple[pd.DataFrame, str]:
+    """Ask what to keep; return that, and a name for it."""
+    kept, names = rows, [split]
+    for (column, title), place in zip(_FILTERS.items(), st.columns(len(_FILTERS)), strict=True):
+        options = rows[column].unique().tolist()
+        if len(options) == 1:
+            continue
+        say = MERGES.__getitem__ if column == "merge" else _joined
+        key = f"{column}|{split}"
+        wanted: list[str] = place.pills(title, options, format_func=say, selection_mode="multi", wrap=True, key=key)
+        kept = kept[kept[column].isin(wanted or options)]
+        names += wanted
+    return kept, "|".join(names)
+
+
+def _joined(names: str) -> str:
+    return " + ".join(names.split())
+
+
+def _after_clicks(rows: pd.DataFrame, name: str) -> _Shown:
+    # The keys say what is shown, so that a selection never outlives the rows that it was made in.
+    chart_key = f"chart|{name}|{st.session_state.get('cleared', 0)}"
+    points = best_at_each_cost(rows)
+    picks = {pick["setting"] for pick in _selection(chart_key).get(_PICK, [])}
+    picked = points[points.apply(told, axis=1).isin(picks)]
+    costs = {_at(row) for row in picked.to_dict("records")}
+    alike = rows[[_at(row) in costs for row in rows.to_dict("records")]] if costs else rows
+    alike = best_and_current(alike, len(alike)).reset_index(drop=True)
+    table_key = f"table|{chart_key}|{sorted(costs)}"
+    clicked = _selection(table_key).get("rows", []) or ([0] if costs else [])
+    chosen = alike.iloc[clicked[0]].to_dict() if clicked else None
+    return _Shown(rows, alike, chosen, chart_key, table_key)
+
+
+def _at(row: Row) -> tuple[str, int, str]:
+    """Return what decides the cost of a setting, and which point of the chart stands for it."""
+    return row["models"], len(row["folds"].split()), row["views"]
+
+
+def _selection(key: str) -> Mapping[str, Any]:
+    """Return what is selected in a chart or table, which may be drawn later than it is asked for."""
+    selection: Mapping[str, Any] = st.session_state.get(key, {}).get("selection", {})
+    return selection
+
+
+def _chart(shown: _Shown) -> None:
+    st.subheader("Accuracy against cost")
+    marked = shown.chosen if shown.chosen and not shown.chosen["current"] else None
+    spec = charts.accuracy_by_cost(shown.rows, _PICK, marked)
+    spec["config"] = chart_config()
+    st.vega_lite_chart(spec, key=shown.chart_key, on_select="rerun", selection_mode=_PICK)
+    st.caption(
+        "Each point is the best setting with its models, number of folds and views. Click one to see all of these in "
+        "the table; with Shift, several. The line joins settings that none beats at the same cost."
+    )
+
+
+def _table(shown: _Shown) -> None:
+    title, place = st.columns([3, 1], vertical_alignment="bottom")
+    filtered = len(shown.alike) < len(shown.rows)
+    title.subheader(words.count(len(shown.alike), "setting") + (" at the points picked" if filtered else ""))
+    if filtered and place.button("Show all", icon=":material/close:", width="stretch"):
+        st.session_state["cleared"] = st.session_state.get("cleared", 0) + 1
+        st.rerun()
+    st.dataframe(
+        _cells(shown.alike),
+        key=shown.table_key,
+        on_select="rerun",
+        selection_mode="single-row",
+        hide_index=True,
+        height=35 * min(len(shown.alike), 9) + 38,
+        column_config=_COLUMNS,
+    )
+    st.caption("Click a row to mark it in the chart and to see the images on which it does worst.")
+
+
+_COLUMNS = {
+    "now": st.column_config.TextColumn(help="The current setting", width=40, pinned=True),
+    "Dice": st.column_config.NumberColumn(format="%.5f", pinned=True),
+    "against current": st.column_config.NumberColumn(format="%+.5f"),
+    "95 %, from": st.column_config.NumberColumn(format="%+.5f"),
+    "to": st.column_config.NumberColumn(format="%+.5f"),
+    "threshold": st.column_config.NumberColumn(format="%g"),
+    "seconds an image": st.column_config.NumberColumn(format="%.2g"),
+    "passes": st.column_config.NumberColumn(help="Forward passes an image"),
+}
+
+
+def _cells(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows as the table shows them; what is empty or the same in all is left out."""
+    cells = pd.DataFrame(
+        {
+            "now": rows["current"].map({True: "◆", False: ""}),
+            "Dice": rows["dice"],
+            "against current": rows["difference"],
+            "models": rows["models"].map(_joined),
+            "folds": rows["folds"],
+            "views": rows["views"].map(_joined),
+            "merge": rows["merge"].map(MERGES),
+            "weights": rows["weights"],
+            "threshold": rows["threshold"],
+            "seconds an image": rows["seconds"],
+            "passes": rows["passes"],
+            "95 %, from": rows["low"],
+            "to": rows["high"],
+            "images better": rows["better"],
+            "worse": rows["worse"],
+        }
+    )
+    empty = [name for name in cells if cells[name].isna().all() or (cells[name] == "").all()]
+    return cells.drop(columns=empty)
+
+
+def _verdict(facts: Mapping[str, Any], split: str) -> None:
+    """Say what the numbers show, as the report does."""
+    verdict = dict(zip(SPLITS, words.verdicts(facts), strict=True))[split]
+    with st.expander(f"In words: {verdict.basis}", icon=":material/notes:"):
+        for point in verdict.points:
+            setting = f"{as_text(point.setting)}. " if point.setting else ""
+            st.markdown(f"**{point.label}.** {setting}{as_text(point.words)}")
+        for caution in verdict.cautions:
+            st.caption(as_text(caution))
+
+
+def _worst(row: Row, split: Split) -> None:
+    st.subheader("Where it does worst")
+    st.markdown(("The current setting: " if row["current"] else "The chosen setting: ") + as_text(told(row)))
+    params, setting = read_params(), setting_of(row)
+    images = project.training_images()
+    split_panels = _panels(split, _stamp_of_maps(split))
+    scored = _scores(row, split, split_panels, images)
+    lowest = worst_images(scored, _SHOWN, of_a_car=2)
+    with st.spinner("Drawing them ..."):
+        drawn = _figures(setting, _digests(split_panels), lowest, params.folds.active, images)
+    st.caption(
+        "Left: the true outline is green, car that was missed orange, what was taken for car red. "
+        "Right: the brighter, the less sure are the nets, or the less they agree."
+    )
+    for start in range(0, len(drawn), 2):
+        for figure, place in zip(drawn[start : start + 2], st.columns(2), strict=False):
+            with place.container(border=True):
+                _figure(figure)
+
+
+def _figure(figure: Figure) -> None:
+    st.markdown(f"**{' · '.join(map(as_text, [figure.facts[0], figure.title]))}**")
+    for picture, place in zip(figure.pictures, st.columns(2), strict=True):
+        place.image(picture.source, caption=picture.words)
+    st.caption(as_text(" · ".join(figure.facts[2:])))
+
+
+def _scores(row: Row, split: Split, split_panels: Sequence[Panel], images: Labelled) -> pd.DataFrame:
+    """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
+    doubts = REPORTS / "doubts.csv"
+    if row["current"] and doubts.is_file():
+        return of_split(project.table(doubts.name), split)
+    kept: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})
+    key = setting_of(row), _digests(split_panels)
+    if key not in kept:
+        place = st.empty()
+        bar = place.progress(0.0, "Scoring every image under this setting ...")
+        kept[key] = score_images(split_panels, key[0], images, bar.progress)
+        place.empty()
+    return kept[key]
+
+
+@st.cache_resource(max_entries=2, show_spinner="Looking at the stored predictions ...")
+def _panels(split: Split, maps: Stamp) -> list[Panel]:
+    return panels(read_params(), project.training_images().ids(), inputs.folds(), split)
+
+
+def _stamp_of_maps(split: Split) -> Stamp:
+    """Return what tells whether ``_panels`` are still the same."""
+    params = read_params()
+    nets = [(model, fold) for model in params.models.active for fold in params.folds.active]
+    indexes = (inputs.maps_folder(split, *net) / "index.json" for net in nets)
+    weights = (path for net in nets for path in sorted(inputs.net_folder(*net).glob("*.safetensors")))
+    return stamp([Path(FILE), inputs.MANIFEST, inputs.FOLDS, *indexes, *weights])
+
+
+def _digests(split_panels: Sequence[Panel]) -> tuple[str, ...]:
+    return tuple(store.digest for panel in split_panels for store in panel.stores)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _figures(
+    setting: Setting, digests: tuple[str, ...], _lowest: pd.DataFrame, active: Sequence[int], _images: Labelled
+) -> list[Figure]:
+    return draw(_lowest, setting, active, _images)

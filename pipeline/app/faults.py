@@ -1,0 +1,40 @@
+"""Errors on the page: in the words of the commands, without a path of the server."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import streamlit as st
+
+from pipeline.errors import PipelineError
+from pipeline.places import home
+
+_FOLDERS = re.compile(r"(?<![\w.:/\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
+"""The folders of an absolute path; in a relative one or an address something stands before the first slash."""
+
+_QUOTED = re.compile(r"'([^'`]+)'")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Show an error that a user can mend; any other is Streamlit's, which shows none of it but logs it."""
+    try:
+        yield
+    except PipelineError as error:
+        st.error(sentence(error), icon=":material/error:")
+
+
+def sentence(error: PipelineError) -> str:
+    """Return an error as Markdown: paths as the project knows them, commands set as code, nothing else marked up."""
+    words = str(error)
+    for folder in (Path.cwd().resolve(), home(), Path.home()):
+        words = words.replace(f"{folder}/", "")
+    return as_text(_FOLDERS.sub("", words))
+
+
+def as_text(words: str) -> str:
+    """Return Markdown that shows just these words; what stands in single quotes, such as commands, as code."""
+    parts = _QUOTED.split(words)
+    return "".join(f"`{part}`" if index % 2 else _MARKUP.sub(r"\\\1", part) for index, part in enumerate(parts))

@@ -1,0 +1,89 @@
+"""A picture, and what nets have said of it so far: each is asked but once for each view."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import streamlit as st
+
+from pipeline.app.project import Stamp, stamp
+from pipeline.ensembling.maps import LevelMap
+from pipeline.learning.rasters import Pixels
+from pipeline.learning.settings import Device, Precision
+from pipeline.params import Params
+from pipeline.reporting.crops import Box, data_uri, photograph
+from pipeline.serving.masker import Looked, Masker
+from pipeline.serving.nets import FOLDS, Speaker, load
+
+WIDTH, HEIGHT = 1280, 960
+"""Of what is shown, at most: as much as a screen has room for."""
+
+
+@dataclass
+class Sight:
+    """A picture that somebody looks at, kept as long as they do."""
+
+    name: str
+    image_HWC: Pixels
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What took how long so far, by stage: ``read``, and each net."""
+    _said: dict[tuple[str, Stamp], dict[str, LevelMap]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Width and height of the picture as it is shown."""
+        height, width = self.image_HWC.shape[:2]
+        shrink = min(1.0, WIDTH / width, HEIGHT / height)
+        return max(1, round(width * shrink)), max(1, round(height * shrink))
+
+    @property
+    def box(self) -> Box:
+        """All of it."""
+        return Box(0, 0, *self.image_HWC.shape[:2])
+
+    @cached_property
+    def small_HWC(self) -> Pixels:
+        """The picture as it is shown."""
+        return photograph(self.image_HWC, self.box, self.shape[0])
+
+    @cached_property
+    def uri(self) -> str:
+        """The picture as it is shown, encoded once."""
+        return data_uri(self.small_HWC)
+
+    def look(self, nets: Sequence[str], views: Sequence[str], params: Params) -> Looked:
+        """Return what nets say of it, asking them for what they have not said yet.
+
+        Raises PipelineError if a net can't be loaded.
+        """
+        maps = {}
+        for name in nets:
+            said = self._said.setdefault((name, _stamp(name)), {})
+            missing = [view for view in views if view not in said]
+            if missing:
+                net = speaker(name, params).looking_at(missing)
+                begun = time.perf_counter()
+                said |= Masker({name: net}).look(self.image_HWC).maps[name]
+                self.seconds[name] = time.perf_counter() - begun
+            maps[name] = {view: said[view] for view in views}
+        return Looked(self.image_HWC, maps, dict.fromkeys(("prepare", *nets), 0.0))
+
+
+def speaker(name: str, params: Params) -> Speaker:
+    """Return a net, loaded once for everybody, and again when it was trained or exported anew."""
+    return _speaker(name, _stamp(name), params.predict.weights, params.machine.device, params.predict.precision)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Loading the net ...")
+def _speaker(
+    name: str, stamp: Stamp, weights: Literal["last", "best"], device: Device, precision: Precision
+) -> Speaker:
+    return load(name, ["identity"], weights=weights, device=device, precision=precision)
+
+
+def _stamp(name: str) -> Stamp:
+    folder = Path(FOLDS) / name
+    return stamp(sorted(folder.iterdir()) if folder.is_dir() else [Path(name)])

@@ -1,0 +1,235 @@
+"""The page Try: a picture, the mask that the project's nets make of it, and what changes it, live."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+import streamlit as st
+
+from pipeline.app import project
+from pipeline.app.faults import as_text, in_words, sentence
+from pipeline.app.sight import Sight
+from pipeline.app.slider import Comparison, compare
+from pipeline.competition.layout import split_id
+from pipeline.competition.submission import HEADER
+from pipeline.ensembling.ensemble import EnsembleSettings, MergeName, PostStep
+from pipeline.errors import PipelineError
+from pipeline.learning.rasters import Pixels
+from pipeline.params import Params, read_params
+from pipeline.reporting.crops import data_uri, doubt
+from pipeline.reporting.tables import MERGES
+from pipeline.serving.masker import Masked, Masker
+from pipeline.serving.nets import model_of, trained
+from pipeline.serving.outputs import cutout_png, mask_png, overlay, rle_row
+from pipeline.serving.pictures import Limits, open_picture
+
+LIMITS = Limits(bytes=32 << 20, pixels=25_000_000)
+"""Of an upload. As many levels as the picture has pixels are kept for each net and view."""
+
+Layer = Literal["mask", "probability", "doubt"]
+"""What lies over the picture."""
+
+_TYPES = ("jpg", "jpeg", "png", "webp")
+_SAMPLES = 48
+"""Test images to choose from."""
+
+_EXPORT = ".onnx"
+
+_STEPS: Mapping[PostStep, str] = {
+    "edges": "outline as in the photograph",
+    "largest": "largest piece alone",
+    "filled": "small holes filled",
+}
+
+_LAYERS: Mapping[Layer, str] = {"mask": "Mask", "probability": "Probability", "doubt": "Doubt"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked of the nets, and how their answers become a mask."""
+
+    nets: Sequence[str]
+    views: Sequence[str]
+    settings: EnsembleSettings
+
+
+def show() -> None:
+    """Draw the page."""
+    st.title("Try a net")
+    st.markdown("Give it a picture, and see which part of it the nets take for car.")
+    names = trained(Path())
+    if not names:
+        st.info(
+            "No net is trained yet. Run `carvana repro` in the project's folder: with the settings that come with it, "
+            "it draws a small sample and trains three small nets in a few minutes. Then load this page again.",
+            icon=":material/info:",
+        )
+        return
+    with in_words():
+        params, sight = read_params(), _sight()
+        if sight is not None:
+            _live(sight, names, params)
+
+
+def _sight() -> Sight | None:
+    """Ask for a picture; return it, or None where none is given or it can't be read."""
+    left, right = st.columns([3, 2], gap="medium")
+    words = f"JPEG, PNG or WebP, up to {LIMITS.bytes >> 20} MB and {LIMITS.pixels // 1_000_000} million pixels."
+    upload = left.file_uploader("A picture of your own", _TYPES, help=f"{words} It is not kept.")
+    with right:
+        image_id = _sample(disabled=upload is not None)
+    if upload is not None:
+        return _kept(upload.file_id, upload.name, lambda: open_picture(upload.getvalue(), upload.name, LIMITS))
+    if image_id is not None:
+        return _kept(image_id, f"{image_id}.jpg", lambda: project.test_images().image(image_id))
+    return None
+
+
+def _sample(*, disabled: bool) -> str | None:
+    """Ask for a test image; return its id."""
+    try:
+        ids = project.test_images().ids()
+    except PipelineError as error:
+        st.caption(f"There are no test images to choose from: {sentence(error)}")
+        return None
+    image_id: str | None = st.selectbox(
+        "Or one of the test images",
+        ids[:: max(1, len(ids) // _SAMPLES)][:_SAMPLES],
+        format_func=lambda image_id: "car {}, angle {}".format(*split_id(image_id)),
+        disabled=disabled,
+        help="Take your own picture away to come back to these." if disabled else None,
+    )
+    return image_id
+
+
+def _kept(key: str, name: str, read: Callable[[], Pixels]) -> Sight:
+    """Return what there is of a picture, and read it only if it is not the one that was looked at before."""
+    if st.session_state.get("seen") != key:
+        begun = time.perf_counter()
+        sight = Sight(name, read())
+        sight.seconds["reading"] = time.perf_counter() - begun
+        st.session_state.update(seen=key, sight=sight)
+    kept: Sight = st.session_state["sight"]
+    return kept
+
+
+@st.fragment
+def _live(sight: Sight, names: Sequence[str], params: Params) -> None:
+    """Draw the picture beside all that changes it; a change here draws no more than this anew."""
+    picture, controls = st.columns([3, 1], gap="medium")  # on a phone, the picture comes first
+    with controls:
+        choice = _choice(names, params)
+    with picture, in_words():
+        if not choice.nets or not choice.views:
+            st.info("Choose a net and a view at least.", icon=":material/touch_app:")
+            return
+        with st.spinner("Asking the nets ...", show_time=True):
+            looked = sight.look(choice.nets, choice.views, params)
+        masked = Masker({}).decide(looked, choice.settings)
+        layer = st.segmented_control(
+            "Show", list(_LAYERS), format_func=_LAYERS.__getitem__, default="mask", required=True
+        )
+        begun = time.perf_counter()
+        _draw(sight, masked, layer, several=len(choice.nets) > 1)
+        _tell(sight, masked, choice.nets, time.perf_counter() - begun)
+        _downloads(sight, masked)
+
+
+def _choice(names: Sequence[str], params: Params) -> Choice:
+    """Ask which nets are to look, in which views, and how a mask is made of what they say."""
+    by_model: dict[str, list[str]] = {}
+    for name in names:
+        by_model.setdefault(name if name.endswith(_EXPORT) else model_of(name), []).append(name)
+    # The project's own first.
+    options = list(dict.fromkeys([*(m for m, _ in params.ensemble_nets() if m in by_model), *by_model]))
+    models = st.pills("Nets", options, default=options[0], selection_mode="multi", wrap=True)
+    folds = sorted({name.rpartition("/")[2] for model in models for name in by_model[model] if model != name})
+    if len(folds) > 1:
+        words = "The net of each fold learned from other cars. Several are merged."
+        folds = st.pills("Folds", folds, default=folds[0], selection_mode="multi", wrap=True, help=words)
+    nets = [n for model in models for n in by_model[model] if n == model or n.rpartition("/")[2] in folds]
+    predicted = params.predict.views
+    offered = dict.fromkeys([*predicted.test, *predicted.oof, *predicted.holdout, "identity", "hflip"])
+    views = st.pills(
+        "Views",
+        list(offered),
+        default=list(predicted.test),
+        format_func=_in_words,
+        selection_mode="multi",
+        wrap=True,
+        help="How the picture is shown to the nets. They look once for each view, and what they say is averaged.",
+    )
+    return Choice(nets, views, _settings(params, several=len(nets) > 1))
+
+
+def _in_words(view: str) -> str:
+    """Return a view such as ``hflip+scale:0.75`` in words."""
+    parts = ("as it is" if p == "identity" else "mirrored" if p == "hflip" else p for p in view.split("+"))
+    return ", ".join(part.replace("scale:", "size × ") for part in parts)
+
+
+def _settings(params: Params, *, several: bool) -> EnsembleSettings:
+    """Ask how answers become a mask; the weights of models are those of the project."""
+    ensemble = params.ensemble
+    threshold = st.slider(
+        "Threshold", 0.01, 0.99, ensemble.threshold, 0.01, help="The probability from which on a pixel is car."
+    )
+    merge = ensemble.merge
+    if several:
+        options: Sequence[MergeName] = get_args(MergeName)
+        merge = st.radio("Merge", options, options.index(merge), format_func=MERGES.__getitem__)
+    steps = st.pills(
+        "Touch-ups",
+        list(_STEPS),
+        default=list(ensemble.postprocess),
+        format_func=_STEPS.__getitem__,
+        selection_mode="multi",
+        wrap=True,
+    )
+    chosen = {"threshold": threshold, "merge": merge, "postprocess": tuple(steps)}
+    return ensemble.model_copy(update=chosen)
+
+
+def _draw(sight: Sight, masked: Masked, layer: Layer, *, several: bool) -> None:
+    """Show the picture left of a slider, and a layer right of it."""
+    width, height = sight.shape
+    if layer == "mask":
+        words = "the car, as the mask has it"
+        part_HW = cv2.resize(
+            masked.mask_HW.view(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA
+        )
+        drawn_HWC = overlay(sight.small_HWC, part_HW >= 128)
+    elif layer == "probability":
+        words = "the probability of car: the brighter, the higher"
+        drawn_HWC = doubt(sight.image_HWC, masked.probability_HW, sight.box, width)
+    else:
+        words = "where the nets part: bright where half of them say otherwise" if several else "where the net is unsure"
+        drawn_HWC = doubt(sight.image_HWC, masked.disagreement_HW, sight.box, width)
+    compare(Comparison(sight.uri, data_uri(drawn_HWC), "the picture", words, width, height), key="compare")
+    st.caption(f"Left of the slider the picture, right of it {words}.")
+
+
+def _tell(sight: Sight, masked: Masked, nets: Sequence[str], drawing: float) -> None:
+    """Say how much is car, and what took how long."""
+    stages = {"Reading": sight.seconds["reading"], **{name: sight.seconds[name] for name in nets}}
+    stages |= {"merging": masked.seconds["decide"], "drawing": drawing}
+    times = " · ".join(f"{as_text(stage)} {1000 * seconds:.0f} ms" for stage, seconds in stages.items())
+    st.caption(f"{masked.mask_HW.mean():.1%} of the picture is car. {times}.")
+
+
+def _downloads(sight: Sight, masked: Masked) -> None:
+    """Offer the mask at the picture's own size; files are made when they are asked for."""
+    stem = Path(sight.name).stem
+    files: Mapping[str, tuple[str, str, Callable[[], bytes | str]]] = {
+        "Mask": (f"{stem}_mask.png", "image/png", lambda: mask_png(masked.mask_HW)),
+        "Cut-out": (f"{stem}_cutout.png", "image/png", lambda: cutout_png(sight.image_HWC, masked.mask_HW)),
+        "Run lengths": (f"{stem}_rle.csv", "text/csv", lambda: f"{HEADER}\n{rle_row(sight.name, masked.mask_HW)}"),
+    }
+    for (label, (file_name, mime, made)), place in zip(files.items(), st.columns(len(files)), strict=True):
+        place.download_button(
+            label, made, file_name, mime, on_click="ignore", icon=":material/download:", width="stretch"
+        )

@@ -1,0 +1,136 @@
+"""``carvana predict``: people's own pictures, by nets of the project, or by exports anywhere."""
+
+import os
+import sys
+import time
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from pipeline.competition.submission import HEADER
+from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
+from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.files import whole_file
+from pipeline.params import FILE, Params, read_params
+from pipeline.serving import nets
+from pipeline.serving.jobs import CSV, Job, demand_free, plan
+from pipeline.serving.masker import Looked, Masker
+from pipeline.serving.outputs import KINDS, rle_row
+from pipeline.serving.stream import stream
+
+RLE = "rle"
+"""What is written besides ``KINDS``: one CSV for all pictures."""
+
+_BATCH = 4
+"""Pictures a forward pass where there are no settings."""
+
+
+@dataclass
+class Tally:
+    """What became of the pictures."""
+
+    pixels: list[int] = field(default_factory=list)
+    """Of each that was sound."""
+    skipped: list[str] = field(default_factory=list)
+    """Why, of each that was not."""
+    seconds: float = 0.0
+
+
+def predict(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    names: Sequence[str] = (ENSEMBLE,),
+    views: Sequence[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    write: Collection[str] = ("mask",),
+    overwrite: bool = False,
+) -> None:
+    """Write what the nets of some ``names`` make of each picture, by params.yaml with some ``changes`` of `ensemble`.
+
+    Where there is no params.yaml, defaults hold. Raises PipelineError before any work if it can't be done, and at the
+    end if a picture was not sound.
+    """
+    jobs, kinds, csv = plan(paths, out), [kind for kind in KINDS if kind in write], out / CSV if RLE in write else None
+    demand_free(jobs, kinds, csv, overwrite=overwrite)
+    params = read_params() if Path(FILE).exists() else None
+    settings = EnsembleSettings.model_validate({**(params.ensemble.model_dump() if params else {}), **(changes or {})})
+    masker = _masker(names, views, params)
+    print(f"Predicting with {', '.join(masker.nets)}.", file=sys.stderr)
+
+    def finish(job: Job, looked: Looked) -> tuple[int, str]:
+        mask_HW = masker.mask(looked, settings)
+        for kind in kinds:
+            with whole_file(job.target(kind)) as temporary:
+                temporary.write_bytes(KINDS[kind].encode(looked.image_HWC, mask_HW))
+        return mask_HW.size, rle_row(job.path.name, mask_HW) if csv else ""
+
+    tally = _work(stream(masker, jobs, finish, params.machine.predict_batch if params else _BATCH), len(jobs), csv)
+    print(_summary(tally, [*kinds, *([csv.name] if csv else [])], out))
+    if tally.skipped:
+        raise PipelineError(f"{len(tally.skipped)} of {len(jobs)} pictures were skipped, first: {tally.skipped[0]}")
+
+
+def _masker(names: Sequence[str], views: Sequence[str] | None, params: Params | None) -> Masker:
+    found = dict.fromkeys(net for name in names for net in _expand(name, params))
+    if params is None:
+        return Masker({net: nets.load(net, views or ["identity"]) for net in found})
+    views, device = views or params.predict.views.test, params.machine.device
+    weights, precision = params.predict.weights, params.predict.precision
+    return Masker({net: nets.load(net, views, weights=weights, device=device, precision=precision) for net in found})
+
+
+def _expand(name: str, params: Params | None) -> list[str]:
+    if name != ENSEMBLE:
+        return nets.expand(name)
+    if params is None:
+        raise PipelineError(f"The ensemble is that of {FILE}, which is not here: go to the project, or give --net.")
+    return [f"{model}/{fold}" for model, fold in params.ensemble_nets()]
+
+
+def _work(results: Generator[tuple[Job, tuple[int, str] | CorruptFileError]], count: int, csv: Path | None) -> Tally:
+    """Take all results, showing how far it is; the CSV, if any, appears when all are there."""
+    tally, begun = Tally(), time.perf_counter()
+    bar = tqdm(total=count, desc="Predicting", unit="picture", disable=None)
+    with bar, _rows(csv) as rows, closing(results):
+        try:
+            for _, result in results:
+                if isinstance(result, CorruptFileError):
+                    tally.skipped.append(str(result))
+                    bar.write(f"skipped: {result}", file=sys.stderr)
+                else:
+                    tally.pixels.append(result[0])
+                    rows.write(result[1])
+                bar.update()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Stopped after {len(tally.pixels)} of {count} pictures. What is written is whole; "
+                "with --overwrite the same command begins anew."
+            ) from None
+    tally.seconds = time.perf_counter() - begun
+    return tally
+
+
+@contextmanager
+def _rows(csv: Path | None) -> Iterator[TextIO]:
+    """Yield where rows go: to the file, which appears whole or not at all, or nowhere."""
+    with (
+        whole_file(csv) if csv else nullcontext(Path(os.devnull)) as path,
+        path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        file.write(f"{HEADER}\n")
+        yield file
+
+
+def _summary(tally: Tally, written: Sequence[str], out: Path) -> str:
+    count, megapixels = len(tally.pixels), sum(tally.pixels) / 1e6
+    if not count:
+        return "No picture was sound."
+    return (
+        f"{count} pictures of {megapixels / count:.1f} megapixels on average in {tally.seconds:.1f} s, "
+        f"{count / tally.seconds:.2f} a second: {', '.join(written)} in {out}."
+    )

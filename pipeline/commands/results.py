@@ -1,0 +1,109 @@
+"""``carvana results``: what runs reached, kept in docs/results/ and laid side by side."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition.layout import car_of
+from pipeline.ensembling.maps import MapStore
+from pipeline.errors import PipelineError
+from pipeline.files import write_json, write_text
+from pipeline.params import Params, read_params
+from pipeline.reporting.headlines import MERGED
+from pipeline.reporting.results import scored, speeds, table
+from pipeline.reporting.tables import read_table
+from pipeline.stages.inputs import maps_folder, net_folder, read_json, training_images
+
+KEPT = Path("docs/results")
+"""A JSON file for each model, or models merged, and data."""
+
+
+def keep_results() -> None:
+    """Keep what this run reached; raises PipelineError if it is not whole."""
+    params = read_params()
+    for result in _results(params):
+        source, cars = result["data"]["source"], result["data"]["cars"]
+        path = KEPT / f"{result['name'].replace(' + ', '+')}@{'sample' if source == 'sample' else 'real'}-{cars}.json"
+        write_json(path, result)
+        print(f"{path}: Dice {result['oof']['dice']:.4f} out of fold")
+
+
+def show_results(out: Path | None) -> None:
+    """Print the table of what is kept, or write it to ``out``; raises PipelineError if nothing is."""
+    kept = [_read(path) for path in sorted(KEPT.glob("*.json"))]
+    if not kept:
+        raise PipelineError(f"{KEPT} holds no results: 'carvana results --keep' keeps those of this run.")
+    text = table(kept)
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, f"# Results\n\nMade by `carvana results --out {out}` from `{KEPT}/`.\n\n{text}")
+
+
+def _results(params: Params) -> Iterator[dict[str, Any]]:
+    """Yield a result for each active model, and for the ensemble of several."""
+    images, models = read_table(Path("reports/images.csv")), params.models.active
+    one = len(models) == 1
+    for model in models:
+        # Held-out cars are scored by the ensemble alone, which a single model is.
+        holdout = scored(images, "holdout", MERGED) if one else None
+        yield _result(params, [model]) | {"oof": _demanded(scored(images, "oof", model), model), "holdout": holdout}
+    merged = scored(images, "oof", MERGED)
+    if merged:
+        yield _result(params, params.ensemble.models or models) | {
+            "oof": merged,
+            "holdout": scored(images, "holdout", MERGED),
+        }
+
+
+def _result(params: Params, models: Any) -> dict[str, Any]:
+    nets = [(model, fold) for model in models for fold in params.folds.active]
+    trainings = [read_json(net_folder(*net) / "timing.json") for net in nets]
+    told = [read_json(net_folder(model, params.folds.active[0]) / "metrics.json") for model in models]
+    ids = training_images(params).ids()
+    return {
+        "name": " + ".join(models),
+        "data": {
+            "source": "directory" if params.data.directory else params.data.source,
+            "cars": len({car_of(image_id) for image_id in ids}),
+            "images": len(ids),
+        },
+        "folds": params.folds.model_dump(mode="json"),
+        "seed": params.train.seed,
+        "models": [_model(params, model) for model in models],
+        "parameters": sum(metrics["parameters"] for metrics in told),
+        "views": list(params.predict.views.oof),
+        **speeds(trainings, [_predicted(*net) for net in nets]),
+    }
+
+
+def _model(params: Params, model: str) -> Mapping[str, Any]:
+    design = params.design(model)
+    size = "native" if design.input.size == "native" else f"{design.input.height} x {design.input.width}"
+    grey = " grey" if design.input.channels == "grey" else ""
+    return {
+        "name": model,
+        "sees": size + grey,
+        "epochs": design.train.epochs,
+        "spec": design.spec.model_dump(mode="json"),
+    }
+
+
+def _predicted(model: str, fold: int) -> tuple[int, float]:
+    timing = MapStore(maps_folder("oof", model, fold)).timing()
+    return (timing.images, timing.seconds) if timing else (0, 0.0)
+
+
+def _demanded(score: dict[str, Any] | None, model: str) -> dict[str, Any]:
+    if score is None:
+        raise PipelineError(f"reports/images.csv has no scores of '{model}': run 'dvc repro'.")
+    return score
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} can't be read ({error}): mend it or delete it.") from error
+    return result

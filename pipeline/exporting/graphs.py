@@ -1,0 +1,82 @@
+"""Nets as graphs for any batch and image size: TorchScript, torch.export, ONNX."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.exporting.facts import Facts
+from pipeline.exporting.packages import onnx
+from pipeline.learning.models import Net
+
+OPSET = 18
+"""Of ONNX: the first in which ``Resize`` is antialiased."""
+
+
+class _AnySize(nn.Module):
+    """A net without its question whether there is anything to pad, which would freeze the answer in a graph."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.net.at_any_size(pixels)
+
+
+def write_torchscript(net: Net, path: Path) -> None:
+    """Write a net as TorchScript: pixels (B, C, h, w) from 0 to 255, uint8 or float32, to logits (B, 1, h, w)."""
+    with _quiet(), torch.no_grad():
+        torch.jit.trace(_AnySize(net), _pixels(net), check_trace=False).save(path)  # type: ignore[no-untyped-call]
+
+
+def write_program(net: Net, path: Path) -> None:
+    """Write a net as torch.export's program: float32 pixels (B, C, h, w), both sides above its stride, to logits."""
+    with _quiet():
+        program = torch.export.export(_AnySize(net).eval(), (_pixels(net),), dynamic_shapes=_free(net))
+        torch.export.save(program, path)
+
+
+def write_onnx(net: Net, facts: Facts, path: Path) -> None:
+    """Write a net as one ONNX file: ``pixels`` float32 (B, C, h, w) from 0 to 255 to ``logits`` (B, 1, h, w)."""
+    with _quiet():
+        program = torch.onnx.export(
+            _AnySize(net).eval(),
+            (_pixels(net),),
+            output_names=["logits"],
+            dynamic_shapes=_free(net),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    save(program.model_proto, facts, path)
+
+
+def save(model: Any, facts: Facts, path: Path) -> None:
+    """Write an ONNX model as one file that explains itself."""
+    onnx().helper.set_model_props(model, facts.metadata())
+    onnx().save(model, path)
+
+
+def _free(net: Net) -> Any:
+    # A side of one stride would be 1 at the body's lowest level, which torch.export takes for another case.
+    least = net.stride + 1
+    height, width = (torch.export.Dim(name, min=least) for name in ("height", "width"))
+    return ({0: torch.export.Dim("batch"), 2: height, 3: width},)
+
+
+def _pixels(net: Net) -> Tensor:
+    # Sides that differ and have to be padded, more than one picture: nothing that a graph could take for a rule.
+    return torch.zeros(2, net.mean.shape[1], 2 * net.stride + 3, 3 * net.stride + 5)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracers warn of every number they keep, and of each other
+        yield

@@ -1,0 +1,23 @@
+"""Packages of the extra ``export``, imported where they are used."""
+
+from importlib import import_module
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+
+def onnx() -> Any:
+    """Return the package that writes ONNX files; raises PipelineError where it is not installed."""
+    return _package("onnx")
+
+
+def onnxruntime() -> Any:
+    """Return the package that runs ONNX files; raises PipelineError where it is not installed."""
+    return _package("onnxruntime")
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise PipelineError(f"{name} is needed, which can't be imported ({error}): pip install '.[export]'.") from error

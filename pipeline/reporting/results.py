@@ -1,0 +1,114 @@
+"""What runs reached, kept a file a run, and laid side by side as Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from pipeline.reporting.headlines import bounds
+from pipeline.reporting.words import count, dice, whole
+
+Result = Mapping[str, Any]
+"""Of a model or of several merged: ``name``, ``data``, ``folds``, ``models``, ``oof``, ``holdout``, ``minutes``,
+``trained_per_second``, ``predicted_per_second``, ``views``, ``device``."""
+
+_COLUMNS = (
+    "recipe",
+    "parameters",
+    "sees",
+    "epochs",
+    "Dice out of fold",
+    "Dice held out",
+    "IoU",
+    "accuracy",
+    "training, min",
+    "images/s trained",
+    "images/s predicted",
+)
+
+_NOTES = (
+    "Dice, IoU and accuracy are means over images at 1918 x 1280: out of fold by the net that never saw the image's car, "
+    "IoU and accuracy too; of held-out cars by all folds merged. In brackets the 95 % interval, by resampling cars; it "
+    "takes 8 of them. Minutes are those of training all folds, scoring included. Images a second are those of "
+    "training steps, and of predicting with the views named, reading and storing included."
+)
+
+
+def scored(images: pd.DataFrame, split: str, model: str) -> dict[str, Any] | None:
+    """Return scores of rows of ``reports/images.csv`` with the interval of their Dice, or None if there are none."""
+    rows = images[(images["split"] == split) & (images["model"] == model)]
+    if rows.empty:
+        return None
+    means = {name: round(float(rows[name].mean()), 6) for name in ("dice", "iou", "accuracy")}
+    low_high = bounds(rows)
+    interval = [round(bound, 6) for bound in low_high] if low_high else None
+    return means | {"interval": interval, "images": len(rows), "cars": int(rows["car"].nunique())}
+
+
+def speeds(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """Return minutes and images a second from the ``timing.json`` of nets, and images and seconds of predictions."""
+    trained = sum(timing["training_seconds"] for timing in trainings)
+    predicted = sum(seconds for _, seconds in predictions)
+    return {
+        "minutes": round(sum(timing["seconds"] for timing in trainings) / 60, 2),
+        "trained_per_second": _ratio(sum(timing["images"] for timing in trainings), trained),
+        "predicted_per_second": _ratio(sum(images for images, _ in predictions), predicted),
+        "device": " and ".join(dict.fromkeys(timing["device"] for timing in trainings)),
+    }
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return Markdown: a table for each data and folds, since only equal ones compare, best first."""
+    parts = [_NOTES]
+    for setting, group in groupby(sorted(results, key=_order), key=_setting):
+        lines = [f"## {setting}", "", _line(_COLUMNS), _line("---" if n == 0 else "---:" for n in range(len(_COLUMNS)))]
+        parts.append("\n".join([*lines, *(_line(_cells(result)) for result in group)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _order(result: Result) -> tuple[str, float]:
+    return _setting(result), -result["oof"]["dice"]
+
+
+def _setting(result: Result) -> str:
+    data, folds = result["data"], result["folds"]
+    cars = count(data["cars"], "car")
+    what = f"The drawn sample, {cars}" if data["source"] == "sample" else f"Real photographs, {cars}"
+    parts = f"{len(folds['active'])} of {folds['count']} folds, {count(folds['holdout_cars'], 'car')} held out"
+    return (
+        f"{what}; {parts}, seeds {folds['seed']} and {result['seed']}; {result['device']}; {', '.join(result['views'])}"
+    )
+
+
+def _cells(result: Result) -> Iterator[str]:
+    yield result["name"]
+    yield whole(result["parameters"])
+    yield " + ".join(dict.fromkeys(model["sees"] for model in result["models"]))
+    yield " + ".join(dict.fromkeys(str(model["epochs"]) for model in result["models"]))
+    yield _with_interval(result["oof"])
+    yield _with_interval(result["holdout"])
+    yield dice(result["oof"]["iou"])
+    yield f"{result['oof']['accuracy']:.2%}"
+    yield f"{result['minutes']:.1f}"
+    yield _speed(result["trained_per_second"])
+    yield _speed(result["predicted_per_second"])
+
+
+def _with_interval(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    interval = score["interval"]
+    return dice(score["dice"]) + (f" [{dice(interval[0])}, {dice(interval[1])}]" if interval else "")
+
+
+def _ratio(images: float, seconds: float) -> float | None:
+    return round(images / seconds, 3) if seconds else None
+
+
+def _speed(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,100 @@
+"""Which pictures to take, and where what is made of them goes: all of it settled before any work."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.serving.outputs import KINDS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of pictures in folders, in small or capital letters. A file that is named itself is opened whatever its suffix."""
+
+CSV = "masks.csv"
+"""Run-length codes of all pictures."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture, and where its results go."""
+
+    path: Path
+    stem: Path
+    """Of its results: folders below the one that was given are kept, the suffix is not."""
+
+    def target(self, kind: str) -> Path:
+        """Return the file for one of ``KINDS``."""
+        return self.stem.with_name(self.stem.name + KINDS[kind].ending)
+
+
+def plan(paths: Sequence[Path], out: Path) -> list[Job]:
+    """Return a job for each picture: files as given, folders with all below them, sorted.
+
+    What is hidden, and what lies in ``out``, is left out; a picture that is named twice is taken once. Raises
+    PipelineError if a path does not exist, ``out`` is a file or one of the folders, or no picture is found.
+    """
+    if out.exists() and not out.is_dir():
+        raise PipelineError(f"{out} is a file: name a folder for the results.")
+    jobs: dict[Path, Job] = {}
+    for given in paths:
+        for path, below in _pictures(given, out):
+            jobs.setdefault(path.resolve(), Job(path, out / below.with_suffix("")))
+    if not jobs:
+        raise PipelineError(
+            f"{', '.join(map(str, paths))}: no picture there. Folders are searched for {', '.join(SUFFIXES)}."
+        )
+    return list(jobs.values())
+
+
+def demand_free(jobs: Sequence[Job], kinds: Collection[str], csv: Path | None, *, overwrite: bool) -> None:
+    """Raise PipelineError if results would meet: each other, a picture that is read, or, unless told to, a file."""
+    meant: dict[Path, Path] = {} if csv is None else {csv: csv}
+    pictures = {job.path.resolve() for job in jobs}
+    for job in jobs:
+        for kind in kinds:
+            target = job.target(kind)
+            if target in meant:
+                raise PipelineError(f"{meant[target]} and {job.path} would both be {target}: rename one of them.")
+            meant[target] = job.path
+    for target, path in meant.items():
+        if target.resolve() in pictures:
+            raise PipelineError(f"What {path} gives would replace {target}, a picture to read: name another --out.")
+    if csv is not None:
+        _demand_distinct_names(jobs)
+    there = [] if overwrite else [target for target in meant if os.path.lexists(target)]
+    if there:
+        more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
+        raise PipelineError(f"{there[0]}{more} would be overwritten: add --overwrite, or name another --out.")
+
+
+def _demand_distinct_names(jobs: Sequence[Job]) -> None:
+    seen: dict[str, Path] = {}
+    for job in jobs:
+        twin = seen.setdefault(job.path.name, job.path)
+        if twin != job.path:
+            raise PipelineError(
+                f"{twin} and {job.path} would have one name in {CSV}: rename one of them, or do without rle."
+            )
+
+
+def _pictures(given: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the pictures that a path stands for, each with where it lies below that path."""
+    if not given.is_dir():
+        if not given.exists():
+            raise PipelineError(f"{given} does not exist.")
+        yield given, Path(given.name)
+        return
+    results = out.resolve()
+    if given.resolve() == results:
+        raise PipelineError(f"{given} is where the pictures are: name another folder for the results.")
+    for folder, folders, files in os.walk(given, onerror=_stop):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != results)
+        for name in sorted(files):
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+                yield here / name, (here / name).relative_to(given)
+
+
+def _stop(error: OSError) -> None:
+    raise error

@@ -1,0 +1,198 @@
+"""From a picture to its mask: what nets say of it, and, apart from that, what is made of what they say.
+
+Merging and post-processing are those of submissions, to the pixel.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.ensembling.ensemble import EnsembleSettings, Merge
+from pipeline.ensembling.maps import LevelMap, sum_maps
+from pipeline.ensembling.opinions import doubt, undecided
+from pipeline.ensembling.postprocess import Decision
+from pipeline.errors import PipelineError
+from pipeline.learning.rasters import Pixels
+from pipeline.learning.settings import InputSettings
+from pipeline.serving.nets import Speaker, model_of
+
+Settings = EnsembleSettings
+"""Merge, threshold, weights by model, and steps; its ``models`` and ``folds`` are for whoever loads the nets."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture with what each net sees of it."""
+
+    image_HWC: Pixels
+    inputs: Mapping[str, Pixels]
+    """By net, (h, w, C)."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By stage."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.image_HWC.shape[0], self.image_HWC.shape[1]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A picture with what each net says of it; views are kept apart, so that they can be chosen afterwards."""
+
+    image_HWC: Pixels
+    maps: Mapping[str, Mapping[str, LevelMap]]
+    """By net, then by view."""
+    seconds: Mapping[str, float]
+    """By stage: ``prepare``, then each net by its name."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.image_HWC.shape[0], self.image_HWC.shape[1]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A picture's mask, and what people may want to see of how it came; all rasters (H, W) of the picture."""
+
+    mask_HW: NDArray[np.bool_]
+    probability_HW: NDArray[np.uint8]
+    """Weighted mean of the nets' probabilities, whatever the merge: 0 to 255."""
+    disagreement_HW: NDArray[np.uint8]
+    """0 where all nets say the same, 255 where half say otherwise; of a single net how near it is to undecided."""
+    seconds: Mapping[str, float]
+    """By stage: ``prepare``, each net that was asked by its name, ``decide``."""
+
+
+class Masker:
+    """Nets that look at pictures together, by name; a name such as ``small/0`` tells the model that weights are by."""
+
+    def __init__(self, nets: Mapping[str, Speaker]) -> None:
+        self.nets = nets
+
+    def look(self, image_HWC: Pixels) -> Looked:
+        """Run every net on a picture, uint8 RGB (H, W, 3) of any size."""
+        return self.look_at([self.prepare(image_HWC)])[0]
+
+    def prepare(self, image_HWC: Pixels) -> Prepared:
+        """Return a picture as ``look_at`` wants it; several threads may call at once."""
+        begun = time.perf_counter()
+        seen: dict[InputSettings, Pixels] = {}  # nets that want the same share it
+        for net in self.nets.values():
+            if net.input not in seen:
+                seen[net.input] = net.prepare(_at_most_native(image_HWC, net.input))
+        inputs = {name: seen[net.input] for name, net in self.nets.items()}
+        return Prepared(image_HWC, inputs, {"prepare": time.perf_counter() - begun})
+
+    def look_at(self, pictures: Sequence[Prepared]) -> list[Looked]:
+        """Run every net on pictures of any sizes, together where what it sees of them has one size."""
+        maps: list[dict[str, Mapping[str, LevelMap]]] = [{} for _ in pictures]
+        seconds = [dict(picture.seconds) for picture in pictures]
+        for name, net in self.nets.items():
+            for group in _of_one_shape([picture.inputs[name] for picture in pictures]):
+                begun = time.perf_counter()
+                levels = net.levels_at([pictures[i].inputs[name] for i in group], [pictures[i].size for i in group])
+                took = (time.perf_counter() - begun) / len(group)
+                for i, levels_VHW in zip(group, levels, strict=True):
+                    maps[i][name] = {
+                        view: LevelMap.crop(name, view, 1, levels_HW)
+                        for view, levels_HW in zip(net.views, levels_VHW, strict=True)
+                    }
+                    seconds[i][name] = took
+        return [Looked(p.image_HWC, m, s) for p, m, s in zip(pictures, maps, seconds, strict=True)]
+
+    def mask(
+        self,
+        looked: Looked,
+        settings: Settings,
+        nets: Sequence[str] | None = None,
+        views: Sequence[str] | None = None,
+    ) -> NDArray[np.bool_]:
+        """Return the mask (H, W) that some nets and views, None for all, give under ``settings``. No net runs.
+
+        Raises PipelineError if no net or view is left.
+        """
+        maps, merge = _merge(looked, settings, _names(looked, nets), views)
+        return _decision(looked, merge, settings).mask(maps, *looked.size)
+
+    def decide(
+        self,
+        looked: Looked,
+        settings: Settings,
+        nets: Sequence[str] | None = None,
+        views: Sequence[str] | None = None,
+    ) -> Masked:
+        """Return what ``mask`` does, with probability, disagreement and times."""
+        begun = time.perf_counter()
+        names = _names(looked, nets)
+        maps, merge = _merge(looked, settings, names, views)
+        mask_HW = _decision(looked, merge, settings).mask(maps, *looked.size)
+        took = time.perf_counter() - begun
+        return Masked(
+            mask_HW,
+            replace(merge, name="probability").levels(maps, *looked.size),
+            _disagreement(maps, merge, *looked.size),
+            {stage: looked.seconds[stage] for stage in ("prepare", *names)} | {"decide": took},
+        )
+
+
+def _names(looked: Looked, nets: Sequence[str] | None) -> Sequence[str]:
+    names = list(looked.maps) if nets is None else nets
+    if not names:
+        raise PipelineError("No net is chosen: choose one at least.")
+    return names
+
+
+def _merge(
+    looked: Looked, settings: Settings, names: Sequence[str], views: Sequence[str] | None
+) -> tuple[list[LevelMap], Merge]:
+    """Return the map of each net, summed over views, and how to merge them."""
+    maps = [_sum(looked.maps[name], views) for name in names]
+    weights = tuple(settings.weights.get(model_of(name), 1) for name in names)
+    return maps, Merge(settings.merge, settings.threshold, tuple(m.count for m in maps), weights)
+
+
+def _decision(looked: Looked, merge: Merge, settings: Settings) -> Decision:
+    return Decision(merge, settings.postprocess, lambda _: looked.image_HWC)
+
+
+def _at_most_native(image_HWC: Pixels, input: InputSettings) -> Pixels:
+    """Return a picture, shrunk to as many pixels as a photograph of the competition has if the net wants it as it is.
+
+    Such a net knows cars of that size alone, and memory for its features would have no bound.
+    """
+    height, width = image_HWC.shape[:2]
+    factor = math.sqrt(HEIGHT * WIDTH / (height * width))
+    if input.size != "native" or factor >= 1:
+        return image_HWC
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.asarray(cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _of_one_shape(inputs: Sequence[Pixels]) -> list[list[int]]:
+    """Return the numbers of inputs, those of one shape together."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, pixels in enumerate(inputs):
+        groups[pixels.shape].append(number)
+    return list(groups.values())
+
+
+def _sum(maps: Mapping[str, LevelMap], views: Sequence[str] | None) -> LevelMap:
+    chosen = [level_map for view, level_map in maps.items() if views is None or view in views]
+    if not chosen:
+        raise PipelineError(f"None of these views is chosen: {', '.join(maps)}.")
+    return sum_maps(chosen)
+
+
+def _disagreement(maps: Sequence[LevelMap], merge: Merge, height: int, width: int) -> NDArray[np.uint8]:
+    if len(maps) == 1:
+        return undecided(maps[0], height, width)
+    return doubt([replace(merge, counts=(m.count,), weights=(1,)).mask([m], height, width) for m in maps])

@@ -1,0 +1,113 @@
+"""Trained nets and exports by name. torch is imported only where a trained net is loaded: exports do without."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.learning.rasters import Pixels
+from pipeline.learning.settings import Device, InputSettings, Precision
+
+FOLDS, EXPORTS = "folds", "exports"
+
+_CONFIG = "config.json"
+
+
+class Speaker(Protocol):
+    """A net that speaks: ``learning.inference.Predictor``, ``exporting.runtime.OnnxPredictor``."""
+
+    views: list[str]
+    """What it looks at, in the order of its levels."""
+
+    input: InputSettings
+    """What it wants to see."""
+
+    def looking_at(self, views: Sequence[str]) -> "Speaker":
+        """Return the same net, with which it shares its weights, that looks at other views."""
+
+    def prepare(self, image_HWC: Pixels) -> Pixels:
+        """Return a picture, uint8 RGB of any size, as the net sees it, uint8 (h, w, C)."""
+
+    def levels(self, inputs: list[Pixels], height: int, width: int) -> NDArray[np.uint8]:
+        """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
+
+    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """Return the levels of each prepared picture at a size of its own: uint8 (V, height, width) each."""
+
+
+def trained(project: Path) -> list[str]:
+    """Return the names of all nets and exports of a project: ``small/0``, ``exports/small/model.onnx``."""
+    models = sorted(path for path in (project / FOLDS).glob("*") if path.is_dir())
+    nets = [f"{model.name}/{fold}" for model in models for fold in _folds_in(model)]
+    return nets + [path.relative_to(project).as_posix() for path in sorted((project / EXPORTS).rglob("*.onnx"))]
+
+
+def expand(name: str, project: Path = Path()) -> list[str]:
+    """Return the names of the nets that a name stands for: a net's own, or, of a model or its folder, all its folds.
+
+    Raises PipelineError that says which there are if it stands for none.
+    """
+    if _find(name, project):
+        return [_short(name)]
+    for folder in (project / FOLDS / name, project / name):
+        folds = _folds_in(folder)
+        if folds:
+            return [f"{_short(name)}/{fold}" for fold in folds]
+    raise _unknown(name, project)
+
+
+def load(
+    name: str,
+    views: Sequence[str],
+    *,
+    weights: Literal["last", "best"] = "last",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    project: Path = Path(),
+) -> Speaker:
+    """Return the net of a name that ``trained`` tells, of a trained net's folder, or of an ONNX file.
+
+    To an export only ``views`` matters. Raises PipelineError if there is none, or if what runs it is not installed.
+    """
+    path = _find(name, project)
+    if path is None:
+        raise _unknown(name, project)
+    if path.is_file():
+        from pipeline.exporting.runtime import OnnxPredictor
+
+        return OnnxPredictor(path, views=views)
+    from pipeline.learning.inference import Predictor
+
+    return Predictor(path, views=views, weights=weights, device=device, precision=precision)
+
+
+def model_of(name: str) -> str:
+    """Return the model of a net's name: ``small`` of ``small/0``."""
+    return name.rpartition("/")[0]
+
+
+def _find(name: str, project: Path) -> Path | None:
+    """Return the folder or the ONNX file that a name stands for."""
+    candidates = (project / FOLDS / name, project / name)
+    return next((p for p in candidates if (p / _CONFIG).is_file() or (p.suffix == ".onnx" and p.is_file())), None)
+
+
+def _folds_in(model: Path) -> list[str]:
+    """Return the folds of a model's folder that hold a net, 10 after 9."""
+    folds = [path.parent.name for path in model.glob(f"*/{_CONFIG}")]
+    return sorted(folds, key=lambda fold: (len(fold), fold))
+
+
+def _short(name: str) -> str:
+    """Return ``small/0`` of ``folds/small/0/``, so that the model's weight is known by either."""
+    return Path(name).as_posix().removeprefix(f"{FOLDS}/")
+
+
+def _unknown(name: str, project: Path) -> PipelineError:
+    known = trained(project)
+    if not known:
+        return PipelineError(f"There is no net '{name}', nor any other so far: train some with 'carvana repro'.")
+    return PipelineError(f"There is no net '{name}': name one of {', '.join(known)}, a net's folder or an .onnx file.")

@@ -1,0 +1,153 @@
+"""People's own pictures, which may be anything: told by content, bounded before they are decoded, upright."""
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import CorruptFileError
+
+Pixels = NDArray[np.uint8]
+
+# On damaged EXIF, and large pictures: whoever sent the picture reads no stderr, and the limits here are lower.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_STARTS = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}
+"""First bytes of each type."""
+
+_FAULTS = (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, EOFError)
+"""What Pillow and simplejpeg raise at files that are not sound."""
+
+_ORIENTATION = 0x0112
+"""EXIF's tag for how pixels are stored."""
+
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored[::-1].swapaxes(0, 1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: stored[:, ::-1].swapaxes(0, 1),
+}
+"""From pixels (H, W, 3) as stored to upright, by EXIF's number."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may be at most; a larger one is refused before it is decoded."""
+
+    bytes: int = 64 << 20
+    """Of the file."""
+    pixels: int = 100_000_000
+    """Of what it unpacks to; Pillow refuses more than 178,956,970 whatever this says."""
+    side: int = 65_500
+    """Of its height and of its width, since a JPEG can't have more."""
+
+    def allow(self, picture: Image.Image) -> bool:
+        """Return whether a picture, of which the header is read, may be decoded."""
+        return picture.width * picture.height <= self.pixels and max(picture.size) <= self.side
+
+
+LIMITS = Limits()
+
+
+def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pixels:
+    """Return a JPEG, PNG or WebP, told by content, as uint8 RGB (H, W, 3), upright as its EXIF says.
+
+    What is transparent lies over white; 16 bits are rounded to 8; grey, palette and CMYK become RGB. Values are taken
+    as they stand, as sRGB: colour profiles are not applied, as they were not to what nets learned from. Of an
+    animation, the first picture. Raises CorruptFileError that names ``name`` and says why if the file is too large, of
+    another type or not sound, since nothing that is missing is ever filled in; and OSError if it can't be read.
+    """
+    data = _bytes_of(source, name, limits)
+    kind = next((kind for kind, start in _STARTS.items() if start.match(data)), None)
+    if kind is None:
+        raise CorruptFileError(f"{name} is no JPEG, PNG or WebP: convert it.")
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as picture:  # reads the header alone
+            if not limits.allow(picture):
+                raise _too_large(name, f"{picture.width} x {picture.height}", limits)
+            turn = _TURNS[_orientation(picture)]
+            return np.ascontiguousarray(turn(_decode_jpeg(data) if kind == "JPEG" else _decode(picture, data)))
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "too many", limits) from error
+    except _FAULTS as error:
+        raise CorruptFileError(f"{name} is no sound {kind}, maybe torn ({error}): fetch or save it again.") from error
+
+
+def pixels_of(path: Path, limits: Limits = LIMITS) -> int:
+    """Return how many pixels the header of a file announces, 0 if ``open_picture`` won't decode it."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=[kind.upper() for kind in _STARTS]) as picture:
+            return picture.width * picture.height if limits.allow(picture) else 0
+    except (Image.DecompressionBombError, *_FAULTS):
+        return 0
+
+
+def _bytes_of(source: Path | bytes, name: str, limits: Limits) -> bytes:
+    if isinstance(source, bytes):
+        data = source
+    else:
+        with source.open("rb") as file:
+            data = file.read(limits.bytes + 1)
+    if len(data) > limits.bytes:
+        raise CorruptFileError(f"{name} has more than {limits.bytes >> 20} MB: shrink it.")
+    return data
+
+
+def _too_large(name: str, size: str, limits: Limits) -> CorruptFileError:
+    most = f"{limits.pixels / 1e6:g} million, and {limits.side:,} a side"
+    return CorruptFileError(f"{name} has {size} pixels, at most it may have {most}: shrink it.")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return EXIF's number; 1, as stored, where there is none, or nothing that makes sense."""
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except _FAULTS:
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _decode_jpeg(data: bytes) -> Pixels:
+    # Strict: Pillow takes what a damaged JPEG lacks for grey. And so the competition's are the same to the bit.
+    if simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+    cmyk_HWC = simplejpeg.decode_jpeg(data, "CMYK", strict=True).astype(np.uint16)
+    # Stored inverted, as Adobe does it and everyone since: 255 is no ink.
+    return np.asarray((cmyk_HWC[..., :3] * cmyk_HWC[..., 3:] + 127) // 255, np.uint8)
+
+
+def _decode(picture: Image.Image, data: bytes) -> Pixels:
+    if picture.format == "PNG":
+        Image.open(io.BytesIO(data)).verify()  # checksums, and that the file has its end: reading looks at neither
+    if picture.mode.startswith("I"):
+        return _from_16_bits(picture)
+    if not picture.has_transparency_data:
+        return np.asarray(picture.convert("RGB"))
+    rgba = picture.convert("RGBA")
+    over = Image.new("RGB", rgba.size, "white")
+    over.paste(rgba, mask=rgba.getchannel("A"))
+    return np.asarray(over)
+
+
+def _from_16_bits(picture: Image.Image) -> Pixels:
+    # By hand: Pillow's own conversion cuts off at 255.
+    grey_HW = np.asarray(picture).astype(np.uint32)
+    rounded_HW = ((grey_HW + 128) // 257).astype(np.uint8)
+    if picture.has_transparency_data:
+        rounded_HW[grey_HW == picture.info["transparency"]] = 255
+    return np.repeat(rounded_HW[..., None], 3, axis=2)

@@ -1,0 +1,98 @@
+"""Many pictures through some nets, in memory that does not grow with their number."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import TypeVar
+
+from pipeline.cores import cores
+from pipeline.errors import CorruptFileError
+from pipeline.serving.jobs import Job
+from pipeline.serving.masker import Looked, Masker, Prepared
+from pipeline.serving.pictures import LIMITS, Limits, open_picture, pixels_of
+
+PIXELS_UNDER_WAY = 32_000_000
+"""Pixels of pictures that each of the three stages below may hold; a larger picture goes alone."""
+
+_LEAST = PIXELS_UNDER_WAY // 64
+"""What a small picture counts for, so that there are no more than 64 of them."""
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+Read = tuple[Job, Prepared | CorruptFileError]
+Seen = tuple[Job, Looked | CorruptFileError]
+
+
+def stream(
+    masker: Masker,
+    jobs: Sequence[Job],
+    finish: Callable[[Job, Looked], Done],
+    batch_size: int,
+    limits: Limits = LIMITS,
+) -> Generator[tuple[Job, Done | CorruptFileError]]:
+    """Yield every picture in order with what ``finish`` makes of it, or with why it can't be read.
+
+    Some threads read and shrink, one runs the nets, a batch of pictures of any sizes a pass, and some finish.
+    """
+
+    def read(job: Job) -> Read:
+        try:
+            return job, masker.prepare(open_picture(job.path, str(job.path), limits))
+        except CorruptFileError as error:
+            return job, error
+
+    def look(batch: list[Read]) -> list[Seen]:
+        looked = iter(masker.look_at([picture for _, picture in batch if isinstance(picture, Prepared)]))
+        return [(job, p if isinstance(p, CorruptFileError) else next(looked)) for job, p in batch]
+
+    def close(seen: Seen) -> tuple[Job, Done | CorruptFileError]:
+        job, looked = seen
+        return job, looked if isinstance(looked, CorruptFileError) else finish(job, looked)
+
+    readers, net, closers = ThreadPoolExecutor(cores()), ThreadPoolExecutor(1), ThreadPoolExecutor(cores())
+    try:
+        pictures = _ahead(readers, read, jobs, lambda job: pixels_of(job.path, limits))
+        batches = _ahead(net, look, _batches(pictures, batch_size), lambda batch: sum(map(_pixels, batch)))
+        yield from _ahead(closers, close, chain.from_iterable(batches), _pixels)
+    finally:
+        for pool in (readers, net, closers):
+            pool.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, call: Callable[[Item], Done], items: Iterable[Item], pixels: Callable[[Item], int]
+) -> Iterator[Done]:
+    """Yield what a call makes of each item, in order, while the pool is at the next ones.
+
+    Those under way have no more than ``PIXELS_UNDER_WAY`` together, unless a single one has.
+    """
+    waiting: deque[tuple[int, Future[Done]]] = deque()
+    held = 0
+    for item in items:
+        size = max(pixels(item), _LEAST)
+        while waiting and (held + size > PIXELS_UNDER_WAY or waiting[0][1].done()):
+            freed, future = waiting.popleft()
+            held -= freed
+            yield future.result()
+        waiting.append((size, pool.submit(call, item)))
+        held += size
+    while waiting:
+        yield waiting.popleft()[1].result()
+
+
+def _batches(pictures: Iterable[Read], size: int) -> Iterator[list[Read]]:
+    """Yield pictures in order, up to ``size`` together, fewer where they are large."""
+    batch: list[Read] = []
+    for picture in pictures:
+        if batch and (len(batch) == size or sum(map(_pixels, [*batch, picture])) > PIXELS_UNDER_WAY):
+            yield batch
+            batch = []
+        batch.append(picture)
+    if batch:
+        yield batch
+
+
+def _pixels(item: Read | Seen) -> int:
+    picture = item[1]
+    return 0 if isinstance(picture, CorruptFileError) else picture.size[0] * picture.size[1]

@@ -1,0 +1,95 @@
+"""The table of what runs reached."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.commands.results import KEPT, show_results
+from pipeline.errors import PipelineError
+from pipeline.reporting.results import scored, speeds, table
+
+
+def images(cars: int) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [("oof", "small", f"{car:012x}", rng.uniform(0.9, 1)) for car in range(cars) for _ in range(16)]
+    table = pd.DataFrame(rows, columns=["split", "model", "car", "dice"])
+    return table.assign(iou=table["dice"] - 0.05, accuracy=0.99)
+
+
+def result(name: str, dice: float, **changes: Any) -> dict[str, Any]:
+    score = {
+        "dice": dice,
+        "iou": 0.9,
+        "accuracy": 0.98,
+        "interval": [dice - 0.01, dice + 0.01],
+        "images": 16,
+        "cars": 9,
+    }
+    return {
+        "name": name,
+        "data": {"source": "sample", "cars": 14, "images": 224},
+        "folds": {"count": 2, "active": [0, 1], "holdout_cars": 2, "seed": 0},
+        "seed": 0,
+        "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10}],
+        "parameters": 1_862_849,
+        "views": ["identity", "hflip"],
+        "minutes": 12.34,
+        "trained_per_second": 20.0,
+        "predicted_per_second": None,
+        "device": "the CPU in float32",
+        "oof": score,
+        "holdout": None,
+    } | changes
+
+
+def test_scores_with_their_interval() -> None:
+    rows = images(9)
+    found = scored(rows, "oof", "small")
+    assert found is not None
+    assert found["dice"] == pytest.approx(rows["dice"].mean(), abs=1e-6)
+    low, high = found["interval"]
+    assert low < found["dice"] < high <= 1
+    assert (found["images"], found["cars"]) == (144, 9)
+
+
+def test_no_interval_of_few_cars_and_no_scores_of_none() -> None:
+    few = scored(images(3), "oof", "small")
+    assert few is not None
+    assert few["interval"] is None
+    assert scored(images(3), "holdout", "small") is None
+
+
+def test_speeds_add_up_over_folds() -> None:
+    timing = {"seconds": 90.0, "training_seconds": 60.0, "images": 300, "device": "a GPU"}
+    found = speeds([timing, timing], [(10, 2.0), (30, 2.0)])
+    assert found == {"minutes": 3.0, "trained_per_second": 5.0, "predicted_per_second": 10.0, "device": "a GPU"}
+    assert speeds([timing], [(0, 0.0)])["predicted_per_second"] is None
+
+
+def test_only_equal_folds_and_data_share_a_table_best_first() -> None:
+    other = {"count": 3, "active": [0], "holdout_cars": 0, "seed": 0}
+    text = table([result("b", 0.96), result("a", 0.95), result("c", 0.97, folds=other)])
+    first, second = text.split("## ")[1:]
+    assert first.startswith("The drawn sample, 14 cars; 1 of 3 folds")
+    assert "| c |" in first
+    assert second.index("| b |") < second.index("| a |")
+    row = next(line for line in second.splitlines() if line.startswith("| b |"))
+    assert row == (
+        "| b | 1,862,849 | 128 x 128 grey | 10 | 0.96000 [0.95000, 0.97000] | - | 0.90000 | 98.00% | 12.3 | 20.0 | - |"
+    )
+    assert row.count("|") == second.splitlines()[2].count("|")
+
+
+def test_the_table_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    KEPT.mkdir(parents=True)
+    (KEPT / "a@sample-14.json").write_text(json.dumps(result("a", 0.95)))
+    show_results(Path("docs/results.md"))
+    assert "| a | 1,862,849 |" in Path("docs/results.md").read_text()
+    (KEPT / "torn.json").write_text("{")
+    with pytest.raises(PipelineError, match=r"torn\.json can't be read"):
+        show_results(None)
