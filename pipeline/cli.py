@@ -101,6 +101,18 @@ def _parser() -> argparse.ArgumentParser:
         help="any of mask (the default), overlay, cutout, and rle, one CSV for all pictures",
     )
     predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    export = add("export", _export, "write a trained model as files that run elsewhere, each checked: exports/MODEL/")
+    export.add_argument("model", metavar="MODEL", help="one that was trained, such as small")
+    export.add_argument("--fold", type=int, metavar="N", help="whose net; by default the first active one")
+    export.add_argument(
+        "--format",
+        nargs="+",
+        metavar="NAME",
+        help="any of hub, torchscript, torch-export, onnx, int8, ensemble; by default all",
+    )
+    export.add_argument(
+        "--images", type=_count, default=32, metavar="N", help="to calibrate int8 on; by default %(default)s"
+    )
     add("summary", _summary, "show the scores of the last run")
     clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
@@ -270,6 +282,19 @@ def _part(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def _count(text: str) -> int:
+    """Return a whole number from 0 on, for argparse, which says what is wrong with another."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+    return int(text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from pipeline.commands.export import export_model
+
+    export_model(options.model, options.fold, options.format, options.images)
 
 
 def _summary(options: argparse.Namespace) -> None:

@@ -160,6 +160,19 @@ class TestPage:
         ):
             assert told in document.text
 
+    def test_panels_of_training_are_as_they_lie_in_the_nets_folders(self, full: Findings) -> None:
+        jpeg = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+        html = page(full, [], [], [figures.panel("small/0", 0.98765, jpeg), figures.panel("resnet18/0", 0.9, jpeg)])
+        document = Document(html)
+        assert document.tags.count("img") == 2
+        assert document.addresses.count(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}") == 2
+        assert 'width="40" height="30" alt="small/0, photograph, truth, prediction, error"' in html
+        assert "small/0 Dice 0.98765 on all its validation images" in document.text
+        section = html.partition('<section id="training">')[2].partition("</section>")[0]
+        for colour, words in ((MISSED, "car that was missed"), (TOO_MUCH, "what was taken for car")):
+            assert f'style="background: rgb{colour}"></span>{words}' in section
+        assert "panel.jpg" not in Document(page(full, [], [])).text
+
     def test_it_asks_nothing_of_anyone(self, full: Findings) -> None:
         html = page(full, [figure()], [figure()])
         document = Document(html)

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "recipes": {"errors", "files", "params"},
     "exporting": {"competition", "learning", "ensembling"} | TOOLS,
     "serving": {"competition", "learning", "exporting", "ensembling"} | TOOLS,
-    "app": {"competition", "serving", "ensembling", "learning", "params"} | TOOLS,
+    "app": (ROOMS - {"app", "exporting"}) | {"params", "stages"} | TOOLS,
     "stages": {"competition", "data", "learning", "ensembling", "reporting", "kaggle_api", "params"} | TOOLS,
     "commands": (ROOMS - {"app"}) | {"params", "recipes", "stages"} | TOOLS,
     "cli": {"competition", "kaggle_api", "params", "recipes", "stages", "commands"} | TOOLS,
@@ -57,7 +57,7 @@ ONLY = {
     "streamlit": {"app"},
     "altair": {"reporting", "app"},
     "vl_convert": {"reporting"},
-    "jinja2": {"reporting"},
+    "jinja2": {"reporting", "exporting"},
     "kaggle": {"kaggle_api"},
     "kagglesdk": {"kaggle_api"},
 }

@@ -3,20 +3,24 @@
 import io
 import resource
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.cli import main
 from pipeline.competition import rle
+from pipeline.competition.layout import image_name, join_id
 from pipeline.data.images import decode_jpeg
 from pipeline.data.source import Source
 from pipeline.ensembling.ensemble import EnsembleSettings, Merge
@@ -25,6 +29,8 @@ from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore
 from pipeline.ensembling.submission import shard_rows
 from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.exporting.facts import Facts
+from pipeline.exporting.graphs import save as save_model
 from pipeline.learning import models
 from pipeline.learning.inference import Predictor
 from pipeline.learning.inference import stream as competition_stream
@@ -102,7 +108,7 @@ class TestPictures:
         "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0nonsense", b"\xff" * 40]
     )
     def test_damaged_exif_leaves_a_picture_as_it_is_stored(self, exif: bytes) -> None:
-        np.testing.assert_array_equal(open_picture(encoded(RGB, "PNG", exif=exif), "a"), COLOURS)
+        np.testing.assert_array_equal(open_picture(encoded(RGB, "PNG", exif=b"Exif\0\0" + exif), "a"), COLOURS)
 
     @pytest.mark.parametrize("orientation", [0, 9, 4000])
     def test_orientations_that_there_are_none_of(self, orientation: int) -> None:
@@ -212,6 +218,7 @@ class TestPictures:
             3,
         )
 
+    @pytest.mark.filterwarnings("ignore:Image size")
     @pytest.mark.parametrize("size", [(60_000, 60_000), (12_000, 12_000), (2_000_000, 40)])
     def test_bombs_are_refused_before_they_unpack(self, tmp_path: Path, size: tuple[int, int]) -> None:
         before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -278,6 +285,15 @@ COLOUR_TINY = InputSettings(size=(32, 48))
 def save_net(folder: Path, spec: ModelSpec, input: InputSettings, seed: int) -> None:
     models.save_config(folder, spec, input, {})
     models.save_weights(folder / models.WEIGHTS["last"], models.build(spec, input, seed).state_dict())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets as small as these wait longer for their threads than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +375,7 @@ class TestMasker:
         looked = masker.look(noise(8, 8))
         with pytest.raises(PipelineError, match="No net is chosen"):
             masker.decide(looked, EnsembleSettings(), [])
-        with pytest.raises(PipelineError, match=r"None of these views is chosen: identity, hflip\."):
+        with pytest.raises(PipelineError, match=r"choose some of identity, hflip\."):
             masker.mask(looked, EnsembleSettings(), views=["scale:0.5"])
 
     def test_pictures_of_any_sizes_share_a_pass(self, masker: Masker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +413,78 @@ def counting(logits: Callable[..., Any], passes: list[int]) -> Callable[..., Any
         return logits(view, pixels_BCHW)
 
     return counted
+
+
+def save_onnx(path: Path, kind: Literal["net", "ensemble"] = "net", **facts: Any) -> None:
+    """Write an export for which what is dark is car: a net's logits, or an ensemble's probabilities at some size."""
+    onnx = pytest.importorskip("onnx")
+    make, floats = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    constants = {"slope": -0.1, "middle": 12.0, "scale": 1 / 255}
+    parts = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in constants.items()]
+    if kind == "net":
+        nodes = [make("Mul", ["pixels", "slope"], ["x"]), make("Add", ["x", "middle"], ["logits"])]
+        gives, wants = "logits", [onnx.helper.make_tensor_value_info("pixels", floats, ["b", 1, "h", "w"])]
+    else:
+        parts.append(onnx.numpy_helper.from_array(np.int64([0]), "first"))
+        nodes = [make("Expand", ["scale", "size"], ["x"]), make("Mul", ["x", "level"], ["y"])]
+        nodes += [make("Unsqueeze", ["y", "first"], ["probability"])]
+        parts.append(onnx.numpy_helper.from_array(np.float32(100), "level"))
+        gives, wants = (
+            "probability",
+            [
+                onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["b", 1, "h", "w"]),
+                onnx.helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [2]),
+            ],
+        )
+    given = onnx.helper.make_tensor_value_info(gives, floats, None)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", wants, [given], parts),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, Facts(kind=kind, model="grey", folds=(0,), input=GREY_TINY, **facts), path)
+
+
+class TestExports:
+    def test_a_net_predicts_where_there_is_no_torch(self, tmp_path: Path) -> None:
+        save_onnx(tmp_path / "dark.onnx")
+        touch(tmp_path, "in/a.png")
+        arguments = ["predict", "in", "--out", "out", "--net", "dark.onnx", "--views", "hflip", "scale:0.5"]
+        code = f"import sys; sys.modules['torch'] = None; from pipeline.cli import main; main({arguments})"
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert run.returncode == 0, run.stderr
+        mask_HW = decoded((tmp_path / "out/a_mask.png").read_bytes()) > 0
+        assert 0.1 < mask_HW.mean() < 0.9
+        assert GREY[mask_HW].mean() < 120 < GREY[~mask_HW].mean()
+
+    def test_with_nets_of_other_kinds(self, project: Path, tmp_path: Path) -> None:
+        save_onnx(tmp_path / "exports/dark/model.onnx")
+        dark = nets.load("exports/dark/model.onnx", ["identity"], project=tmp_path)
+        masker = Masker({"dark": dark, "grey/0": nets.load("grey/0", ["identity", "hflip"], project=project)})
+        looked = masker.look(COLOURS)
+        assert [list(by_view) for by_view in looked.maps.values()] == [["identity"], ["identity", "hflip"]]
+        total_HW = looked.maps["dark"]["identity"].raster(48, 72) * 2.0
+        total_HW += sum(level_map.raster(48, 72).astype(float) for level_map in looked.maps["grey/0"].values())
+        np.testing.assert_array_equal(masker.mask(looked, EnsembleSettings()), total_HW >= 2 * 255)
+
+    def test_an_ensembles_file_has_its_own_views_and_threshold(
+        self, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "in/a.png")
+        monkeypatch.chdir(tmp_path)
+        for cut, expected in ((0.3, 255), (0.5, 0)):
+            save_onnx(tmp_path / "all.onnx", "ensemble", threshold=cut)
+            out = f"out{cut}"
+            assert carvana("in", "--out", out, "--net", "all.onnx", "--views", "hflip") == 0
+            assert np.unique(decoded((tmp_path / out / "a_mask.png").read_bytes())).tolist() == [expected]
+
+    def test_they_are_found(self, tmp_path: Path) -> None:
+        touch(tmp_path, "exports/grey/int8.onnx", "exports/grey/model.onnx", "exports/grey/card.json")
+        assert nets.trained(tmp_path) == ["exports/grey/int8.onnx", "exports/grey/model.onnx"]
+        assert nets.expand("exports/grey/model.onnx", tmp_path) == ["exports/grey/model.onnx"]
 
 
 class TestNets:
@@ -540,24 +628,24 @@ class TestStream:
             else:
                 assert result == sizes[number]
 
-    def test_few_pixels_are_under_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stream, "PIXELS_UNDER_WAY", 10)
+    def test_few_bytes_are_under_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stream, "BYTES_UNDER_WAY", 10)
         monkeypatch.setattr(stream, "_LEAST", 1)
         under_way, most = [0], [0]
         lock = threading.Lock()
 
-        def work(pixels: int) -> int:
+        def work(size: int) -> int:
             with lock:
-                under_way[0] += pixels
+                under_way[0] += size
                 most[0] = max(most[0], under_way[0])
             time.sleep(0.002)
             with lock:
-                under_way[0] -= pixels
-            return pixels
+                under_way[0] -= size
+            return size
 
         items = [3, 4, 5, 1, 50, 2, 9, 9, 0, 0, 1] * 3
         with stream.ThreadPoolExecutor(4) as pool:
-            assert list(stream._ahead(pool, work, items, lambda pixels: pixels)) == items
+            assert list(stream._ahead(pool, work, items, lambda size: size)) == items
         assert most[0] == 50, "alone"
 
     def test_what_goes_wrong_ends_it(self, masker: Masker, tmp_path: Path) -> None:
@@ -583,18 +671,20 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def images_of(folder: Path, masker: Masker, settings: EnsembleSettings) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    for path in sorted(folder.iterdir()):
-        yield path.name, masker.mask(masker.look(open_picture(path, path.name)), settings)
-
-
 class TestCommand:
     def test_masks_are_those_of_the_submission(
-        self, here: Path, tiny_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        params, photos = read_params(), Source(tiny_sample).test
-        image_ids = photos.ids()[:3]
-        stores = []
+        params, stores = read_params(), []
+        image_ids = [join_id("0cdf5b5d0ce1", angle) for angle in (1, 2, 3)]
+        files = {image_id: tmp_path / "in" / image_name(image_id) for image_id in image_ids}
+        (tmp_path / "in").mkdir()
+        for seed, path in enumerate(files.values()):
+            path.write_bytes(encoded(Image.fromarray(noise(1280, 1918, seed)), "JPEG"))
+
+        def photograph(image_id: str) -> Pixels:
+            return decode_jpeg(files[image_id].read_bytes(), image_id)
+
         for model, fold in params.ensemble_nets():
             predictor = Predictor(here / "folds" / model / str(fold), views=params.predict.views.test, device="cpu")
             work = tmp_path / model / str(fold)
@@ -602,16 +692,13 @@ class TestCommand:
             job = MapJob(image_ids, params.predict.views.test, shard_images=8, test=True, net="")
 
             def predict(ids: Sequence[str], predictor: Predictor = predictor) -> Any:
-                return competition_stream(predictor, ids, photos.image, (1280, 1918), 4, threads=1)
+                return competition_stream(predictor, ids, photograph, (1280, 1918), 4, threads=1)
 
             stores.append(MapStore(make_maps(job, predict, work)))
-        decision = decision_of(params.ensemble, params.ensemble_nets(), 2, photos.image)
+        decision = decision_of(params.ensemble, params.ensemble_nets(), 2, photograph)
         rows = list(shard_rows(stores, decision, lambda _: "", 0))
         assert all(0.05 < rle.decode(row.split(",")[1], 1280, 1918).mean() < 0.95 for row in rows)
 
-        (tmp_path / "in").mkdir()
-        for image_id in image_ids:
-            (tmp_path / "in" / f"{image_id}.jpg").write_bytes(photos.archive.read(f"{image_id}.jpg"))
         assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--write", "rle", "mask") == 0
         assert (tmp_path / "out/masks.csv").read_text().splitlines() == ["img,rle_mask", *rows]
         mask_HW = np.asarray(Image.open(tmp_path / f"out/{image_ids[2]}_mask.png"))

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import streamlit as st
 
+from pipeline.data.settings import locate
 from pipeline.errors import PipelineError
+from pipeline.params import read_params
 from pipeline.places import home
 
 _FOLDERS = re.compile(r"(?<![\w.:/\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
 """The folders of an absolute path; in a relative one or an address something stands before the first slash."""
 
-_QUOTED = re.compile(r"'([^'`]+)'")
+_QUOTED = re.compile(r"(?<!\w)'([^'`]+)'(?!\w)")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
 
 
@@ -29,9 +31,16 @@ def in_words() -> Iterator[None]:
 def sentence(error: PipelineError) -> str:
     """Return an error as Markdown: paths as the project knows them, commands set as code, nothing else marked up."""
     words = str(error)
-    for folder in (Path.cwd().resolve(), home(), Path.home()):
+    for folder in sorted(_folders(), key=lambda folder: -len(str(folder))):
         words = words.replace(f"{folder}/", "")
     return as_text(_FOLDERS.sub("", words))
+
+
+def _folders() -> Iterator[Path]:
+    """Yield folders that messages may name, which may have spaces in their names."""
+    yield from (Path.cwd().resolve(), home(), Path.home())
+    with suppress(PipelineError):
+        yield locate(read_params().data, home()).parent
 
 
 def as_text(words: str) -> str:

@@ -61,14 +61,14 @@ class Sight:
         """
         maps = {}
         for name in nets:
+            net = speaker(name, params).looking_at(views)
             said = self._said.setdefault((name, _stamp(name)), {})
-            missing = [view for view in views if view not in said]
+            missing = [view for view in net.views if view not in said]
             if missing:
-                net = speaker(name, params).looking_at(missing)
                 begun = time.perf_counter()
-                said |= Masker({name: net}).look(self.image_HWC).maps[name]
+                said |= Masker({name: net.looking_at(missing)}).look(self.image_HWC).maps[name]
                 self.seconds[name] = time.perf_counter() - begun
-            maps[name] = {view: said[view] for view in views}
+            maps[name] = {view: said[view] for view in net.views}
         return Looked(self.image_HWC, maps, dict.fromkeys(("prepare", *nets), 0.0))
 
 

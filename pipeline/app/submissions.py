@@ -106,7 +106,6 @@ def _chart(pairs: pd.DataFrame, own: str) -> dict[str, Any]:
     """Return score against own Dice, a colour a board, with the line on which both are equal."""
     points = pairs.assign(sent=pairs["sent"].dt.strftime("%Y-%m-%d"))
     ends = [points[["dice", "score"]].min().max(), points[["dice", "score"]].max().min()]
-    ends = ends if ends[0] < ends[1] else []  # nowhere equal
     scale = alt.Scale(zero=False, padding=16)
     x = alt.X("dice:Q", title=f"own Dice {own}", scale=scale)
     y = alt.Y("score:Q", title="Kaggle's score", scale=scale)

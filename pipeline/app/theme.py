@@ -12,7 +12,7 @@ _BY_NIGHT = ("#56b4e9", "#e69f00", "#2fc295", "#e29bc4", "#f0e442", "#ff8a50", "
 def chart_config() -> dict[str, Any]:
     """Return Vega-Lite's ``config`` of colours, and of the styles that ``reporting/charts.py`` names."""
     night = st.context.theme.type == "dark"
-    paper, ink, soft = ("#0e1117", "#e4e8ee", "#9aa6b4") if night else ("#ffffff", "#1c2430", "#5b6675")
+    paper, ink, soft = ("#14181e", "#e4e8ee", "#9aa6b4") if night else ("#ffffff", "#1c2430", "#5b6675")
     word = {"fontSize": 12, "fontWeight": 600}
     return {
         "background": "transparent",

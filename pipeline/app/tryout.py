@@ -23,12 +23,12 @@ from pipeline.params import Params, read_params
 from pipeline.reporting.crops import data_uri, doubt
 from pipeline.reporting.tables import MERGES
 from pipeline.serving.masker import Masked, Masker
-from pipeline.serving.nets import model_of, trained
+from pipeline.serving.nets import EXPORTS, model_of, trained
 from pipeline.serving.outputs import cutout_png, mask_png, overlay, rle_row
 from pipeline.serving.pictures import Limits, open_picture
 
-LIMITS = Limits(bytes=32 << 20, pixels=25_000_000)
-"""Of an upload. As many levels as the picture has pixels are kept for each net and view."""
+PIXELS = 25_000_000
+"""Of an upload, at most: for each net and view, as many levels are kept as the picture has pixels."""
 
 Layer = Literal["mask", "probability", "doubt"]
 """What lies over the picture."""
@@ -78,12 +78,13 @@ def show() -> None:
 def _sight() -> Sight | None:
     """Ask for a picture; return it, or None where none is given or it can't be read."""
     left, right = st.columns([3, 2], gap="medium")
-    words = f"JPEG, PNG or WebP, up to {LIMITS.bytes >> 20} MB and {LIMITS.pixels // 1_000_000} million pixels."
+    limits = Limits(bytes=st.get_option("server.maxUploadSize") << 20, pixels=PIXELS)
+    words = f"JPEG, PNG or WebP, up to {limits.bytes >> 20} MB and {limits.pixels // 1_000_000} million pixels."
     upload = left.file_uploader("A picture of your own", _TYPES, help=f"{words} It is not kept.")
     with right:
         image_id = _sample(disabled=upload is not None)
     if upload is not None:
-        return _kept(upload.file_id, upload.name, lambda: open_picture(upload.getvalue(), upload.name, LIMITS))
+        return _kept(upload.file_id, upload.name, lambda: open_picture(upload.getvalue(), upload.name, limits))
     if image_id is not None:
         return _kept(image_id, f"{image_id}.jpg", lambda: project.test_images().image(image_id))
     return None
@@ -146,7 +147,14 @@ def _choice(names: Sequence[str], params: Params) -> Choice:
         by_model.setdefault(name if name.endswith(_EXPORT) else model_of(name), []).append(name)
     # The project's own first.
     options = list(dict.fromkeys([*(m for m, _ in params.ensemble_nets() if m in by_model), *by_model]))
-    models = st.pills("Nets", options, default=options[0], selection_mode="multi", wrap=True)
+    models = st.pills(
+        "Nets",
+        options,
+        default=options[0],
+        format_func=lambda model: model.removeprefix(f"{EXPORTS}/"),
+        selection_mode="multi",
+        wrap=True,
+    )
     folds = sorted({name.rpartition("/")[2] for model in models for name in by_model[model] if model != name})
     if len(folds) > 1:
         words = "The net of each fold learned from other cars. Several are merged."
@@ -204,7 +212,7 @@ def _draw(sight: Sight, masked: Masked, layer: Layer, *, several: bool) -> None:
         )
         drawn_HWC = overlay(sight.small_HWC, part_HW >= 128)
     elif layer == "probability":
-        words = "the probability of car: the brighter, the higher"
+        words = "the probability of car: yellow is sure, violet unlikely"
         drawn_HWC = doubt(sight.image_HWC, masked.probability_HW, sight.box, width)
     else:
         words = "where the nets part: bright where half of them say otherwise" if several else "where the net is unsure"

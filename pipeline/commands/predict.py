@@ -58,8 +58,8 @@ def predict(
     jobs, kinds, csv = plan(paths, out), [kind for kind in KINDS if kind in write], out / CSV if RLE in write else None
     demand_free(jobs, kinds, csv, overwrite=overwrite)
     params = read_params() if Path(FILE).exists() else None
-    settings = EnsembleSettings.model_validate({**(params.ensemble.model_dump() if params else {}), **(changes or {})})
     masker = _masker(names, views, params)
+    settings = _settings(params, masker, changes or {})
     print(f"Predicting with {', '.join(masker.nets)}.", file=sys.stderr)
 
     def finish(job: Job, looked: Looked) -> tuple[int, str]:
@@ -82,6 +82,12 @@ def _masker(names: Sequence[str], views: Sequence[str] | None, params: Params | 
     views, device = views or params.predict.views.test, params.machine.device
     weights, precision = params.predict.weights, params.predict.precision
     return Masker({net: nets.load(net, views, weights=weights, device=device, precision=precision) for net in found})
+
+
+def _settings(params: Params | None, masker: Masker, changes: Mapping[str, Any]) -> EnsembleSettings:
+    tree = params.ensemble.model_dump() if params else {}
+    own = nets.own_threshold(masker.nets.values())
+    return EnsembleSettings.model_validate({**tree, **({} if own is None else {"threshold": own}), **changes})
 
 
 def _expand(name: str, params: Params | None) -> list[str]:

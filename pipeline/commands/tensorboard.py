@@ -1,10 +1,11 @@
 """``carvana tensorboard``: serve the logs of all trainings until Ctrl-C."""
 
-import socket
+import sys
 import threading
 
 from tensorboard import default, program
 
+from pipeline.commands.listening import demand_free, is_loopback, url_of
 from pipeline.errors import PipelineError
 from pipeline.places import runs
 
@@ -17,17 +18,19 @@ def serve(address: str, port: int) -> None:
 
     Raises PipelineError where nothing was trained yet, and for an address or port that can't be had.
     """
-    url = start(address, port)
-    print(f"TensorBoard is at {url}, until Ctrl-C. It shows {runs()}.", flush=True)
+    if not any(runs().glob("**/events.out.tfevents.*")):
+        raise PipelineError(f"There is no log of a training in {runs()}: train first, with 'dvc repro train'.")
+    local = is_loopback(address)
+    demand_free(address, port)
+    _start(address, port)
+    print(f"TensorBoard is at {url_of(address, port)}, until Ctrl-C. It shows {runs()}.", flush=True)
+    if not local:
+        print(f"warning: whoever reaches {address} can look: there is no password.", file=sys.stderr)
     threading.Event().wait()
 
 
-def start(address: str, port: int) -> str:
-    """Serve ``runs/`` in a thread and return the URL; raises PipelineError as ``serve`` does."""
-    if not any(runs().glob("**/events.out.tfevents.*")):
-        raise PipelineError(f"There is no log of a training in {runs()}: train first, with 'dvc repro train'.")
-    if not 0 < port < 1 << 16:
-        raise PipelineError(f"--port {port} is no port: they go from 1 to 65535.")
+def _start(address: str, port: int) -> None:
+    """Serve in a thread."""
     board = program.TensorBoard(plugins=default.get_plugins())
     options = {
         "logdir": runs(),
@@ -39,8 +42,6 @@ def start(address: str, port: int) -> str:
     }
     board.configure(["tensorboard", *(f"--{name}={value}" for name, value in options.items())])
     try:
-        return str(board.launch())
-    except program.TensorBoardPortInUseError as error:
-        raise PipelineError(f"Port {port} is taken, maybe by another TensorBoard: choose one with --port.") from error
-    except (program.TensorBoardServerException, socket.gaierror) as error:
-        raise PipelineError(f"{address}, port {port}, can't be had ({error}): see --address and --port.") from error
+        board.launch()
+    except program.TensorBoardServerException as error:
+        raise PipelineError(f"{error.msg}: choose another port with --port.") from error

@@ -30,20 +30,22 @@ class _AnySize(nn.Module):
 
 def write_torchscript(net: Net, path: Path) -> None:
     """Write a net as TorchScript: pixels (B, C, h, w) from 0 to 255, uint8 or float32, to logits (B, 1, h, w)."""
-    with _quiet(), torch.no_grad():
-        torch.jit.trace(_AnySize(net), _pixels(net), check_trace=False).save(path)  # type: ignore[no-untyped-call]
+    with quiet(), torch.no_grad():
+        torch.jit.trace(_AnySize(net).eval(), _pixels(net), check_trace=False).save(path)  # type: ignore[no-untyped-call]
 
 
 def write_program(net: Net, path: Path) -> None:
     """Write a net as torch.export's program: float32 pixels (B, C, h, w), both sides above its stride, to logits."""
-    with _quiet():
-        program = torch.export.export(_AnySize(net).eval(), (_pixels(net),), dynamic_shapes=_free(net))
+    with quiet():
+        program = torch.export.export(_AnySize(net).eval(), (_pixels(net),), dynamic_shapes=_free(net), strict=False)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it names paths of this machine
         torch.export.save(program, path)
 
 
 def write_onnx(net: Net, facts: Facts, path: Path) -> None:
     """Write a net as one ONNX file: ``pixels`` float32 (B, C, h, w) from 0 to 255 to ``logits`` (B, 1, h, w)."""
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             _AnySize(net).eval(),
             (_pixels(net),),
@@ -58,7 +60,10 @@ def write_onnx(net: Net, facts: Facts, path: Path) -> None:
 
 
 def save(model: Any, facts: Facts, path: Path) -> None:
-    """Write an ONNX model as one file that explains itself."""
+    """Write an ONNX model as one file that explains itself, without what its exporter noted: paths of this machine."""
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
     onnx().helper.set_model_props(model, facts.metadata())
     onnx().save(model, path)
 
@@ -76,7 +81,8 @@ def _pixels(net: Net) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep torch's warnings back: its tracers warn of every number they keep, and of each other."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracers warn of every number they keep, and of each other
+        warnings.simplefilter("ignore")
         yield

@@ -16,6 +16,12 @@ def onnxruntime() -> Any:
     return _package("onnxruntime")
 
 
+def quantization() -> Any:
+    """Return onnxruntime's tools for 8-bit integers; raises PipelineError where a package is not installed."""
+    onnx()
+    return _package("onnxruntime.quantization")
+
+
 def _package(name: str) -> Any:
     try:
         return import_module(name)

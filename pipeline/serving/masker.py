@@ -19,6 +19,7 @@ from pipeline.ensembling.maps import LevelMap, sum_maps
 from pipeline.ensembling.opinions import doubt, undecided
 from pipeline.ensembling.postprocess import Decision
 from pipeline.errors import PipelineError
+from pipeline.exporting.runtime import ENSEMBLE_VIEW
 from pipeline.learning.rasters import Pixels
 from pipeline.learning.settings import InputSettings
 from pipeline.serving.nets import Speaker, model_of
@@ -77,6 +78,8 @@ class Masker:
 
     def __init__(self, nets: Mapping[str, Speaker]) -> None:
         self.nets = nets
+        self.rasters = sum(len(net.views) for net in nets.values())
+        """How many rasters there are of each picture, one a net and view, of a byte a pixel."""
 
     def look(self, image_HWC: Pixels) -> Looked:
         """Run every net on a picture, uint8 RGB (H, W, 3) of any size."""
@@ -186,9 +189,10 @@ def _of_one_shape(inputs: Sequence[Pixels]) -> list[list[int]]:
 
 
 def _sum(maps: Mapping[str, LevelMap], views: Sequence[str] | None) -> LevelMap:
-    chosen = [level_map for view, level_map in maps.items() if views is None or view in views]
+    """Return the sum over views; an export of an ensemble looks in its own, whichever are chosen."""
+    chosen = [m for view, m in maps.items() if views is None or view in views or view == ENSEMBLE_VIEW]
     if not chosen:
-        raise PipelineError(f"None of these views is chosen: {', '.join(maps)}.")
+        raise PipelineError(f"None of the views is chosen: choose some of {', '.join(maps)}.")
     return sum_maps(chosen)
 
 

@@ -1,6 +1,6 @@
 """Trained nets and exports by name. torch is imported only where a trained net is loaded: exports do without."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -26,7 +26,7 @@ class Speaker(Protocol):
     """What it wants to see."""
 
     def looking_at(self, views: Sequence[str]) -> "Speaker":
-        """Return the same net, with which it shares its weights, that looks at other views."""
+        """Return the same net, its weights shared, that looks at other views; an export of an ensemble has its own."""
 
     def prepare(self, image_HWC: Pixels) -> Pixels:
         """Return a picture, uint8 RGB of any size, as the net sees it, uint8 (h, w, C)."""
@@ -82,6 +82,14 @@ def load(
     from pipeline.learning.inference import Predictor
 
     return Predictor(path, views=views, weights=weights, device=device, precision=precision)
+
+
+def own_threshold(nets: Iterable[Speaker]) -> float | None:
+    """Return where an export of an ensemble cuts its own probabilities, if it is the only net; those of a vote are
+    shares of nets, which other settings don't fit."""
+    alone = list(nets)
+    facts = getattr(alone[0], "facts", None) if len(alone) == 1 else None
+    return facts.cut if facts and facts.kind == "ensemble" else None
 
 
 def model_of(name: str) -> str:

@@ -1,5 +1,6 @@
 """Many pictures through some nets, in memory that does not grow with their number."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +13,14 @@ from pipeline.serving.jobs import Job
 from pipeline.serving.masker import Looked, Masker, Prepared
 from pipeline.serving.pictures import LIMITS, Limits, open_picture, pixels_of
 
-PIXELS_UNDER_WAY = 32_000_000
-"""Pixels of pictures that each of the three stages below may hold; a larger picture goes alone."""
+BYTES_UNDER_WAY = 256 << 20
+"""Of pictures, and of what nets say of them, that each of the three stages below may hold; a larger one goes alone."""
 
-_LEAST = PIXELS_UNDER_WAY // 64
+_LEAST = BYTES_UNDER_WAY // 64
 """What a small picture counts for, so that there are no more than 64 of them."""
+
+_COLOURS = 3
+"""Bytes of a pixel of a picture; each net and view adds one."""
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -50,49 +54,47 @@ def stream(
         job, looked = seen
         return job, looked if isinstance(looked, CorruptFileError) else finish(job, looked)
 
+    def size(item: Read | Seen) -> int:
+        return 0 if isinstance(item[1], CorruptFileError) else math.prod(item[1].size) * (_COLOURS + masker.rasters)
+
     readers, net, closers = ThreadPoolExecutor(cores()), ThreadPoolExecutor(1), ThreadPoolExecutor(cores())
     try:
-        pictures = _ahead(readers, read, jobs, lambda job: pixels_of(job.path, limits))
-        batches = _ahead(net, look, _batches(pictures, batch_size), lambda batch: sum(map(_pixels, batch)))
-        yield from _ahead(closers, close, chain.from_iterable(batches), _pixels)
+        pictures = _ahead(readers, read, jobs, lambda job: pixels_of(job.path, limits) * _COLOURS)
+        batches = _ahead(net, look, _batches(pictures, batch_size, size), lambda batch: sum(map(size, batch)))
+        yield from _ahead(closers, close, chain.from_iterable(batches), size)
     finally:
         for pool in (readers, net, closers):
             pool.shutdown(cancel_futures=True)
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, call: Callable[[Item], Done], items: Iterable[Item], pixels: Callable[[Item], int]
+    pool: ThreadPoolExecutor, call: Callable[[Item], Done], items: Iterable[Item], size: Callable[[Item], int]
 ) -> Iterator[Done]:
     """Yield what a call makes of each item, in order, while the pool is at the next ones.
 
-    Those under way have no more than ``PIXELS_UNDER_WAY`` together, unless a single one has.
+    Those under way have no more than ``BYTES_UNDER_WAY`` together, unless a single one has.
     """
     waiting: deque[tuple[int, Future[Done]]] = deque()
     held = 0
     for item in items:
-        size = max(pixels(item), _LEAST)
-        while waiting and (held + size > PIXELS_UNDER_WAY or waiting[0][1].done()):
+        needed = max(size(item), _LEAST)
+        while waiting and (held + needed > BYTES_UNDER_WAY or waiting[0][1].done()):
             freed, future = waiting.popleft()
             held -= freed
             yield future.result()
-        waiting.append((size, pool.submit(call, item)))
-        held += size
+        waiting.append((needed, pool.submit(call, item)))
+        held += needed
     while waiting:
         yield waiting.popleft()[1].result()
 
 
-def _batches(pictures: Iterable[Read], size: int) -> Iterator[list[Read]]:
-    """Yield pictures in order, up to ``size`` together, fewer where they are large."""
+def _batches(pictures: Iterable[Read], most: int, size: Callable[[Read], int]) -> Iterator[list[Read]]:
+    """Yield pictures in order, up to ``most`` together, fewer where they are large: two batches may be under way."""
     batch: list[Read] = []
     for picture in pictures:
-        if batch and (len(batch) == size or sum(map(_pixels, [*batch, picture])) > PIXELS_UNDER_WAY):
+        if batch and (len(batch) == most or sum(map(size, [*batch, picture])) > BYTES_UNDER_WAY // 2):
             yield batch
             batch = []
         batch.append(picture)
     if batch:
         yield batch
-
-
-def _pixels(item: Read | Seen) -> int:
-    picture = item[1]
-    return 0 if isinstance(picture, CorruptFileError) else picture.size[0] * picture.size[1]

@@ -1,0 +1,107 @@
+"""``carvana export``: a trained model as files that run elsewhere, each checked, with a card: exports/<model>/."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.folds import select, training_folds
+from pipeline.errors import PipelineError
+from pipeline.exporting.card import in_bytes, in_rate
+from pipeline.exporting.check import IMAGES, Measured
+from pipeline.exporting.export import Done, demand_formats, export
+from pipeline.exporting.formats import FORMATS
+from pipeline.exporting.material import Job
+from pipeline.learning.models import CONFIG
+from pipeline.params import Params, read_params
+from pipeline.resume import FOLDER, alone
+from pipeline.stages.inputs import folds, net_folder, training_images
+from pipeline.stages.nets import net_digest
+
+EXPORTS = Path("exports")
+METRICS = Path("reports/metrics.json")
+
+
+def export_model(model: str, fold: int | None, formats: Sequence[str] | None, images: int) -> None:
+    """Export a trained model, print a line a format, and write its card.
+
+    ``fold``, by default the first active one, says whose net; ``formats`` are all by default; ``images`` are for the
+    calibration of int8. Raises PipelineError for what is not there, and in the end for what failed its check.
+    """
+    names = list(dict.fromkeys(formats or FORMATS))
+    demand_formats(names)
+    params, folder = read_params(), EXPORTS / model
+    job = _job(params, model, params.folds.active[0] if fold is None else fold, "ensemble" in names, images)
+    refused = []
+    with alone(Path(FOLDER) / "running" / f"export-{model}.lock", f"the exports of {model}"):
+        for done in export(job, names, _own_scores(model), folder):
+            print(_line(done), flush=True)
+            refused += [str(done.result)] if isinstance(done.result, PipelineError) else []
+    print(f"{folder / 'README.md'} says what they are and how to use them.")
+    if refused:
+        raise PipelineError("\n".join(refused))
+
+
+def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int) -> Job:
+    _demand_trained(model, fold)
+    merged = params.folds.active if ensemble else ()
+    folders = {number: net_folder(model, number) for number in sorted({fold, *merged})}
+    weights, settings = params.predict.weights, params.ensemble
+    photographs, fold_by_car = training_images(params), folds()
+    learned = select(photographs.ids(), fold_by_car, training_folds(fold, params.folds.count))
+    return Job(
+        model=model,
+        fold=fold,
+        folders=folders,
+        digests={number: net_digest(folder, weights) for number, folder in folders.items()},
+        ensemble=merged,
+        weights=weights,
+        views=params.predict.views.test,
+        merge=settings.merge,
+        threshold=settings.threshold,
+        reader=photographs,
+        checked=_spread(select(photographs.ids(), fold_by_car, [fold]), IMAGES),
+        calibration=_spread(learned, calibration),
+    )
+
+
+def _demand_trained(model: str, fold: int) -> None:
+    trained = sorted(path.parent.relative_to("folds") for path in Path("folds").glob(f"*/*/{CONFIG}"))
+    models = sorted({path.parts[0] for path in trained})
+    if not models:
+        raise PipelineError("There is no trained net yet: run 'dvc repro train'.")
+    if model not in models:
+        raise PipelineError(f"There is no trained model '{model}': there is {', '.join(models)}.")
+    there = [path.name for path in trained if path.parts[0] == model]
+    if str(fold) not in there:
+        raise PipelineError(
+            f"There is no net of {model} for fold {fold}, only for {', '.join(there)}: name one of these with --fold, "
+            "or train it with 'dvc repro train'."
+        )
+
+
+def _own_scores(model: str) -> dict[str, Any]:
+    """Return the model's scores out of fold, nothing before the report has them."""
+    try:
+        scores: dict[str, Any] = json.loads(METRICS.read_text(encoding="utf-8"))["oof"].get(model, {})
+    except (OSError, ValueError, KeyError):
+        return {}
+    return scores
+
+
+def _spread(image_ids: Sequence[str], wanted: int) -> list[str]:
+    """Return so many images, or all, from one end of the list to the other: of many cars and angles."""
+    places = np.linspace(0, len(image_ids) - 1, min(wanted, len(image_ids))).round().astype(int)
+    return [image_ids[place] for place in places]
+
+
+def _line(done: Done) -> str:
+    result = done.result
+    if not isinstance(result, Measured):
+        return f"{done.path}  not kept"
+    return (
+        f"{done.path}  {in_bytes(result.bytes)}  difference {result.difference:.1g}  "
+        f"Dice lost {result.dice_lost:+.4f}  {in_rate(result.images_per_second)} images/s"
+    )

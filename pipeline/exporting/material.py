@@ -1,0 +1,184 @@
+"""What exports are made of, and what PyTorch says, made once for all formats."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.competition.layout import HEIGHT, WIDTH
+from pipeline.competition.metric import count
+from pipeline.ensembling.ensemble import Merge, MergeName
+from pipeline.ensembling.maps import FULL, LevelMap, sum_views
+from pipeline.errors import PipelineError
+from pipeline.exporting.check import MOST_DIFFERENCE, Mask, Proof, grown
+from pipeline.exporting.facts import Facts
+from pipeline.exporting.graphs import write_onnx
+from pipeline.learning.inference import Predictor
+from pipeline.learning.models import WEIGHTS, Net
+from pipeline.learning.rasters import Pixels, to_input
+from pipeline.learning.settings import InputSettings
+from pipeline.learning.views import View
+
+Probability = NDArray[np.float32]
+
+
+class Reader(Protocol):
+    """Where photographs and masks come from, by image id."""
+
+    def image(self, image_id: str) -> Pixels:
+        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+
+    def mask(self, image_id: str) -> Pixels:
+        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to export, and the photographs to do it with."""
+
+    model: str
+    fold: int
+    """Whose net is exported where a file holds one."""
+    folders: Mapping[int, Path]
+    """Of trained nets by fold: that of ``fold``, and those of the ensemble."""
+    digests: Mapping[int, str]
+    """Of the nets in them, which tell them from nets that are trained later."""
+    ensemble: Sequence[int]
+    """Folds of the ensemble."""
+    weights: str
+    views: Sequence[str]
+    """Of the ensemble."""
+    merge: MergeName
+    threshold: float
+    reader: Reader
+    checked: Sequence[str]
+    """Image ids that exports are checked on."""
+    calibration: Sequence[str]
+    """Image ids that 8 bits are calibrated on, which the net of ``fold`` learned from."""
+
+
+class Material:
+    """The nets of a job, their ONNX files in ``folder``, and what exports are held against."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job = job
+        self._folder = folder
+        self._predictors: dict[int, Predictor] = {}
+
+    @property
+    def net(self) -> Net:
+        """The net that is exported where a file holds one, on the CPU."""
+        return self._predictor(self.job.fold).net
+
+    @property
+    def input(self) -> InputSettings:
+        """What the nets want to see."""
+        return self._predictor(self.job.fold).input
+
+    @property
+    def weights(self) -> Path:
+        """The weights of ``net``."""
+        return self.job.folders[self.job.fold] / WEIGHTS[self.job.weights]
+
+    def facts(self, fold: int | None = None) -> Facts:
+        """Return what the file of one fold's net says of itself, or that of the ensemble."""
+        job = self.job
+        if fold is not None:
+            return Facts(kind="net", model=job.model, folds=(fold,), input=self.input)
+        return Facts(
+            kind="ensemble",
+            model=job.model,
+            folds=tuple(job.ensemble),
+            input=self.input,
+            views=tuple(job.views),
+            merge=job.merge,
+            threshold=job.threshold,
+        )
+
+    def onnx(self, fold: int) -> Path:
+        """Return the ONNX file of a fold's net, made once."""
+        path = self._folder / f"fold-{fold}.onnx"
+        if not path.exists():
+            write_onnx(self._predictor(fold).net, self.facts(fold), path)
+        return path
+
+    def calibration(self) -> Iterator[Pixels]:
+        """Yield the photographs that 8 bits are calibrated on, prepared."""
+        return (to_input(self.job.reader.image(image_id), self.input) for image_id in self.job.calibration)
+
+    @cached_property
+    def net_proofs(self) -> list[Proof]:
+        """What the net says of the images that exports are checked on."""
+        return [self._net_proof(image_id) for image_id in self.job.checked]
+
+    @cached_property
+    def ensemble_proofs(self) -> list[Proof]:
+        """What the pipeline makes of them with all nets, views and the merge."""
+        return [self._ensemble_proof(image_id) for image_id in self.job.checked]
+
+    def _net_proof(self, image_id: str) -> Proof:
+        sees, true_HW = self._image(image_id)
+        probability_HW = self._says(self.job.fold, View(), sees)
+        return Proof(sees, probability_HW, true_HW, count(probability_HW >= 0.5, true_HW).dice)
+
+    def _ensemble_proof(self, image_id: str) -> Proof:
+        """Masks are those of a submission, from rounded levels; probabilities are the same, unrounded."""
+        sees, true_HW = self._image(image_id)
+        job, maps, means = self.job, list[LevelMap](), list[Probability]()
+        for fold in job.ensemble:
+            levels_VHW = self._predictor(fold).levels([sees], HEIGHT, WIDTH)[0]
+            maps.append(sum_views(image_id, "+".join(job.views), levels_VHW))
+            views = [self._says(fold, View.parse(name), sees) for name in job.views]
+            means.append(_mean(views))
+        merge = Merge(job.merge, job.threshold, (len(job.views),) * len(maps), (1,) * len(maps))
+        dice = count(merge.mask(maps), true_HW).dice
+        return Proof(sees, self._merged(means), true_HW, dice, self._undecided(means))
+
+    def _merged(self, means: Sequence[Probability]) -> Probability:
+        job = self.job
+        if job.merge == "vote":
+            return _mean([np.asarray(mean >= job.threshold, np.float32) for mean in means])
+        if job.merge == "logit" and len(means) > 1:
+            least = 0.5 / (FULL * len(job.views))
+            clipped = [np.clip(mean, least, 1 - least, dtype=np.float64) for mean in means]
+            logits = np.mean([np.log(p / (1 - p)) for p in clipped], axis=0)
+            return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+        return _mean(means)
+
+    def _undecided(self, means: Sequence[Probability]) -> Mask | None:
+        if self.job.merge != "vote":
+            return None
+        near = [np.abs(mean - self.job.threshold) < MOST_DIFFERENCE for mean in means]
+        return np.asarray(np.any(near, axis=0))
+
+    @torch.inference_mode()
+    def _says(self, fold: int, view: View, sees: Pixels) -> Probability:
+        """Return the probability (1280, 1918) of a net in a view, unrounded."""
+        pixels = torch.from_numpy(sees).permute(2, 0, 1)[None].float()
+        return grown(view.undo(self._predictor(fold).net(view.apply(pixels)))[0, 0].numpy())
+
+    def _image(self, image_id: str) -> tuple[Pixels, Mask]:
+        reader = self.job.reader
+        return to_input(reader.image(image_id), self.input), reader.mask(image_id) > 0
+
+    def _predictor(self, fold: int) -> Predictor:
+        if fold not in self._predictors:
+            job, folder = self.job, self.job.folders[fold]
+            found = Predictor(folder, views=job.views, weights=job.weights, device="cpu", precision="32")
+            for other, known in self._predictors.items():
+                if known.input != found.input:
+                    raise PipelineError(
+                        f"The nets of {job.model} for folds {other} and {fold} want to see different pictures: train "
+                        "them with one setting, or name formats of a single net with --format."
+                    )
+            self._predictors[fold] = found
+        return self._predictors[fold]
+
+
+def _mean(rasters: Sequence[Probability]) -> Probability:
+    return np.asarray(np.mean(rasters, axis=0, dtype=np.float32), np.float32)

@@ -1,0 +1,126 @@
+"""An ONNX export at work, where no torch is installed: NumPy, OpenCV and onnxruntime are enough."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cores import cores
+from pipeline.errors import PipelineError
+from pipeline.exporting.facts import Facts
+from pipeline.exporting.packages import onnxruntime
+from pipeline.learning.rasters import Logits, Pixels, grow_raster, raster_levels, round_levels, to_input
+from pipeline.learning.views import View
+
+ENSEMBLE_VIEW = "ensemble"
+"""The one view of an ensemble's file, which looks in all its views itself."""
+
+
+class OnnxPredictor:
+    """An ONNX export, loaded once, with the face of ``learning.inference.Predictor``.
+
+    What it wants to see stands in the file's own metadata. Raises PipelineError if there is no such file, if it is no
+    export of this pipeline, or if onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, *, views: Sequence[str] = ("identity",), threads: int | None = None) -> None:
+        self.path = path
+        self._session = _session(path, threads or cores())
+        facts = Facts.of(self._session.get_modelmeta().custom_metadata_map)
+        if facts is None:
+            raise PipelineError(f"{path} does not say what it wants to see: make it with 'carvana export'.")
+        self.facts = facts
+        self.input = facts.input
+        self.views = [ENSEMBLE_VIEW] if facts.kind == "ensemble" else list(views)
+        self._views = [] if facts.kind == "ensemble" else [View.parse(name) for name in views]
+
+    def looking_at(self, views: Sequence[str]) -> Self:
+        """Return the same export, without loading it again, that looks at other views; an ensemble's own stay."""
+        other = copy.copy(self)
+        if self.facts.kind != "ensemble":
+            other.views, other._views = list(views), [View.parse(name) for name in views]
+        return other
+
+    def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
+        """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
+
+        ``image`` is uint8 RGB of any size, (H, W, 3).
+        """
+        height, width = image_HWC.shape[:2]
+        levels_VHW = self.levels([self.prepare(image_HWC)], height, width)[0]
+        return np.asarray(levels_VHW.mean(axis=0, dtype=np.float32) / np.float32(255))
+
+    def prepare(self, image_HWC: Pixels) -> Pixels:
+        """Return a picture as the nets see it, uint8 (h, w, C)."""
+        return to_input(image_HWC, self.input)
+
+    def levels(self, inputs: list[Pixels], height: int, width: int) -> Pixels:
+        """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
+        return np.stack(self.levels_at(inputs, [(height, width)] * len(inputs)))
+
+    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
+        """Return the levels of each prepared picture at a size of its own: uint8 (V, height, width) each."""
+        if self.facts.kind == "ensemble":
+            # One by one: a raster of probabilities is large, and pictures may differ in size.
+            return [round_levels(self.probability([pixels], *size)) for pixels, size in zip(inputs, sizes, strict=True)]
+        logits_VBhw = [self._look(view, _batch(inputs).astype(np.float32)) for view in self._views]
+        return [
+            np.stack([raster_levels(grow_raster(logits_Bhw[number], *size)) for logits_Bhw in logits_VBhw])
+            for number, size in enumerate(sizes)
+        ]
+
+    def logits(self, pixels_BCHW: NDArray[np.float32]) -> Logits:
+        """Return what a net's file says of floating pixels from 0 to 255: float32 (B, 1, H, W)."""
+        return self._run({"pixels": pixels_BCHW})
+
+    def probability(self, inputs: list[Pixels], height: int, width: int) -> NDArray[np.float32]:
+        """Return what an ensemble's file says of prepared pictures of one size: float32 (B, height, width)."""
+        return self._run({"pixels": _batch(inputs), "size": np.asarray([height, width], np.int64)})
+
+    def _look(self, view: View, pixels_BCHW: NDArray[np.float32]) -> Logits:
+        """Return logits (B, H, W) of a view, the right way round and at its size."""
+        logits_BHW = self.logits(_seen(view, pixels_BCHW))[:, 0]
+        return np.ascontiguousarray(logits_BHW[..., ::-1]) if view.hflip else logits_BHW
+
+    def _run(self, inputs: dict[str, Any]) -> NDArray[np.float32]:
+        said: NDArray[np.float32] = self._session.run(None, inputs)[0]
+        if not np.isfinite(said).all():
+            raise PipelineError(f"{self.path} gives no finite numbers: export it anew with 'carvana export'.")
+        return said
+
+
+def _session(path: Path, threads: int) -> Any:
+    runtime = onnxruntime()
+    if not path.is_file():
+        raise PipelineError(f"There is no {path}: make it with 'carvana export'.")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # of warnings, none is for who runs a file
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors are of many types, with nothing else in common
+        raise PipelineError(f"{path} can't be run as ONNX ({' '.join(str(error).split())[:300]}).") from error
+
+
+def _batch(inputs: list[Pixels]) -> Pixels:
+    return np.ascontiguousarray(np.stack(inputs).transpose(0, 3, 1, 2))
+
+
+def _seen(view: View, pixels_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return pixels as a view sees them, as ``View.apply`` does."""
+    height, width = pixels_BCHW.shape[-2:]
+    if view.scale != 1.0:
+        tall, wide = view.size(height, width)
+        pixels_BCHW = np.asarray(_bilinear(height, tall) @ pixels_BCHW @ _bilinear(width, wide).T, np.float32)
+    return np.ascontiguousarray(pixels_BCHW[..., ::-1]) if view.hflip else pixels_BCHW
+
+
+def _bilinear(side: int, wanted: int) -> NDArray[np.float32]:
+    """Return how much each of ``side`` pixels counts in each of those wanted, (wanted, side): antialiased."""
+    ratio = side / wanted
+    distance = (np.arange(wanted)[:, None] + 0.5) * ratio - (np.arange(side) + 0.5)
+    near = np.maximum(0, 1 - np.abs(distance / max(ratio, 1)))
+    return np.asarray(near / near.sum(axis=1, keepdims=True), np.float32)
