@@ -278,9 +278,12 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _part(text: str) -> float:
     """Return a number between 0 and 1, for argparse, which says what is wrong with another."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is no number between 0 and 1")
     return value
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import zipfile
@@ -535,9 +534,12 @@ class Visit:
 
     def wait_for_another(self, picture: str, than: str) -> None:
         self.page.wait_for_function(
-            "([name, old]) => { const find = (root) => root.querySelector(`img.${name}`) || [...root.querySelectorAll('*')]"
-            ".map((e) => e.shadowRoot && find(e.shadowRoot)).find(Boolean); const found = find(document);"
-            "return found && found.getAttribute('src') !== old }",
+            """([name, old]) => {
+                const within = (root) => root.querySelector(`img.${name}`)
+                    ?? [...root.querySelectorAll("*")].map((e) => e.shadowRoot && within(e.shadowRoot)).find(Boolean);
+                const picture = within(document);
+                return picture && picture.getAttribute("src") !== old;
+            }""",
             arg=[picture, than],
         )
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -391,6 +392,9 @@ def port() -> int:
         return int(free.getsockname()[1])
 
 
+RUN = "small/0/2026-01-01_12-00_01234567"
+
+
 class TestCommand:
     def test_nothing_trained_yet(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
         monkeypatch.chdir(tmp_path)
@@ -402,7 +406,8 @@ class TestCommand:
 
     @pytest.fixture
     def project(self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        shutil.copytree(whole / "log", tmp_path / "runs/small/0/2026-01-01_12-00_01234567")
+        shutil.copytree(whole / "log", tmp_path / "runs" / RUN)
+        logbook.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began anew
         monkeypatch.chdir(tmp_path)
         assert runs() == tmp_path / "runs"
         return tmp_path
@@ -435,10 +440,13 @@ class TestCommand:
             assert first_line == f"TensorBoard is at {url}, until Ctrl-C. It shows {project / 'runs'}."
             ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
             assert b"TensorBoard" in ask(url, timeout=30).read()
-            deadline = time.monotonic() + 30
-            while not (found := json.load(ask(f"{url}/data/runs", timeout=30))) and time.monotonic() < deadline:
+            deadline, found = time.monotonic() + 60, []
+            address = f"{url}/data/plugin/scalars/scalars?run={RUN}&tag=loss/sum"
+            while len(found) < 2 and time.monotonic() < deadline:
                 time.sleep(0.1)
-            assert "small/0/2026-01-01_12-00_01234567" in found
+                with contextlib.suppress(urllib.error.HTTPError):  # until it has read them
+                    found = json.load(ask(address, timeout=30))
+            assert [step for _, step, _ in found] == [1, 2]
 
 
 @contextlib.contextmanager

@@ -169,8 +169,8 @@ class TestPage:
         assert 'width="40" height="30" alt="small/0, photograph, truth, prediction, error"' in html
         assert "small/0 Dice 0.98765 on all its validation images" in document.text
         section = html.partition('<section id="training">')[2].partition("</section>")[0]
-        for colour, words in ((MISSED, "car that was missed"), (TOO_MUCH, "what was taken for car")):
-            assert f'style="background: rgb{colour}"></span>{words}' in section
+        for colour, meaning in ((MISSED, "car that was missed"), (TOO_MUCH, "what was taken for car")):
+            assert f'style="background: rgb{colour}"></span>{meaning}' in section
         assert "panel.jpg" not in Document(page(full, [], [])).text
 
     def test_it_asks_nothing_of_anyone(self, full: Findings) -> None:
@@ -368,7 +368,7 @@ class TestCharts:
     def test_cost_has_a_front_that_rises_and_one_current_setting(self, full: Findings) -> None:
         rows = tables.of_split(full.settings, "holdout")
         spec = charts.accuracy_by_cost(rows)
-        front, points, *now = layers(spec)
+        front, *now, points = layers(spec)
         line = values(spec, front)
         assert front["mark"]["interpolate"] == "step-after"
         assert [p["seconds"] for p in line] == sorted({p["seconds"] for p in line})
@@ -386,13 +386,13 @@ class TestCharts:
         assert points["encoding"]["y"]["scale"]["zero"] is False
         assert points["encoding"]["x"]["title"] == "seconds an image"
         out_of_fold = charts.accuracy_by_cost(tables.of_split(full.settings, "oof"))
-        assert layers(out_of_fold)[1]["encoding"]["x"]["title"] == "seconds an image, by a fold's nets"
+        assert layers(out_of_fold)[-1]["encoding"]["x"]["title"] == "seconds an image, by a fold's nets"
 
     def test_cost_in_passes_where_there_are_no_seconds(self, bare: Findings) -> None:
         spec = charts.accuracy_by_cost(bare.settings)
-        assert layers(spec)[1]["encoding"]["x"]["title"] == "forward passes an image, by a fold's nets"
+        assert layers(spec)[-1]["encoding"]["x"]["title"] == "forward passes an image, by a fold's nets"
         assert "NaN" not in json.dumps(spec)
-        assert all("seconds" not in point for point in values(spec, layers(spec)[1]))
+        assert all("seconds" not in point for point in values(spec, layers(spec)[-1]))
 
     def test_fold_worth_has_all_subsets_and_their_mean(self, full: Findings) -> None:
         spec = charts.fold_worth(full.fold_worth)

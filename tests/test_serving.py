@@ -763,8 +763,8 @@ class TestCommand:
         [
             (("--net", "gray"), 1, "There is no net 'gray': name one of encoder/0"),
             (("--views", "vflip"), 1, "There is no view 'vflip'"),
-            (("--threshold", "1"), 2, "1 is not between 0 and 1"),
-            (("--threshold", "x"), 2, "invalid _part value"),
+            (("--threshold", "1"), 2, "1 is no number between 0 and 1"),
+            (("--threshold", "x"), 2, "x is no number between 0 and 1"),
             (("--merge", "max"), 2, "invalid choice: 'max'"),
             (("--write", "gif"), 2, "invalid choice: 'gif'"),
         ],

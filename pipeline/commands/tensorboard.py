@@ -1,5 +1,6 @@
 """``carvana tensorboard``: serve the logs of all trainings until Ctrl-C."""
 
+import logging
 import sys
 import threading
 
@@ -10,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.places import runs
 
 _PANELS = 200
-"""Of a training, held in memory at most, evenly spaced over its epochs; TensorBoard's own choice would be 10."""
+"""Of a training, held in memory at most: of more epochs TensorBoard shows a part. Its own choice would be 10."""
 
 
 def serve(address: str, port: int) -> None:
@@ -31,6 +32,7 @@ def serve(address: str, port: int) -> None:
 
 def _start(address: str, port: int) -> None:
     """Serve in a thread."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each resume
     board = program.TensorBoard(plugins=default.get_plugins())
     options = {
         "logdir": runs(),

@@ -1,6 +1,7 @@
 """Nets as graphs for any batch and image size: TorchScript, torch.export, ONNX."""
 
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,13 @@ class _AnySize(nn.Module):
 def write_torchscript(net: Net, path: Path) -> None:
     """Write a net as TorchScript: pixels (B, C, h, w) from 0 to 255, uint8 or float32, to logits (B, 1, h, w)."""
     with quiet(), torch.no_grad():
-        torch.jit.trace(_AnySize(net).eval(), _pixels(net), check_trace=False).save(path)  # type: ignore[no-untyped-call]
+        script = torch.jit.trace(_AnySize(net).eval(), _pixels(net), check_trace=False)  # type: ignore[no-untyped-call]
+        noted = path.with_name(f"{path.name}.noted")
+        script.save(noted)
+    with zipfile.ZipFile(noted) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.infolist():
+            if not member.filename.endswith(".debug_pkl"):  # which code each step comes from: paths of this machine
+                new.writestr(member, old.read(member))
 
 
 def write_program(net: Net, path: Path) -> None:

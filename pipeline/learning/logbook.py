@@ -228,7 +228,7 @@ class Logbook(Callback):
         with self._or_give_up():
             for name, value in row.items():
                 self._epochs.add_scalar(_TAGS.get(name, name.replace("_", "/", 1)), value, epoch)
-            # As it is: add_image would make a PNG of it, ten times as large.
+            # As it is: add_image would make a PNG of it, five times as large.
             panel = Summary(value=[Summary.Value(tag="panel", image=picture)])
             self._epochs.file_writer.add_summary(panel, epoch)  # type: ignore[attr-defined]
             self._epochs.flush()

@@ -67,8 +67,10 @@ def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mappin
         picked = alt.selection_point(name=pick, fields=["setting"])
         marks = marks.encode(opacity=alt.condition(picked, alt.value(0.9), alt.value(0.25))).add_params(picked)
     front = _chart(front_of(rows)[[cost, "dice"]]).mark_line(style=_LINE, interpolate="step-after")
-    layers = front.encode(x=x, y=_dice()) + marks + _marked(points[points["current"]], x, tooltip)
-    return _spec(layers + _marked(pd.DataFrame([chosen])[[cost, "dice"]], x, [], "chosen") if chosen else layers)
+    layers = front.encode(x=x, y=_dice()) + _marked(points[points["current"]], x, tooltip)
+    if chosen:
+        layers += _marked(pd.DataFrame([chosen])[[cost, "dice"]], x, [], "chosen")
+    return _spec(layers + marks)  # points last, so that a ring never keeps a click from one
 
 
 def fold_worth(rows: pd.DataFrame) -> Spec:

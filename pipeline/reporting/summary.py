@@ -28,7 +28,7 @@ def metrics(
 
 
 def curves(nets: Mapping[str, Path]) -> pd.DataFrame:
-    """Return the curves of all nets in one table: net, epoch, lr, loss and its parts, dice."""
+    """Return the curves of all nets in one table: net, epoch, lr, loss and its parts, norms of the gradient, dice."""
     tables = [pd.read_csv(folder / "curves.csv").assign(net=name) for name, folder in nets.items()]
     table = pd.concat(tables, ignore_index=True)
     return table[["net", *(column for column in table.columns if column != "net")]]
