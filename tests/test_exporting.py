@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,10 +31,10 @@ from pipeline.errors import PipelineError
 from pipeline.exporting import check
 from pipeline.exporting.card import render
 from pipeline.exporting.check import Exported, Proof, demand, measure
-from pipeline.exporting.export import CARD, README, export
+from pipeline.exporting.export import CARD, README, Done, export
 from pipeline.exporting.facts import Facts
 from pipeline.exporting.formats import FORMATS
-from pipeline.exporting.graphs import write_onnx, write_torchscript
+from pipeline.exporting.graphs import quiet, write_onnx, write_torchscript
 from pipeline.exporting.material import Job, Material
 from pipeline.exporting.quantise import write_int8
 from pipeline.exporting.runtime import OnnxPredictor
@@ -44,10 +46,11 @@ from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, 
 
 ROOT = Path(__file__).parents[1]
 INPUT = InputSettings(size=(40, 60))
-TINY = ClassicUNet(net="classic", widths=(6, 12, 12))
+TINY = ClassicUNet(net="classic", widths=(8, 16, 16, 16))
+STEPS = 60
 VIEWS = ("identity", "hflip", "scale:0.75", "hflip+scale:1.25")
 FORMATS_AS_THEY_ARE = dict(FORMATS)
-SIZES = [(1, 40, 60), (3, 37, 51), (2, 64, 33), (1, 5, 90)]
+SIZES = [(1, 40, 60), (3, 37, 51), (2, 64, 33), (1, 9, 90)]
 """Batch, height and width: the net's own, and such as are no multiples of anything."""
 
 
@@ -64,16 +67,27 @@ class Drawn:
         return self.source.masks.mask(image_id)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For nets as small as these, several threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.Net:
     """A tiny net after some seconds of learning, so that its masks are masks."""
     net = models.build(TINY, INPUT, seed)
     pixels = torch.stack([torch.from_numpy(to_input(reader.image(i), INPUT)).permute(2, 0, 1) for i in image_ids])
     targets = torch.stack([torch.from_numpy(soft_target(reader.mask(i), INPUT))[None] / 255 for i in image_ids])
-    optimizer = torch.optim.Adam(net.parameters(), 0.02)
-    for _ in range(100):
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
+    for _ in range(STEPS):
         optimizer.zero_grad()
         torch.nn.functional.binary_cross_entropy_with_logits(net(pixels), targets).backward()
         optimizer.step()
+        schedule.step()
     return net.eval()
 
 
@@ -111,24 +125,25 @@ def material(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Material:
     return Material(job, tmp_path_factory.mktemp("material"))
 
 
+OWN = {"dice": 0.98765, "images": 64, "cars": 4}
+
+
 @pytest.fixture(scope="module")
-def files(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The file of each format, made once."""
-    folder = tmp_path_factory.mktemp("exports")
-
-    def file(name: str) -> Path:
-        path = folder / FORMATS[name].file
-        if not path.exists():
-            FORMATS[name].write(material, path)
-        return path
-
-    return file
+def exported(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """What became of each format, all of them in one folder."""
+    done = export(job, list(FORMATS), OWN, tmp_path_factory.mktemp("exports"))
+    return dict(zip(FORMATS, done, strict=True))
 
 
 def batch(size: tuple[int, int, int], channels: int = 3) -> NDArray[np.float32]:
     number, height, width = size
     random = np.random.default_rng(height)
     return random.integers(0, 256, (number, channels, height, width)).astype(np.float32)
+
+
+def jit_load(path: Path) -> Any:
+    with quiet():
+        return torch.jit.load(path)  # type: ignore[no-untyped-call]
 
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -140,7 +155,7 @@ def runner(path: Path) -> Run:
         return OnnxPredictor(path).logits
     net = {
         "hub": lambda: models.load(path)[0],
-        "model.torchscript.pt": lambda: torch.jit.load(path),  # type: ignore[no-untyped-call]
+        "model.torchscript.pt": lambda: jit_load(path),
         "model.pt2": lambda: torch.export.load(path).module(),
     }[path.name]()
     return lambda pixels: net(torch.from_numpy(pixels)).detach().numpy()
@@ -148,66 +163,72 @@ def runner(path: Path) -> Run:
 
 class TestFormats:
     @pytest.mark.parametrize("name", FORMATS)
-    def test_each_passes_its_check_and_is_on_the_card(self, job: Job, tmp_path: Path, name: str) -> None:
-        (done,) = export(job, [name], {"dice": 0.5, "images": 32, "cars": 2}, tmp_path)
-        assert isinstance(done.result, check.Measured), done.result
-        assert done.path == tmp_path / FORMATS[name].file
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([done.path.name, CARD, README])
-        assert done.result.images == len(job.checked)
-        assert done.result.bytes == sum(p.stat().st_size for p in (done.path, *done.path.glob("*")) if p.is_file())
-        assert done.result.dice > 0.8, "the net has not learned enough to tell anything"
-        assert 0 < done.result.images_per_second < 1e5
+    def test_each_passes_its_check_and_is_on_the_card(self, job: Job, exported: dict[str, Done], name: str) -> None:
+        path, measured = exported[name].path, exported[name].result
+        assert isinstance(measured, check.Measured), measured
+        assert path.name == FORMATS[name].file
+        assert measured.images == len(job.checked)
+        assert measured.bytes == sum(p.stat().st_size for p in (path, *path.glob("*")) if p.is_file())
+        assert measured.dice > 0.6, "the nets have not learned enough to tell anything"
+        assert 0 < measured.images_per_second < 1e5
         if name == "int8":
-            assert abs(done.result.dice_lost) <= 0.003
+            assert abs(measured.dice_lost) <= 0.003
         else:
-            assert done.result.difference < 1e-4
-        card = json.loads((tmp_path / CARD).read_text())
-        assert card["formats"].keys() == {name}
-        assert card["formats"][name]["difference"] == done.result.difference
-        assert card["formats"][name]["folds"] == ([0, 1] if name == "ensemble" else [0])
-        assert card["net"]["parameters"] == sum(p.numel() for p in Material(job, tmp_path).net.parameters())
-        assert f"| `{done.path.name}` | {FORMATS[name].words} |" in (tmp_path / README).read_text()
-        assert str(ROOT).encode() not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+            assert measured.difference < 1e-4
+        entry = json.loads((path.parent / CARD).read_text())["formats"][name]
+        assert entry.items() >= asdict(measured).items()
+        assert entry["folds"] == ([0, 1] if name == "ensemble" else [0])
+        assert f"| `{path.name}` | {FORMATS[name].words} |" in (path.parent / README).read_text()
+
+    def test_nothing_else_is_left_and_no_path_of_this_machine(self, exported: dict[str, Done]) -> None:
+        folder = exported["hub"].path.parent
+        assert {path.name for path in folder.iterdir()} == {f.file for f in FORMATS.values()} | {CARD, README}
+        for path in folder.rglob("*"):
+            if path.is_file():
+                assert str(ROOT).encode() not in path.read_bytes(), path
+                if zipfile.is_zipfile(path):
+                    archive = zipfile.ZipFile(path)
+                    assert all(str(ROOT).encode() not in archive.read(name) for name in archive.namelist()), path
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     @pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].exact and not FORMATS[name].ensemble])
     def test_a_float_format_says_what_the_net_says_at_every_size(
-        self, material: Material, files: Callable[[str], Path], name: str, size: tuple[int, int, int]
+        self, material: Material, exported: dict[str, Done], name: str, size: tuple[int, int, int]
     ) -> None:
         pixels = batch(size)
         assert size[1] > material.net.stride
         with torch.inference_mode():
             expected = material.net(torch.from_numpy(pixels)).numpy()
-        said = runner(files(name))(pixels)
+        said = runner(exported[name].path)(pixels)
         assert said.shape == (size[0], 1, *size[1:])
         assert np.abs(said - expected).max() < 1e-4
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     def test_int8_is_near_at_every_size(
-        self, material: Material, files: Callable[[str], Path], size: tuple[int, int, int]
+        self, material: Material, exported: dict[str, Done], size: tuple[int, int, int]
     ) -> None:
         photograph = material.job.reader.image(material.job.checked[0])
         seen = cv2.resize(photograph, size[:0:-1], interpolation=cv2.INTER_AREA)
         pixels = np.stack([seen.transpose(2, 0, 1)] * size[0]).astype(np.float32)
         with torch.inference_mode():
             expected = material.net(torch.from_numpy(pixels)).sigmoid().numpy()
-        said = 1 / (1 + np.exp(-OnnxPredictor(files("int8")).logits(pixels)))
+        said = 1 / (1 + np.exp(-OnnxPredictor(exported["int8"].path).logits(pixels)))
         assert said.shape == expected.shape
         assert np.abs(said - expected).mean() < 0.02
 
-    def test_int8_is_in_8_bits(self, files: Callable[[str], Path]) -> None:
+    def test_int8_is_in_8_bits(self, exported: dict[str, Done]) -> None:
         weights = {"int8": 0, "onnx": 0}
         for name in weights:
-            model = onnx.load(files(name))
+            model = onnx.load(exported[name].path)
             weights[name] = sum(
                 np.prod(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
             )
         assert weights["int8"] < weights["onnx"] / 4
-        assert files("int8").read_bytes() != files("onnx").read_bytes()
+        assert exported["int8"].path.read_bytes() != exported["onnx"].path.read_bytes()
 
-    def test_an_ensemble_holds_the_weights_of_each_net_once(self, files: Callable[[str], Path]) -> None:
-        names = [tensor.name for tensor in onnx.load(files("ensemble")).graph.initializer]
-        single = [tensor.name for tensor in onnx.load(files("onnx")).graph.initializer]
+    def test_an_ensemble_holds_the_weights_of_each_net_once(self, exported: dict[str, Done]) -> None:
+        names = [tensor.name for tensor in onnx.load(exported["ensemble"].path).graph.initializer]
+        single = [tensor.name for tensor in onnx.load(exported["onnx"].path).graph.initializer]
         convolutions = [name for name in names if "weight" in name]
         assert len(convolutions) == 2 * len([name for name in single if "weight" in name]) > 0
 
@@ -275,10 +296,10 @@ class TestEnsemble:
             assert 0.05 < expected.mean() < 0.95
             # The pipeline rounds what each view says to 255 levels.
             assert ((said >= cut) != expected).mean() < 5e-4
-            assert count(said >= cut, expected).dice > 0.999
+            assert count(said >= cut, expected).dice > 0.998
 
-    def test_pictures_of_any_batch_and_size(self, job: Job, files: Callable[[str], Path]) -> None:
-        predictor = OnnxPredictor(files("ensemble"))
+    def test_pictures_of_any_batch_and_size(self, job: Job, exported: dict[str, Done]) -> None:
+        predictor = OnnxPredictor(exported["ensemble"].path)
         nets = [Predictor(job.folders[f], views=VIEWS, device="cpu", precision="32") for f in job.ensemble]
         for size, wanted in [((3, 37, 51), (90, 70)), ((1, 40, 60), (40, 60)), ((2, 64, 33), (20, 31))]:
             inputs = list(batch(size).transpose(0, 2, 3, 1).astype(np.uint8))
@@ -293,8 +314,12 @@ class TestEnsemble:
         models.save_config(folder, TINY, InputSettings(size=(48, 64)), {"model": "tiny", "fold": 1})
         models.save_weights(folder / models.WEIGHTS["last"], models.build(TINY, INPUT).state_dict())
         mixed = replace(job, folders={0: job.folders[0], 1: folder})
-        (done,) = export(mixed, ["ensemble"], {}, tmp_path / "exports")
-        assert "want to see different pictures" in str(done.result)
+        with pytest.raises(PipelineError, match="folds 0 and 1 want to see different pictures"):
+            next(export(mixed, ["ensemble"], {}, tmp_path / "exports"))
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class TestChecks:
@@ -318,13 +343,13 @@ class TestChecks:
     def test_what_fails_is_not_kept_and_nothing_else_changes(
         self, job: Job, tmp_path: Path, spoilt: Callable[[str], None]
     ) -> None:
-        good = list(export(job, ["torchscript", "torch-export"], {}, tmp_path))
+        good = list(export(job, ["torchscript", "hub"], {}, tmp_path))
         assert all(isinstance(done.result, check.Measured) for done in good)
-        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        before = content(tmp_path)
         spoilt("torchscript")
         (done,) = export(job, ["torchscript"], {}, tmp_path)
         assert re.search(r"model\.torchscript\.pt is not kept: on 4 images, its probability differs", str(done.result))
-        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert content(tmp_path) == before
 
     def test_of_several_formats_only_the_failing_one_is_missing(
         self, job: Job, tmp_path: Path, spoilt: Callable[[str], None]
@@ -420,12 +445,10 @@ class TestChecks:
 
 class TestRuntime:
     @pytest.mark.parametrize("view", ["identity", "hflip", "scale:0.75", "hflip+scale:1.25", "scale:0.33"])
-    def test_a_file_looks_in_every_view_as_the_net_does(
-        self, job: Job, files: Callable[[str], Path], view: str
-    ) -> None:
+    def test_a_file_looks_in_every_view_as_the_net_does(self, job: Job, exported: dict[str, Done], view: str) -> None:
         image_HWC = job.reader.image(job.checked[1])
         net = Predictor(job.folders[0], views=[view], device="cpu", precision="32")
-        file = OnnxPredictor(files("onnx"), views=[view])
+        file = OnnxPredictor(exported["onnx"].path, views=[view])
         assert (file.views, file.input) == ([view], net.input)
         inputs = [net.prepare(image_HWC), net.prepare(image_HWC[:, ::-1])]
         assert np.array_equal(file.prepare(image_HWC), inputs[0])
@@ -437,9 +460,9 @@ class TestRuntime:
         assert (apart > 0).mean() < 1e-3
 
     @pytest.mark.parametrize("name", ["onnx", "ensemble"])
-    def test_it_has_the_face_of_a_predictor(self, job: Job, files: Callable[[str], Path], name: str) -> None:
+    def test_it_has_the_face_of_a_predictor(self, job: Job, exported: dict[str, Done], name: str) -> None:
         views = ["identity", "hflip"]
-        file = OnnxPredictor(files(name), views=views)
+        file = OnnxPredictor(exported[name].path, views=views)
         assert file.views == (["ensemble"] if name == "ensemble" else views)
         image_HWC = job.reader.image(job.checked[0])[:400, :301]
         said_HW = file(image_HWC)
@@ -450,28 +473,28 @@ class TestRuntime:
         assert [raster.shape for raster in levels] == [(len(file.views), 400, 301), (len(file.views), 20, 30)]
         assert np.allclose(levels[0].mean(axis=0) / 255, said_HW, atol=1e-6)
 
-    def test_a_file_says_what_it_wants_to_see(self, files: Callable[[str], Path]) -> None:
-        facts = OnnxPredictor(files("ensemble")).facts
+    def test_a_file_says_what_it_wants_to_see(self, exported: dict[str, Done]) -> None:
+        facts = OnnxPredictor(exported["ensemble"].path).facts
         assert facts == Facts(kind="ensemble", model="tiny", folds=(0, 1), input=INPUT, views=VIEWS)
-        assert OnnxPredictor(files("int8")).facts == Facts(kind="net", model="tiny", folds=(0,), input=INPUT)
+        assert OnnxPredictor(exported["int8"].path).facts == Facts(kind="net", model="tiny", folds=(0,), input=INPUT)
 
-    def test_files_that_are_none_of_ours(self, files: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_files_that_are_none_of_ours(self, exported: dict[str, Done], tmp_path: Path) -> None:
         with pytest.raises(PipelineError, match=r"There is no .*gone\.onnx: make it with 'carvana export'"):
             OnnxPredictor(tmp_path / "gone.onnx")
-        (tmp_path / "torn.onnx").write_bytes(files("onnx").read_bytes()[:1000])
+        (tmp_path / "torn.onnx").write_bytes(exported["onnx"].path.read_bytes()[:1000])
         with pytest.raises(PipelineError, match=r"torn\.onnx can't be run as ONNX"):
             OnnxPredictor(tmp_path / "torn.onnx")
-        model = onnx.load(files("onnx"))
+        model = onnx.load(exported["onnx"].path)
         del model.metadata_props[:]
         onnx.save(model, tmp_path / "plain.onnx")
         with pytest.raises(PipelineError, match=r"plain\.onnx does not say what it wants to see"):
             OnnxPredictor(tmp_path / "plain.onnx")
 
-    def test_no_numbers_are_no_prediction(self, job: Job, tmp_path: Path) -> None:
-        net = models.build(TINY, INPUT).eval()
-        with torch.no_grad():
-            net.body.head.bias.fill_(float("nan"))
-        write_onnx(net, Facts(kind="net", model="tiny", folds=(0,), input=INPUT), tmp_path / "model.onnx")
+    def test_no_numbers_are_no_prediction(self, job: Job, exported: dict[str, Done], tmp_path: Path) -> None:
+        model = onnx.load(exported["onnx"].path)
+        (head,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias")]
+        head.CopyFrom(onnx.numpy_helper.from_array(np.asarray([np.nan], np.float32), head.name))
+        onnx.save(model, tmp_path / "model.onnx")
         with pytest.raises(PipelineError, match=r"model\.onnx gives no finite numbers"):
             OnnxPredictor(tmp_path / "model.onnx")(job.reader.image(job.checked[0]))
 
@@ -508,7 +531,7 @@ class TestWithoutTorch:
     def test_a_file_predicts(
         self,
         job: Job,
-        files: Callable[[str], Path],
+        exported: dict[str, Done],
         without_torch: Callable[[str, Path], str],
         tmp_path: Path,
         name: str,
@@ -519,35 +542,44 @@ class TestWithoutTorch:
 import numpy as np
 from pathlib import Path
 from pipeline.exporting.runtime import OnnxPredictor
-predictor = OnnxPredictor(Path({str(files(name))!r}), views=["identity", "scale:0.75"])
+predictor = OnnxPredictor(Path({str(exported[name].path)!r}), views=["identity", "scale:0.75"])
 np.save("said.npy", predictor(np.load("image.npy")))
 assert "torch" not in sys.modules
 """
         without_torch(code, tmp_path)
-        here = OnnxPredictor(files(name), views=["identity", "scale:0.75"])(image_HWC)
+        here = OnnxPredictor(exported[name].path, views=["identity", "scale:0.75"])(image_HWC)
         assert np.array_equal(np.load(tmp_path / "said.npy"), here)
 
     @pytest.mark.parametrize("name", ["onnx", "int8", "ensemble"])
     def test_the_cards_example_runs_as_it_stands(
-        self, job: Job, without_torch: Callable[[str, Path], str], tmp_path: Path, name: str
+        self,
+        job: Job,
+        exported: dict[str, Done],
+        without_torch: Callable[[str, Path], str],
+        tmp_path: Path,
+        name: str,
     ) -> None:
-        assert all(isinstance(done.result, check.Measured) for done in export(job, [name], {}, tmp_path))
-        (example,) = re.findall(r"```python\n(.*?)```", (tmp_path / README).read_text(), re.DOTALL)
-        assert FORMATS[name].file in example
+        file = exported[name].path
+        card = (file.parent / README).read_text()
+        examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        if name == "int8":
+            assert "`model.int8.onnx` is used alike." in card
+            examples = [example.replace("model.onnx", "model.int8.onnx") for example in examples]
+        (example,) = [example for example in examples if f'"{file.name}"' in example]
         assert "pipeline" not in example
+        (tmp_path / file.name).symlink_to(file)
         photograph = job.reader.image(job.checked[0])[:900, :1501]
         cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
         without_torch(example, tmp_path)
         mask_HW = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_GRAYSCALE)
         read = cv2.cvtColor(cv2.imread(str(tmp_path / "photo.jpg")), cv2.COLOR_BGR2RGB)
-        expected = OnnxPredictor(tmp_path / FORMATS[name].file)(read) >= 0.5
+        expected = OnnxPredictor(file)(read) >= 0.5
         assert set(np.unique(mask_HW)) == {0, 255}
         assert ((mask_HW > 0) != expected).mean() < 1e-4
 
-    def test_grey_and_native_examples_are_complete(self, job: Job, tmp_path: Path) -> None:
-        list(export(job, ["hub"], {}, tmp_path))
-        card = json.loads((tmp_path / CARD).read_text())
-        card["formats"] = {"onnx": card["formats"]["hub"] | {"file": "model.onnx"}}
+    def test_grey_and_native_examples_are_complete(self, exported: dict[str, Done]) -> None:
+        card = json.loads((exported["onnx"].path.parent / CARD).read_text())
+        card["formats"] = {"onnx": card["formats"]["onnx"]}
         card["net"]["input"] = {"size": "native", "channels": "grey"}
         text = render(card, {"onnx": "ONNX"})
         assert "cv2.COLOR_BGR2GRAY" in text
@@ -572,8 +604,7 @@ class TestCommand:
         write_folds(tmp_path / "folds" / "folds.csv", {car: number % 3 for number, car in enumerate(cars)})
         for fold, folder in job.folders.items():
             shutil.copytree(folder, tmp_path / "folds" / "tiny" / str(fold))
-        own = {"dice": 0.98765, "images": 64, "cars": 4}
-        write_json(tmp_path / "reports" / "metrics.json", {"oof": {"tiny": own}})
+        write_json(tmp_path / "reports" / "metrics.json", {"oof": {"tiny": OWN}})
         monkeypatch.chdir(tmp_path)
         return tmp_path
 
@@ -603,7 +634,7 @@ class TestCommand:
         assert (ensemble["merge"], ensemble["views"], ensemble["folds"]) == ("logit", ["identity", "hflip"], [0, 1])
         text = (project / "exports" / "tiny" / README).read_text()
         assert "| Dice of its model out of fold | 0.9877, on 64 images of 4 cars |" in text
-        assert "| architecture | classic U-Net, 6-12-12 channels |" in text
+        assert "| architecture | classic U-Net, 8-16-16-16 channels |" in text
 
     def test_the_fold_that_is_named(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("tiny", "--fold", "1", "--format", "hub") == 0

@@ -51,7 +51,7 @@ class _Shown:
     alike: pd.DataFrame
     """Of the table, best first: all of them, or those that cost what the points picked in the chart do."""
     chosen: dict[Any, Any] | None
-    """The row clicked in the table, else the best of those picked in the chart."""
+    """The row clicked in the table, else the best one picked in the chart."""
     chart_key: str
     table_key: str
 
@@ -119,8 +119,10 @@ def _after_clicks(rows: pd.DataFrame, name: str) -> _Shown:
     alike = rows[[_at(row) in costs for row in rows.to_dict("records")]] if costs else rows
     alike = best_and_current(alike, len(alike)).reset_index(drop=True)
     table_key = f"table|{chart_key}|{sorted(costs)}"
-    clicked = _selection(table_key).get("rows", []) or ([0] if costs else [])
-    chosen = alike.iloc[clicked[0]].to_dict() if clicked else None
+    clicked = alike.iloc[_selection(table_key).get("rows", [])]
+    if clicked.empty and costs:
+        clicked = alike[alike.apply(told, axis=1).isin(picks)]
+    chosen = None if clicked.empty else clicked.iloc[0].to_dict()
     return _Shown(rows, alike, chosen, chart_key, table_key)
 
 
@@ -151,9 +153,8 @@ def _table(shown: _Shown) -> None:
     title, place = st.columns([3, 1], vertical_alignment="bottom")
     filtered = len(shown.alike) < len(shown.rows)
     title.subheader(words.count(len(shown.alike), "setting") + (" at the points picked" if filtered else ""))
-    if filtered and place.button("Show all", icon=":material/close:", width="stretch"):
-        st.session_state["cleared"] = st.session_state.get("cleared", 0) + 1
-        st.rerun()
+    if filtered:
+        place.button("Show all", icon=":material/close:", width="stretch", on_click=_clear)
     st.dataframe(
         _cells(shown.alike),
         key=shown.table_key,
@@ -164,6 +165,11 @@ def _table(shown: _Shown) -> None:
         column_config=_COLUMNS,
     )
     st.caption("Click a row to mark it in the chart and to see the images on which it does worst.")
+
+
+def _clear() -> None:
+    # What is picked in a chart can't be changed from here, but a chart of another key has nothing picked.
+    st.session_state["cleared"] = st.session_state.get("cleared", 0) + 1
 
 
 _COLUMNS = {

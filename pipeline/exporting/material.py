@@ -63,22 +63,34 @@ class Job:
 
 
 class Material:
-    """The nets of a job, their ONNX files in ``folder``, and what exports are held against."""
+    """The nets of a job, their ONNX files in ``folder``, and what exports are held against.
+
+    Raises PipelineError if nets are missing or want to see different pictures.
+    """
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job = job
         self._folder = folder
-        self._predictors: dict[int, Predictor] = {}
+        self._predictors = {
+            fold: Predictor(path, views=job.views, weights=job.weights, device="cpu", precision="32")
+            for fold, path in job.folders.items()
+        }
+        for fold, predictor in self._predictors.items():
+            if predictor.input != self.input:
+                raise PipelineError(
+                    f"The nets of {job.model} for folds {job.fold} and {fold} want to see different pictures: train "
+                    "them with one setting, or name formats of a single net with --format."
+                )
 
     @property
     def net(self) -> Net:
         """The net that is exported where a file holds one, on the CPU."""
-        return self._predictor(self.job.fold).net
+        return self._predictors[self.job.fold].net
 
     @property
     def input(self) -> InputSettings:
         """What the nets want to see."""
-        return self._predictor(self.job.fold).input
+        return self._predictors[self.job.fold].input
 
     @property
     def weights(self) -> Path:
@@ -104,7 +116,7 @@ class Material:
         """Return the ONNX file of a fold's net, made once."""
         path = self._folder / f"fold-{fold}.onnx"
         if not path.exists():
-            write_onnx(self._predictor(fold).net, self.facts(fold), path)
+            write_onnx(self._predictors[fold].net, self.facts(fold), path)
         return path
 
     def calibration(self) -> Iterator[Pixels]:
@@ -131,7 +143,7 @@ class Material:
         sees, true_HW = self._image(image_id)
         job, maps, means = self.job, list[LevelMap](), list[Probability]()
         for fold in job.ensemble:
-            levels_VHW = self._predictor(fold).levels([sees], HEIGHT, WIDTH)[0]
+            levels_VHW = self._predictors[fold].levels([sees], HEIGHT, WIDTH)[0]
             maps.append(sum_views(image_id, "+".join(job.views), levels_VHW))
             views = [self._says(fold, View.parse(name), sees) for name in job.views]
             means.append(_mean(views))
@@ -160,24 +172,11 @@ class Material:
     def _says(self, fold: int, view: View, sees: Pixels) -> Probability:
         """Return the probability (1280, 1918) of a net in a view, unrounded."""
         pixels = torch.from_numpy(sees).permute(2, 0, 1)[None].float()
-        return grown(view.undo(self._predictor(fold).net(view.apply(pixels)))[0, 0].numpy())
+        return grown(view.undo(self._predictors[fold].net(view.apply(pixels)))[0, 0].numpy())
 
     def _image(self, image_id: str) -> tuple[Pixels, Mask]:
         reader = self.job.reader
         return to_input(reader.image(image_id), self.input), reader.mask(image_id) > 0
-
-    def _predictor(self, fold: int) -> Predictor:
-        if fold not in self._predictors:
-            job, folder = self.job, self.job.folders[fold]
-            found = Predictor(folder, views=job.views, weights=job.weights, device="cpu", precision="32")
-            for other, known in self._predictors.items():
-                if known.input != found.input:
-                    raise PipelineError(
-                        f"The nets of {job.model} for folds {other} and {fold} want to see different pictures: train "
-                        "them with one setting, or name formats of a single net with --format."
-                    )
-            self._predictors[fold] = found
-        return self._predictors[fold]
 
 
 def _mean(rasters: Sequence[Probability]) -> Probability:

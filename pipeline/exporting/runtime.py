@@ -98,6 +98,7 @@ def _session(path: Path, threads: int) -> Any:
         raise PipelineError(f"There is no {path}: make it with 'carvana export'.")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs may want the cores
     options.log_severity_level = 3  # of warnings, none is for who runs a file
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -131,9 +131,8 @@ class Gradients(Callback):
         """Log the epoch's."""
         norms = torch.stack(self._norms)
         norms = norms[torch.isfinite(norms)]  # fp16 skips the step of a gradient that overflows
-        if len(norms):
-            told = {"gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}
-            pl_module.log_dict(told, rank_zero_only=True)
+        norms = norms if len(norms) else norms.new_tensor([torch.nan])  # else Lightning would tell the last epoch's
+        pl_module.log_dict({"gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}, rank_zero_only=True)
 
 
 class Pictures(Callback):
