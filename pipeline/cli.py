@@ -245,7 +245,7 @@ def _results(options: argparse.Namespace) -> None:
 
     if options.keep:
         keep_results()
-    else:
+    if options.out or not options.keep:
         show_results(options.out)
 
 

@@ -1,7 +1,7 @@
 """Recipes: small YAML overlays on params.yaml that keep its comments."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ _BELOW = "recipe"
 
 
 def recipe_names() -> dict[str, str]:
-    """Return every recipe with the first line of its head."""
+    """Return every recipe with the first line of its head; raises PipelineError if there is none."""
     heads = ((path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(FOLDER.glob("*.yaml")))
-    return {path.stem: head.lstrip("# ") for path, head in heads}
+    found = {path.stem: head.lstrip("# ") for path, head in heads}
+    if not found:
+        raise PipelineError(f"There is no recipe in {FOLDER}/: run this in the project's folder.")
+    return found
 
 
 def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
@@ -37,15 +40,17 @@ def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
     return lay_over(overlay, params)
 
 
-def _with_those_below(name: str) -> Iterator[dict[str, Any]]:
+def _with_those_below(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Yield the settings of the recipe that ``name`` builds on, and so on, and then its own."""
+    if name in above:
+        raise PipelineError(f"Recipe '{name}' builds on itself ({' on '.join([*above, name])}): mend {FOLDER}/.")
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise PipelineError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
     own = _settings(YAML(typ="safe"), path)
     below = own.pop(_BELOW, None)
     if below is not None:
-        yield from _with_those_below(below)
+        yield from _with_those_below(below, [*above, name])
     yield own
 
 

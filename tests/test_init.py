@@ -185,3 +185,14 @@ def test_the_nets_own_folder_which_is_removed_before_training(facts: Any, tmp_pa
         PipelineError, match=r"train\.init leads to .*folds/small/0/model.safetensors, which DVC removes"
     ):
         facts("folds/small/{fold}/model.safetensors")
+
+
+@pytest.mark.parametrize(("config", "warned"), [({"fold": 1}, True), ({"fold": 0}, False), ({}, False), (None, False)])
+def test_a_net_of_another_fold_may_have_learned_the_validation_cars(
+    facts: Any, weights: Path, config: Any, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if config is not None:
+        (weights.parent / "config.json").write_text(json.dumps(config))
+    facts("start.safetensors")
+    told = capsys.readouterr().err
+    assert ("a net of fold 1, which may have learned the cars that fold 0 is scored on" in told) == warned

@@ -153,6 +153,20 @@ def test_a_recipe_on_one_that_is_not_there(project: Path) -> None:
         apply_recipe("mine")
 
 
+def test_a_recipe_on_itself(project: Path) -> None:
+    (project / "recipes/mine.yaml").write_text("# Mine.\nrecipe: yours\n")
+    (project / "recipes/yours.yaml").write_text("# Yours.\nrecipe: mine\n")
+    with pytest.raises(PipelineError, match=r"'mine' builds on itself \(mine on yours on mine\)"):
+        apply_recipe("mine")
+
+
+def test_outside_a_project_there_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (recipe_names, lambda: apply_recipe("grey-128")):
+        with pytest.raises(PipelineError, match="run this in the project's folder"):
+            call()
+
+
 def test_results_of_nothing(project: Path) -> None:
     with pytest.raises(PipelineError, match=r"holds no results: 'carvana results --keep'"):
         show_results(None)

@@ -579,6 +579,7 @@ class TestJobs:
             ([tmp_path / "gone"], out, "gone does not exist"),
             ([tmp_path / "empty"], out, r"empty: no picture there.*\.jpg, \.jpeg, \.png, \.webp"),
             ([tmp_path / "in"], tmp_path / "file", "file is a file: name a folder"),
+            ([tmp_path / "in"], tmp_path / "file/below", "file is a file: name a folder"),
             ([tmp_path / "in"], tmp_path / "in", "in is where the pictures are: name another folder"),
         ):
             with pytest.raises(PipelineError, match=words):
@@ -599,6 +600,13 @@ class TestJobs:
         jobs = plan([tmp_path / "sub", tmp_path / "a_mask.png"], tmp_path)
         with pytest.raises(PipelineError, match=r"would replace .*a_mask\.png, a picture to read"):
             demand_free(jobs, ["mask"], None, overwrite=True)
+
+    def test_what_stands_in_the_way_of_results(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/sub", "other/a_mask.png/mine.txt")
+        with pytest.raises(PipelineError, match=r"out/sub is a file: name a folder"):
+            demand_free(plan([tmp_path / "in"], tmp_path / "out"), ["mask"], None, overwrite=True)
+        with pytest.raises(PipelineError, match=r"a_mask\.png is a folder, in the way"):
+            demand_free(plan([tmp_path / "in"], tmp_path / "other"), ["mask"], None, overwrite=True)
 
     def test_overwriting(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "in/b.jpg", "in/c.jpg", "out/b_mask.png", "out/c_overlay.jpg", "out/masks.csv")
@@ -744,6 +752,15 @@ class TestCommand:
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_mask.png", "c_mask.png", "masks.csv"]
         rows = (tmp_path / "out/masks.csv").read_text().splitlines()
         assert [row.partition(",")[0] for row in rows] == ["img", "a.png", "c.png"]
+
+    def test_a_file_that_is_not_to_be_had_is_skipped_too(
+        self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        touch(tmp_path, "in/a.png")
+        (tmp_path / "in/b.png").symlink_to(tmp_path / "gone.png")
+        assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "grey/0") == 1
+        assert "in/b.png can't be read (No such file or directory)" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_mask.png"]
 
     def test_nothing_is_overwritten_unless_told_to(
         self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,27 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from pipeline.app import project
+from pipeline.app import project, worst
 from pipeline.app.faults import as_text, in_words
-from pipeline.app.project import REPORTS, Stamp, stamp
+from pipeline.app.project import REPORTS
 from pipeline.app.theme import chart_config
-from pipeline.app.worst import draw, score_images, setting_of
-from pipeline.data.source import Labelled
-from pipeline.ensembling.ablation import Panel
-from pipeline.ensembling.grid import Setting, Split
-from pipeline.params import FILE, read_params
+from pipeline.ensembling.grid import Split
+from pipeline.errors import PipelineError
 from pipeline.reporting import charts, words
-from pipeline.reporting.figures import Figure
-from pipeline.reporting.tables import MERGES, SPLITS, best_and_current, best_at_each_cost, of_split, worst_images
+from pipeline.reporting.tables import MERGES, SPLITS, best_and_current, best_at_each_cost, of_split
 from pipeline.reporting.tables import in_words as told
-from pipeline.stages import inputs
-from pipeline.stages.ablate import panels
 
 Row = Mapping[Any, Any]
 
@@ -37,9 +30,6 @@ _FILTERS = {"models": "Models", "views": "Views", "merge": "Merge"}
 
 _PICK = "picked"
 """The chart's selection."""
-
-_SHOWN = 6
-"""Worst images, at most two of a car."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,8 @@ def show() -> None:
 
 def _page() -> None:
     table, facts = project.table("ablation.csv"), project.facts("ablation.json")
+    if not {"nets", *_SPLITS} <= facts.keys():
+        raise PipelineError("reports/ablation.json is of another version: run 'dvc repro ablate', which makes it.")
     st.markdown("What other models, views, folds, ways to merge and thresholds would have scored, and at what cost.")
     split: Split = st.segmented_control("Cars", _SPLITS, format_func=SPLITS.__getitem__, default="oof", required=True)
     st.caption(_MEANING[split])
@@ -87,7 +79,7 @@ def _page() -> None:
     _chart(shown)
     _table(shown)
     _verdict(facts, split)
-    _worst(shown.chosen or rows[rows["current"]].iloc[0].to_dict(), split)
+    worst.show(shown.chosen or rows[rows["current"]].iloc[0].to_dict(), split, facts)
 
 
 def _filtered(rows: pd.DataFrame, split: str) -> tuple[pd.DataFrame, str]:
@@ -101,7 +93,7 @@ def _filtered(rows: pd.DataFrame, split: str) -> tuple[pd.DataFrame, str]:
         key = f"{column}|{split}"
         wanted: list[str] = place.pills(title, options, format_func=say, selection_mode="multi", wrap=True, key=key)
         kept = kept[kept[column].isin(wanted or options)]
-        names += wanted
+        names.append(f"{column}={wanted}")
     return kept, "|".join(names)
 
 
@@ -218,70 +210,3 @@ def _verdict(facts: Mapping[str, Any], split: str) -> None:
             st.markdown(f"**{point.label}.** {setting}{as_text(point.words)}")
         for caution in verdict.cautions:
             st.caption(as_text(caution))
-
-
-def _worst(row: Row, split: Split) -> None:
-    st.subheader("Where it does worst")
-    st.markdown(("The current setting: " if row["current"] else "The chosen setting: ") + as_text(told(row)))
-    params, setting = read_params(), setting_of(row)
-    images = project.training_images()
-    split_panels = _panels(split, _stamp_of_maps(split))
-    scored = _scores(row, split, split_panels, images)
-    lowest = worst_images(scored, _SHOWN, of_a_car=2)
-    with st.spinner("Drawing them ..."):
-        drawn = _figures(setting, _digests(split_panels), lowest, params.folds.active, images)
-    st.caption(
-        "Left: the true outline is green, car that was missed orange, what was taken for car red. "
-        "Right: the brighter, the less sure are the nets, or the less they agree."
-    )
-    for start in range(0, len(drawn), 2):
-        for figure, place in zip(drawn[start : start + 2], st.columns(2), strict=False):
-            with place.container(border=True):
-                _figure(figure)
-
-
-def _figure(figure: Figure) -> None:
-    st.markdown(f"**{' · '.join(map(as_text, [figure.facts[0], figure.title]))}**")
-    for picture, place in zip(figure.pictures, st.columns(2), strict=True):
-        place.image(picture.source, caption=picture.words)
-    st.caption(as_text(" · ".join(figure.facts[2:])))
-
-
-def _scores(row: Row, split: Split, split_panels: Sequence[Panel], images: Labelled) -> pd.DataFrame:
-    """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
-    doubts = REPORTS / "doubts.csv"
-    if row["current"] and doubts.is_file():
-        return of_split(project.table(doubts.name), split)
-    kept: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})
-    key = setting_of(row), _digests(split_panels)
-    if key not in kept:
-        place = st.empty()
-        bar = place.progress(0.0, "Scoring every image under this setting ...")
-        kept[key] = score_images(split_panels, key[0], images, bar.progress)
-        place.empty()
-    return kept[key]
-
-
-@st.cache_resource(max_entries=2, show_spinner="Looking at the stored predictions ...")
-def _panels(split: Split, maps: Stamp) -> list[Panel]:
-    return panels(read_params(), project.training_images().ids(), inputs.folds(), split)
-
-
-def _stamp_of_maps(split: Split) -> Stamp:
-    """Return what tells whether ``_panels`` are still the same."""
-    params = read_params()
-    nets = [(model, fold) for model in params.models.active for fold in params.folds.active]
-    indexes = (inputs.maps_folder(split, *net) / "index.json" for net in nets)
-    weights = (path for net in nets for path in sorted(inputs.net_folder(*net).glob("*.safetensors")))
-    return stamp([Path(FILE), inputs.MANIFEST, inputs.FOLDS, *indexes, *weights])
-
-
-def _digests(split_panels: Sequence[Panel]) -> tuple[str, ...]:
-    return tuple(store.digest for panel in split_panels for store in panel.stores)
-
-
-@st.cache_data(max_entries=32, show_spinner=False)
-def _figures(
-    setting: Setting, digests: tuple[str, ...], _lowest: pd.DataFrame, active: Sequence[int], _images: Labelled
-) -> list[Figure]:
-    return draw(_lowest, setting, active, _images)

@@ -44,6 +44,11 @@ def test_images() -> Photos:
     return _test(stamp([Path(FILE), inputs.MANIFEST]))
 
 
+def test_ids() -> list[str]:
+    """Return the ids of the test images, sorted; raises PipelineError if they are not at hand."""
+    return _test_ids(stamp([Path(FILE), inputs.MANIFEST]))
+
+
 @st.cache_data(max_entries=8, show_spinner=False)
 def _table(name: str, stamp: Stamp) -> pd.DataFrame:
     return read_table(REPORTS / name)
@@ -57,3 +62,8 @@ def _training(stamp: Stamp) -> Labelled:
 @st.cache_resource(max_entries=1, show_spinner=False)
 def _test(stamp: Stamp) -> Photos:
     return inputs.test_images(read_params())
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def _test_ids(stamp: Stamp) -> list[str]:
+    return _test(stamp).ids()

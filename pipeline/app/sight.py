@@ -29,7 +29,7 @@ class Sight:
     name: str
     image_HWC: Pixels
     seconds: dict[str, float] = field(default_factory=dict)
-    """What took how long so far, by stage: ``read``, and each net."""
+    """What took how long so far, by stage: ``reading``, and each net."""
     _said: dict[tuple[str, Stamp], dict[str, LevelMap]] = field(default_factory=dict)
 
     @property
@@ -69,7 +69,7 @@ class Sight:
                 said |= Masker({name: net.looking_at(missing)}).look(self.image_HWC).maps[name]
                 self.seconds[name] = time.perf_counter() - begun
             maps[name] = {view: said[view] for view in net.views}
-        return Looked(self.image_HWC, maps, dict.fromkeys(("prepare", *nets), 0.0))
+        return Looked(self.image_HWC, maps, {"prepare": 0.0, **{name: self.seconds[name] for name in nets}})
 
 
 def speaker(name: str, params: Params) -> Speaker:

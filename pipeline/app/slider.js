@@ -8,9 +8,9 @@ export default function ({ data, parentElement }) {
     picture.width = data.width;
     picture.height = data.height;
   }
-  frame.querySelector(".photo").alt = data.photoWords;
-  frame.querySelector(".layer").alt = data.layerWords;
-  input.setAttribute("aria-label", `Left: ${data.photoWords}; right: ${data.layerWords}`);
+  frame.querySelector(".photo").alt = data.photo_words;
+  frame.querySelector(".layer").alt = data.layer_words;
+  input.setAttribute("aria-label", `Left: ${data.photo_words}; right: ${data.layer_words}`);
   // As wide as there is room, and never higher than the screen.
   frame.style.maxWidth = `min(100%, calc(80vh * ${data.width / data.height}))`;
   input.oninput = () => frame.style.setProperty("--at", `${input.value}%`);

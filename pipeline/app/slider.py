@@ -18,8 +18,8 @@ class Comparison:
 
     photo: str
     layer: str
-    photoWords: str
-    layerWords: str
+    photo_words: str
+    layer_words: str
     width: int
     height: int
 

@@ -93,13 +93,13 @@ def _sight() -> Sight | None:
 def _sample(*, disabled: bool) -> str | None:
     """Ask for a test image; return its id."""
     try:
-        ids = project.test_images().ids()
+        ids = project.test_ids()
     except PipelineError as error:
         st.caption(f"There are no test images to choose from: {sentence(error)}")
         return None
     image_id: str | None = st.selectbox(
         "Or one of the test images",
-        ids[:: max(1, len(ids) // _SAMPLES)][:_SAMPLES],
+        ids[:: -(-len(ids) // _SAMPLES)],
         format_func=lambda image_id: "car {}, angle {}".format(*split_id(image_id)),
         disabled=disabled,
         help="Take your own picture away to come back to these." if disabled else None,
@@ -155,11 +155,12 @@ def _choice(names: Sequence[str], params: Params) -> Choice:
         selection_mode="multi",
         wrap=True,
     )
-    folds = sorted({name.rpartition("/")[2] for model in models for name in by_model[model] if model != name})
+    chosen = [name for model in models for name in by_model[model]]
+    folds = sorted({_fold(name) for name in chosen if name not in models}, key=lambda fold: (len(fold), fold))
     if len(folds) > 1:
         words = "The net of each fold learned from other cars. Several are merged."
         folds = st.pills("Folds", folds, default=folds[0], selection_mode="multi", wrap=True, help=words)
-    nets = [n for model in models for n in by_model[model] if n == model or n.rpartition("/")[2] in folds]
+    nets = [name for name in chosen if name in models or _fold(name) in folds]
     predicted = params.predict.views
     offered = dict.fromkeys([*predicted.test, *predicted.oof, *predicted.holdout, "identity", "hflip"])
     views = st.pills(
@@ -174,6 +175,10 @@ def _choice(names: Sequence[str], params: Params) -> Choice:
     return Choice(nets, views, _settings(params, several=len(nets) > 1))
 
 
+def _fold(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
 def _in_words(view: str) -> str:
     """Return a view such as ``hflip+scale:0.75`` in words."""
     parts = ("as it is" if p == "identity" else "mirrored" if p == "hflip" else p for p in view.split("+"))
@@ -183,9 +188,9 @@ def _in_words(view: str) -> str:
 def _settings(params: Params, *, several: bool) -> EnsembleSettings:
     """Ask how answers become a mask; the weights of models are those of the project."""
     ensemble = params.ensemble
-    threshold = st.slider(
-        "Threshold", 0.01, 0.99, ensemble.threshold, 0.01, help="The probability from which on a pixel is car."
-    )
+    begun = min(max(ensemble.threshold, 0.01), 0.99)
+    words = "The probability from which on a pixel is car."
+    threshold = st.slider("Threshold", 0.01, 0.99, begun, 0.01, help=words)
     merge = ensemble.merge
     if several:
         options: Sequence[MergeName] = get_args(MergeName)

@@ -1,102 +1,100 @@
-"""The images on which a setting of ``ablation.csv`` does worst, found anew on the stored maps."""
+"""A part of the page Compare: the images on which a setting does worst, with its errors."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import streamlit as st
 
+from pipeline.app import project
+from pipeline.app.faults import as_text
+from pipeline.app.project import REPORTS, Stamp, stamp
+from pipeline.app.rescore import draw, score_images, setting_of
 from pipeline.data.source import Labelled
-from pipeline.ensembling.ablation import Panel, try_settings
-from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import Setting
-from pipeline.ensembling.maps import MapStore, PackedMap
-from pipeline.ensembling.opinions import Opinion, Opinions
-from pipeline.reporting import figures
+from pipeline.ensembling.ablation import Panel
+from pipeline.ensembling.grid import Setting, Split
+from pipeline.errors import PipelineError
+from pipeline.params import FILE, read_params
 from pipeline.reporting.figures import Figure
-from pipeline.stages.inputs import maps_folder
+from pipeline.reporting.tables import in_words, of_split, worst_images
+from pipeline.stages import inputs
+from pipeline.stages.ablate import panels
 
-Progress = Callable[[float], object]
-"""Told how much is done, 0 to 1."""
+Row = Mapping[Any, Any]
 
-
-def setting_of(row: Mapping[Any, Any]) -> Setting:
-    """Return the setting that a row of ``ablation.csv`` is about."""
-    models = tuple(row["models"].split())
-    weights = dict(pair.split("=") for pair in row["weights"].split())
-    return Setting(
-        models=models,
-        folds=tuple(map(int, row["folds"].split())),
-        views=tuple(row["views"].split()),
-        merge=row["merge"],
-        weights=tuple(int(weights.get(model, 1)) for model in models),
-        threshold=row["threshold"],
-    )
+_SHOWN = 6
+"""Images, at most two of a car."""
 
 
-@dataclass(frozen=True)
-class _Watched(Panel):
-    """A panel of a setting's own nets, that unpacks no view but the setting's, and tells of each image that is read."""
+def show(row: Row, split: Split, facts: Mapping[str, Any]) -> None:
+    """Draw the part of the page that shows the setting of a row of ``ablation.csv``; ``facts`` are of its JSON.
 
-    views: Sequence[str]
-    on_image: Callable[[], object]
-
-    def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[PackedMap]]]:
-        for packed_NV in super().read(image_ids):
-            self.on_image()
-            yield [[packed for packed in of_net if packed.view in self.views] for of_net in packed_NV]
-
-
-def score_images(panels: Sequence[Panel], setting: Setting, images: Labelled, progress: Progress) -> pd.DataFrame:
-    """Return a row an image, as ``doubts.csv`` has them for the current setting: image_id, car, angle, dice and so on.
-
-    ``panels`` hold all the maps of the setting's split.
+    Raises PipelineError if images or maps are not at hand, or not those that were ablated.
     """
-    total = sum(len(panel.stores[0].image_ids) for panel in panels)
-    done = 0
-
-    def one_more() -> None:
-        nonlocal done
-        done += 1
-        progress(done / total)
-
-    watched = [_of_setting(panel, setting, one_more) for panel in panels]
-    views = [view for view in panels[0].stores[0].views if view in setting.views]
-    trial = try_settings(watched, [setting], views, images.mask, "Finding a setting's worst images")
-    split = "holdout" if setting.folds else "oof"
-    return trial.images.assign(dice=trial.dice_SI[0], split=split)
-
-
-def draw(rows: pd.DataFrame, setting: Setting, active: Sequence[int], images: Labelled) -> list[Figure]:
-    """Return a figure a row of ``score_images``, in their order: its errors, and where nets part.
-
-    ``active`` are the folds that out of fold each see their own images.
-    """
-    folds = setting.folds or tuple(active)
-    opinions = Opinions(
-        settings=EnsembleSettings(
-            weights=dict(zip(setting.models, setting.weights, strict=True)),
-            merge=setting.merge,
-            threshold=setting.threshold,
-        ),
-        views=setting.views,
-        models=setting.models,
-        folds=folds,
-        nets=[(model, fold) for model in setting.models for fold in folds],
-        store=lambda split, model, fold: MapStore(maps_folder(split, model, fold)),
-        image=images.image,
+    st.subheader("Where it does worst")
+    st.markdown(("The current setting: " if row["current"] else "The chosen setting: ") + as_text(in_words(row)))
+    params, setting = read_params(), setting_of(row)
+    images = project.training_images()
+    split_panels = _panels(split, _stamp_of_maps(split))
+    if not {store.net for panel in split_panels for store in panel.stores} <= set(facts["nets"].values()):
+        raise PipelineError("Nets changed since the last ablation: run 'dvc repro ablate' first.")
+    scored = _scores(row, split, split_panels, images)
+    lowest = worst_images(scored, _SHOWN, of_a_car=2)
+    with st.spinner("Drawing them ..."):
+        drawn = _figures(setting, _digests(split_panels), lowest, params.folds.active, images)
+    st.caption(
+        "Left: the true outline is green, car that was missed orange, what was taken for car red. "
+        "Right: the brighter, the less sure are the nets, or the less they agree."
     )
-    by_image = {str(row["image_id"]): row for row in rows.to_dict("records")}
-    split = "holdout" if setting.folds else "oof"
-    drawn = {o.image_id: _figure(by_image[o.image_id], o, images) for o in opinions.of(split, by_image)}
-    return [drawn[image_id] for image_id in by_image]
+    for start in range(0, len(drawn), 2):
+        for figure, place in zip(drawn[start : start + 2], st.columns(2), strict=False):
+            with place.container(border=True):
+                _figure(figure)
 
 
-def _of_setting(panel: Panel, setting: Setting, on_image: Callable[[], object]) -> _Watched:
-    stores = dict(zip(panel.nets, panel.stores, strict=True))
-    return _Watched(setting.nets, [stores[net] for net in setting.nets], setting.views, on_image)
+def _figure(figure: Figure) -> None:
+    st.markdown(f"**{' · '.join(map(as_text, [figure.facts[0], figure.title]))}**")
+    for picture, place in zip(figure.pictures, st.columns(2), strict=True):
+        place.image(picture.source, caption=picture.words)
+    st.caption(as_text(" · ".join(figure.facts[2:])))
 
 
-def _figure(row: Mapping[Any, Any], opinion: Opinion, images: Labelled) -> Figure:
-    image_HWC, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-    return figures.worst(row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.doubt_HW)
+def _scores(row: Row, split: Split, split_panels: Sequence[Panel], images: Labelled) -> pd.DataFrame:
+    """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
+    doubts = REPORTS / "doubts.csv"
+    if row["current"] and doubts.is_file():
+        return of_split(project.table(doubts.name), split)
+    kept: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})
+    key = setting_of(row), _digests(split_panels)
+    if key not in kept:
+        place = st.empty()
+        bar = place.progress(0.0, "Scoring every image under this setting ...")
+        kept[key] = score_images(split_panels, key[0], images, bar.progress)
+        place.empty()
+    return kept[key]
+
+
+@st.cache_resource(max_entries=2, show_spinner="Looking at the stored predictions ...")
+def _panels(split: Split, maps: Stamp) -> list[Panel]:
+    return panels(read_params(), project.training_images().ids(), inputs.folds(), split)
+
+
+def _stamp_of_maps(split: Split) -> Stamp:
+    """Return what tells whether ``_panels`` are still the same."""
+    params = read_params()
+    nets = [(model, fold) for model in params.models.active for fold in params.folds.active]
+    indexes = (inputs.maps_folder(split, *net) / "index.json" for net in nets)
+    weights = (path for net in nets for path in sorted(inputs.net_folder(*net).glob("*.safetensors")))
+    return stamp([Path(FILE), inputs.MANIFEST, inputs.FOLDS, *indexes, *weights])
+
+
+def _digests(split_panels: Sequence[Panel]) -> tuple[str, ...]:
+    return tuple(store.digest for panel in split_panels for store in panel.stores)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _figures(
+    setting: Setting, digests: tuple[str, ...], _lowest: pd.DataFrame, active: Sequence[int], _images: Labelled
+) -> list[Figure]:
+    return draw(_lowest, setting, active, _images)

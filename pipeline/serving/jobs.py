@@ -34,8 +34,7 @@ def plan(paths: Sequence[Path], out: Path) -> list[Job]:
     What is hidden, and what lies in ``out``, is left out; a picture that is named twice is taken once. Raises
     PipelineError if a path does not exist, ``out`` is a file or one of the folders, or no picture is found.
     """
-    if out.exists() and not out.is_dir():
-        raise PipelineError(f"{out} is a file: name a folder for the results.")
+    _demand_folder(out)
     jobs: dict[Path, Job] = {}
     for given in paths:
         for path, below in _pictures(given, out):
@@ -48,7 +47,10 @@ def plan(paths: Sequence[Path], out: Path) -> list[Job]:
 
 
 def demand_free(jobs: Sequence[Job], kinds: Collection[str], csv: Path | None, *, overwrite: bool) -> None:
-    """Raise PipelineError if results would meet: each other, a picture that is read, or, unless told to, a file."""
+    """Raise PipelineError if results would meet: each other, a picture that is read, a folder, or a file.
+
+    Files may be met where ``overwrite`` says so.
+    """
     meant: dict[Path, Path] = {} if csv is None else {csv: csv}
     pictures = {job.path.resolve() for job in jobs}
     for job in jobs:
@@ -60,12 +62,23 @@ def demand_free(jobs: Sequence[Job], kinds: Collection[str], csv: Path | None, *
     for target, path in meant.items():
         if target.resolve() in pictures:
             raise PipelineError(f"What {path} gives would replace {target}, a picture to read: name another --out.")
+        if target.is_dir():
+            raise PipelineError(f"{target} is a folder, in the way of a result: rename it, or name another --out.")
+    for folder in {target.parent for target in meant}:
+        _demand_folder(folder)
     if csv is not None:
         _demand_distinct_names(jobs)
     there = [] if overwrite else [target for target in meant if os.path.lexists(target)]
     if there:
         more = f" and {len(there) - 1} more of the results" if len(there) > 1 else ""
         raise PipelineError(f"{there[0]}{more} would be overwritten: add --overwrite, or name another --out.")
+
+
+def _demand_folder(folder: Path) -> None:
+    """Raise PipelineError if a file stands where a folder for results, or one above it, would be."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise PipelineError(f"{there} is a file: name a folder for the results.")
 
 
 def _demand_distinct_names(jobs: Sequence[Job]) -> None:

@@ -42,9 +42,12 @@ def stream(
 
     def read(job: Job) -> Read:
         try:
-            return job, masker.prepare(open_picture(job.path, str(job.path), limits))
+            image_HWC = open_picture(job.path, str(job.path), limits)
         except CorruptFileError as error:
             return job, error
+        except OSError as error:  # a link to nothing, no right to read it: the other pictures can still be had
+            return job, CorruptFileError(f"{job.path} can't be read ({error.strerror or error}).")
+        return job, masker.prepare(image_HWC)
 
     def look(batch: list[Read]) -> list[Seen]:
         looked = iter(masker.look_at([picture for _, picture in batch if isinstance(picture, Prepared)]))

@@ -1,19 +1,20 @@
 """Train one model on all folds but one: folds/<model>/<fold>/."""
 
 import sys
+from pathlib import Path
 
 from pipeline.data.folds import select, training_folds
 from pipeline.errors import PipelineError
 from pipeline.learning.devices import describe, resolve_device, resolve_precision
 from pipeline.learning.logbook import run_folder
-from pipeline.learning.models import init_file, weights_digest
+from pipeline.learning.models import CONFIG, init_file, weights_digest
 from pipeline.learning.training import Job, train
 from pipeline.params import Params
 from pipeline.places import home, runs
 from pipeline.resume import hold, versions
 from pipeline.stages.code import digest
 from pipeline.stages.command import stage
-from pipeline.stages.inputs import folds, net_folder, read_manifest, training_images
+from pipeline.stages.inputs import folds, net_folder, read_json, read_manifest, training_images
 
 
 def run(params: Params, model: str, fold: int) -> None:
@@ -24,6 +25,12 @@ def run(params: Params, model: str, fold: int) -> None:
     init = init_file(design.train.init, fold)
     if init and net_folder(model, fold).resolve() in init.resolve().parents:
         raise PipelineError(f"train.init leads to {init}, which DVC removes before it trains anew: copy it elsewhere.")
+    if init and (learned := _fold_of(init)) not in (None, fold):
+        print(
+            f"warning: train.init leads to {init}, a net of fold {learned}, which may have learned the cars that fold "
+            f"{fold} is scored on: write {{fold}} in its path, or trust no score out of fold.",
+            file=sys.stderr,
+        )
     job = Job(
         design=design,
         seed=design.train.seed * 1000 + fold,
@@ -52,6 +59,12 @@ def run(params: Params, model: str, fold: int) -> None:
             print(f"Training {model}/{fold} on {describe(device, dtype)}.", file=sys.stderr)
             state.finish(train(job, state.work, run_folder(runs() / model / str(fold), state.folder.name)))
         state.publish(net_folder(model, fold))
+
+
+def _fold_of(weights: Path) -> int | None:
+    """Return the fold of the net in whose folder the weights lie, None if they lie alone."""
+    config = weights.parent / CONFIG
+    return read_json(config).get("fold") if config.is_file() else None
 
 
 if __name__ == "__main__":
