@@ -25,6 +25,7 @@ from streamlit.testing.v1 import AppTest
 from pipeline.app import project as project_files
 from pipeline.app.faults import as_text, sentence
 from pipeline.app.rescore import score_images, setting_of
+from pipeline.app.server import PAGE
 from pipeline.app.sight import Sight
 from pipeline.commands import app
 from pipeline.competition import rle
@@ -92,8 +93,8 @@ class TestServe:
         port = free_port()
         app.serve(port=port)
         (command,) = started
-        assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
-        assert Path(command[4]).is_file()
+        assert command[:3] == [sys.executable, "-m", "pipeline.app.server"]
+        assert PAGE.is_file()
         expected = {
             "server.address=127.0.0.1",
             f"server.port={port}",
@@ -666,6 +667,7 @@ class TestInABrowser:
         visit.page.get_by_text("The chosen setting").wait_for()
         chart.get_by_text("chosen").first.wait_for()
         wait_for(lambda: images.count() == 8 and images.first.get_attribute("src") != first)
+        visit.settle()
         visit.page.get_by_role("button", name="Show all").click()
         visit.page.get_by_text("at the points picked").wait_for(state="detached")
         visit.page.get_by_text("Held-out cars", exact=True).click()

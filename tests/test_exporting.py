@@ -371,6 +371,15 @@ class TestChecks:
         assert str(done.result) == "model.pt2 can't be made of this net (RuntimeError: no such operator)."
         assert not list(tmp_path.iterdir())
 
+    def test_a_picture_that_a_format_does_not_take_says_so(
+        self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as one of a single stride, of which torch.export makes another case."""
+        monkeypatch.setattr("pipeline.exporting.material.to_input", lambda image_HWC, _: image_HWC[:8, :8])
+        (done,) = export(job, ["torch-export"], {}, tmp_path)
+        assert "model.pt2 can't be made of this net" in str(done.result)
+        assert not list(tmp_path.iterdir())
+
     def test_int8_without_photographs_is_refused(self, job: Job, tmp_path: Path) -> None:
         (done,) = export(replace(job, calibration=()), ["int8"], {}, tmp_path)
         assert "int8 needs photographs to be calibrated on" in str(done.result)

@@ -176,6 +176,24 @@ class TestDrawnNet:
         assert all(torch.equal(value, average[f"net.{name}"]) for name, value in seen[0].items())
         assert any(not torch.equal(value, current[f"net.{name}"]) for name, value in seen[0].items())
 
+    def test_running_statistics_are_measured_before_every_panel(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of averaged weights are of no weights: a net that has learned much may be drawn as blank."""
+        done: list[str] = []
+
+        def noting(name: str, call: Any) -> Any:
+            def noted(*arguments: Any) -> Any:
+                done.append(name)
+                return call(*arguments)
+
+            return noted
+
+        monkeypatch.setattr(training, "calibrate", noting("calibrate", training.calibrate))
+        monkeypatch.setattr(Panel, "draw", noting("draw", Panel.draw))
+        train(job(epochs=3, validate_every=3), tmp_path)
+        assert done == ["calibrate", "draw"] * 3
+
 
 class TestGradients:
     def test_the_norm_is_that_of_the_step_before_clipping(self, tmp_path: Path) -> None:

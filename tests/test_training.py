@@ -13,6 +13,7 @@ from pipeline.competition.metric import count
 from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.learning import training
 from pipeline.learning.inference import Predictor
+from pipeline.learning.models import load
 from pipeline.learning.settings import ClassicUNet, Design, InputSettings, MachineSettings, TrainSettings
 from pipeline.learning.training import Job, learning_rate_curve, train
 from tests.test_learning import Drawn
@@ -49,6 +50,7 @@ def test_a_trained_folder(tmp_path: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["dice"] == curves["dice"].iloc[-1]
     assert metrics["best_dice"] == pytest.approx(curves["dice"].max(), abs=1e-6)
+    assert metrics["parameters"] == sum(parameter.numel() for parameter in load(folder)[0].parameters())
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"]["widths"] == [4, 8]
     assert config["fold"] == 0

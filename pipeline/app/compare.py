@@ -85,11 +85,10 @@ def _page() -> None:
 def _filtered(rows: pd.DataFrame, split: str) -> tuple[pd.DataFrame, str]:
     """Ask what to keep; return that, and a name for it."""
     kept, names = rows, [split]
-    for (column, title), place in zip(_FILTERS.items(), st.columns(len(_FILTERS)), strict=True):
-        options = rows[column].unique().tolist()
-        if len(options) == 1:
-            continue
-        say = MERGES.__getitem__ if column == "merge" else _joined
+    choices = {column: rows[column].unique().tolist() for column in _FILTERS}
+    choices = {column: options for column, options in choices.items() if len(options) > 1}
+    for (column, options), place in zip(choices.items(), st.columns(len(choices) or 1), strict=False):
+        title, say = _FILTERS[column], MERGES.__getitem__ if column == "merge" else _joined
         key = f"{column}|{split}"
         wanted: list[str] = place.pills(title, options, format_func=say, selection_mode="multi", wrap=True, key=key)
         kept = kept[kept[column].isin(wanted or options)]

@@ -3,13 +3,10 @@
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 from pipeline.commands.listening import LOOPBACK, demand_free, is_loopback, url_of
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
-
-PAGE = Path(__file__).parents[1] / "app" / "main.py"
 
 PORT = 8501
 
@@ -35,7 +32,7 @@ def serve(address: str = LOOPBACK, port: int = PORT) -> None:
             file=sys.stderr,
         )
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(PAGE), *options(address, port, local)])
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.app.server", *options(address, port, local)])
 
 
 def options(address: str, port: int, local: bool) -> list[str]:

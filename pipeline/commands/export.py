@@ -50,6 +50,9 @@ def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int
     folders = {number: net_folder(model, number) for number in sorted({fold, *merged})}
     weights, settings = params.predict.weights, params.ensemble
     photographs, fold_by_car = training_images(params), folds()
+    unseen = select(photographs.ids(), fold_by_car, [fold])
+    if not unseen:
+        raise PipelineError(f"Fold {fold} has no photographs to check exports on: name another with --fold.")
     learned = select(photographs.ids(), fold_by_car, training_folds(fold, params.folds.count))
     return Job(
         model=model,
@@ -62,7 +65,7 @@ def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int
         merge=settings.merge,
         threshold=settings.threshold,
         reader=photographs,
-        checked=_spread(select(photographs.ids(), fold_by_car, [fold]), IMAGES),
+        checked=_spread(unseen, IMAGES),
         calibration=_spread(learned, calibration),
     )
 

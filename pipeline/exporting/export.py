@@ -65,17 +65,16 @@ def _export(material: Material, name: str, about: Mapping[str, Any], folder: Pat
 
 
 def _proven(material: Material, chosen: Format, made: Path) -> Measured:
-    """Write a file and hold it against PyTorch; raises PipelineError if it can't be written, or is too far off."""
+    """Write a file and hold it against PyTorch; raises PipelineError if it can't be made, or is too far off."""
+    proofs, cut = (material.ensemble_proofs, material.facts().cut) if chosen.ensemble else (material.net_proofs, 0.5)
     try:
         chosen.write(material, made)
-        exported = chosen.open(made)
+        measured = measure(made, chosen.open(made), proofs, cut)
     except (PipelineError, OSError, MemoryError):
         raise
     except Exception as error:  # exporters fail with errors of many libraries; other formats may do
         words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise PipelineError(f"{chosen.file} can't be made of this net ({words}).") from error
-    proofs, cut = (material.ensemble_proofs, material.facts().cut) if chosen.ensemble else (material.net_proofs, 0.5)
-    measured = measure(made, exported, proofs, cut)
     demand(chosen.file, measured, exact=chosen.exact)
     return measured
 

@@ -27,6 +27,9 @@ from pipeline.learning.settings import InputSettings, TrainSettings
 _POINTS = 100
 """Batches of an epoch that are logged by themselves, at most."""
 
+_MEASURED = 16
+"""Training images, about, that running statistics for a panel are measured on: enough to be looked at."""
+
 _TAGS = {
     "loss": "loss/sum",
     "dice": "score/dice",
@@ -152,8 +155,11 @@ class Pictures(Callback):
         """Draw; the file appears whole or not at all, and before the checkpoint of its epoch."""
         if self._panel is None:
             return
-        with _kept_weights(trainer, pl_module), trainer.precision_plugin.forward_context():
-            jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
+        with _kept_weights(trainer, pl_module):
+            if not validates(trainer):  # else just measured; averaged weights have none, and would be drawn as blank
+                pl_module.measure(_MEASURED)  # type: ignore[operator]
+            with trainer.precision_plugin.forward_context():
+                jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
         with whole_file(self.path) as temporary:
             temporary.write_bytes(jpeg)
 

@@ -78,7 +78,8 @@ def train(job: Job, work: Path, log: Path | None = None) -> Path:
     checkpoint = work / _CHECKPOINT
     with _one_voice():
         trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
-    return _collect(job, work, describe(device, resolve_precision(settings.precision, device)))
+    parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
+    return _collect(job, work, describe(device, resolve_precision(settings.precision, device)), parameters)
 
 
 def _callbacks(job: Job, work: Path, log: Path | None) -> list[Callback]:
@@ -143,8 +144,7 @@ class Segmenter(LightningModule):
         """Begin a new mean, with running statistics of the weights that are scored, the same in every process."""
         self.dice_sum, self.dice_count = 0.0, 0
         if self.trainer.is_global_zero:
-            with self.trainer.precision_plugin.forward_context():
-                calibrate(self.net, self._calibrating())
+            self.measure(_CALIBRATING)
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -195,10 +195,15 @@ class Segmenter(LightningModule):
         schedule = lr_scheduler.LambdaLR(optimizer, learning_rate_curve(self.settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _calibrating(self) -> Iterator[Tensor]:
-        """Yield batches of training images, evenly spaced, as this epoch changes them."""
+    def measure(self, count: int) -> None:
+        """Measure running statistics anew, on about so many training images, for the weights that are in the net."""
+        with self.trainer.precision_plugin.forward_context():
+            calibrate(self.net, self._spread(count))
+
+    def _spread(self, count: int) -> Iterator[Tensor]:
+        """Yield batches of about so many training images, evenly spaced, as this epoch changes them."""
         images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        chosen = range(0, len(images), max(1, len(images) // _CALIBRATING))
+        chosen = range(0, len(images), max(1, len(images) // count))
         for start in range(0, len(chosen), self.settings.batch_size):
             part = chosen[start : start + self.settings.batch_size]
             batch = torch.stack([images[self.current_epoch, index]["image"] for index in part])
@@ -374,7 +379,7 @@ def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
     return optimizers[settings.optimizer]()
 
 
-def _collect(job: Job, work: Path, device: str) -> Path:
+def _collect(job: Job, work: Path, device: str, parameters: int) -> Path:
     """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
@@ -388,10 +393,8 @@ def _collect(job: Job, work: Path, device: str) -> Path:
     save_config(folder, job.design.spec, job.design.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(folder / "timing.json", timing(states["Clock"], device))
-    metrics = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
-    write_json(
-        folder / "metrics.json", metrics | {"parameters": sum(v.numel() for v in net.values() if v.is_floating_point())}
-    )
+    scores = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
+    write_json(folder / "metrics.json", scores | {"parameters": parameters})
     return folder
 
 
