@@ -147,6 +147,16 @@ class TestRepro:
         finally:
             done.git("checkout", "params.yaml")
 
+    def test_results_are_kept_only_of_the_present_settings(self, done: Project) -> None:
+        assert "Dice" in done.run("carvana", "results", "--keep")
+        (kept,) = (done.folder / "docs/results").glob("small@real-4-*.json")
+        assert f"| {done.read(str(kept))['name']} | " in done.run("carvana", "results")
+        done.put({"train.epochs": 9})
+        try:
+            assert "run 'dvc repro'" in done.run("carvana", "results", "--keep", status=1)
+        finally:
+            done.git("checkout", "params.yaml")
+
     def test_masks_are_post_processed_for_scores_and_submission(self, done: Project, tiny_sample: Path) -> None:
         before = done.read("reports/evaluation.json")["oof"]["small"]["dice"]
         done.put({"ensemble.postprocess": ["filled", "largest", "edges"]})

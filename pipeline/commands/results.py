@@ -1,6 +1,7 @@
 """``carvana results``: what runs reached, kept in docs/results/ and laid side by side."""
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from pipeline.competition.layout import car_of
 from pipeline.ensembling.maps import MapStore
 from pipeline.errors import PipelineError
-from pipeline.files import write_json, write_text
+from pipeline.files import sha256_of, write_json, write_text
 from pipeline.params import Params, read_params
 from pipeline.reporting.headlines import MERGED
 from pipeline.reporting.results import scored, speeds, table
@@ -20,11 +21,11 @@ KEPT = Path("docs/results")
 
 
 def keep_results() -> None:
-    """Keep what this run reached; raises PipelineError if it is not whole."""
+    """Keep what this run reached; raises PipelineError if it is not whole, or settings were changed since."""
     params = read_params()
+    _demand_up_to_date()
     for result in _results(params):
-        source, cars = result["data"]["source"], result["data"]["cars"]
-        path = KEPT / f"{result['name'].replace(' + ', '+')}@{'sample' if source == 'sample' else 'real'}-{cars}.json"
+        path = KEPT / f"{result['name'].replace(' + ', '+')}@{_where(result)}.json"
         write_json(path, result)
         print(f"{path}: Dice {result['oof']['dice']:.4f} out of fold")
 
@@ -39,6 +40,26 @@ def show_results(out: Path | None) -> None:
         print(text, end="")
     else:
         write_text(out, f"# Results\n\nMade by `carvana results --out {out}` from `{KEPT}/`.\n\n{text}")
+
+
+def _demand_up_to_date() -> None:
+    """Raise PipelineError if what is here was made with other settings, which would be kept in its name."""
+    run = subprocess.run(["dvc", "status", "--json", "evaluate"], capture_output=True, text=True, check=False)
+    if run.returncode or not run.stdout.strip():
+        raise PipelineError(f"DVC can't tell whether the scores are those of params.yaml: {run.stderr.strip()[-300:]}")
+    changed = list(json.loads(run.stdout.strip().splitlines()[-1]))
+    if changed:
+        raise PipelineError(
+            f"The scores are not those of the present settings ({changed[0]} changed): run 'dvc repro'."
+        )
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    """Return what tells results of a name apart: the data in words, and a digest of all that a table is for."""
+    data = result["data"]
+    told = [result[key] for key in ("data", "folds", "seed", "views", "device")]
+    digest = sha256_of(json.dumps(told, sort_keys=True).encode())[:6]
+    return f"{'sample' if data['source'] == 'sample' else 'real'}-{data['cars']}-{digest}"
 
 
 def _results(params: Params) -> Iterator[dict[str, Any]]:

@@ -28,10 +28,10 @@ _COLUMNS = (
 )
 
 _NOTES = (
-    "Dice, IoU and accuracy are means over images at 1918 x 1280: out of fold by the net that never saw the car, IoU "
-    "and accuracy too; of held-out cars by all folds merged. In brackets the 95 % interval, by resampling cars, of "
-    "which it takes 8. Minutes are those of training all folds, scoring included. Images a second are those of training "
-    "steps, and of predicting with the views named, reading and storing included."
+    "Dice, IoU and accuracy are means over images at 1918 x 1280: out of fold by the net that never saw the car, "
+    "IoU and accuracy too; of held-out cars by all folds merged. In brackets the 95 % interval, by resampling "
+    "cars, which takes 8 of them. Minutes are those of training all folds, scoring included. Images a second are "
+    "those of training steps, and of predicting with the views named, reading and storing included."
 )
 
 
