@@ -23,6 +23,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from pipeline.app import project as project_files
+from pipeline.app import sight as sight_module
 from pipeline.app.faults import as_text, sentence
 from pipeline.app.rescore import score_images, setting_of
 from pipeline.app.server import PAGE
@@ -277,6 +278,28 @@ class TestTry:
         models.save_weights(net / "folds/small/0" / models.WEIGHTS["last"], state)
         after = sight.look(["small/0"], ["identity"], params).maps["small/0"]["identity"].raster(50, 70)
         assert not np.array_equal(before, after)
+
+    def test_an_export_of_an_ensemble_has_views_of_its_own(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Export(nets.Speaker):
+            views, input = ["ensemble"], SIZE
+
+            def looking_at(self, views: Any) -> Any:
+                return self
+
+            def prepare(self, image_HWC: Any) -> Any:
+                return image_HWC
+
+            def levels_at(self, inputs: Any, sizes: Any) -> Any:
+                return [np.full((1, *size), 200, np.uint8) for size in sizes]
+
+        speak = sight_module.speaker
+        made = "exports/small/ensemble.onnx"
+        monkeypatch.setattr(sight_module, "speaker", lambda name, p: Export() if name == made else speak(name, p))
+        sight = Sight("car.png", noise(50, 70))
+        looked = sight.look([made, "small/0"], ["identity", "hflip"], read_params())
+        assert [list(maps) for maps in looked.maps.values()] == [["ensemble"], ["identity", "hflip"]]
+        masked = Masker({}).decide(looked, EnsembleSettings(threshold=0.3))
+        assert set(masked.seconds) == {"prepare", made, "small/0", "decide"}
 
     def test_shown_no_larger_than_a_screen(self) -> None:
         assert Sight("tall.png", np.zeros((4000, 1000, 3), np.uint8)).shape == (240, 960)
