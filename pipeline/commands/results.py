@@ -44,7 +44,9 @@ def show_results(out: Path | None) -> None:
 
 def _demand_up_to_date() -> None:
     """Raise PipelineError if what is here was made with other settings, which would be kept in its name."""
-    run = subprocess.run(["dvc", "status", "--json", "evaluate"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        ["dvc", "status", "--json", "--with-deps", "evaluate"], capture_output=True, text=True, check=False
+    )
     if run.returncode or not run.stdout.strip():
         raise PipelineError(f"DVC can't tell whether the scores are those of params.yaml: {run.stderr.strip()[-300:]}")
     changed = list(json.loads(run.stdout.strip().splitlines()[-1]))
