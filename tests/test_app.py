@@ -111,6 +111,10 @@ class TestServe:
         assert f"http://127.0.0.1:{port}" in printed.out
         assert "warning" not in printed.err
 
+    def test_another_address_of_this_machine_is_a_name_of_it(self, started: list[list[str]]) -> None:
+        app.serve("127.0.0.2", free_port())
+        assert "--server.allowedHosts=127.0.0.2" in started[0]
+
     def test_a_word_of_warning_where_others_can_reach_it(
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -304,6 +308,16 @@ class TestTry:
     def test_shown_no_larger_than_a_screen(self) -> None:
         assert Sight("tall.png", np.zeros((4000, 1000, 3), np.uint8)).shape == (240, 960)
         assert Sight("small.png", np.zeros((10, 20, 3), np.uint8)).shape == (20, 10)
+
+    @pytest.mark.parametrize("size", [(1027, 481), (2444, 414), (961, 1279), (5000, 3), (3, 5000), (1, 1)], ids=str)
+    def test_a_picture_of_any_shape_is_shown_as_large_as_what_lies_over_it(self, size: tuple[int, int]) -> None:
+        sight = Sight("car.png", np.zeros((*size, 3), np.uint8))
+        assert sight.small_HWC.shape == (sight.shape[1], sight.shape[0], 3)
+
+    def test_a_tall_picture(self, net: Path) -> None:
+        drawn = page("tryout")
+        drawn.file_uploader[0].set_value(("tall.png", png(noise(1027, 481)), "image/png")).run()
+        assert "of the picture is car" in words(drawn)
 
 
 def noise(height: int, width: int) -> Any:

@@ -676,7 +676,9 @@ class TestCommand:
     )
     def test_errors(self, project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
         assert self.run(*arguments) == 1
-        assert words in capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert words in printed.err
+        assert README not in printed.out
         assert not list(project.glob("exports/*/*"))
 
     def test_before_any_training(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

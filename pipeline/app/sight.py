@@ -19,7 +19,7 @@ from pipeline.serving.masker import Looked, Masker
 from pipeline.serving.nets import FOLDS, Speaker, load
 
 WIDTH, HEIGHT = 1280, 960
-"""Of what is shown, at most: as much as a screen has room for."""
+"""Of what is shown, at most, but for rounding: as much as a screen has room for."""
 
 
 @dataclass
@@ -35,9 +35,9 @@ class Sight:
     @property
     def shape(self) -> tuple[int, int]:
         """Width and height of the picture as it is shown."""
-        height, width = self.image_HWC.shape[:2]
-        shrink = min(1.0, WIDTH / width, HEIGHT / height)
-        return max(1, round(width * shrink)), max(1, round(height * shrink))
+        rows, columns = self.image_HWC.shape[:2]
+        width = max(1, round(columns * min(1.0, WIDTH / columns, HEIGHT / rows)))
+        return width, max(1, round(rows * width / columns))  # from the rounded width, as ``photograph`` has it
 
     @property
     def box(self) -> Box:

@@ -60,5 +60,6 @@ def options(address: str, port: int, local: bool) -> list[str]:
         "theme.dark.textColor": "#e4e8ee",
     }
     # Against other sites that point their own names at this machine.
-    hosts = [f"--server.allowedHosts={host}" for host in ("localhost", LOOPBACK, "::1")] if local else []
+    names = dict.fromkeys(("localhost", LOOPBACK, "::1", address)) if local else {}
+    hosts = [f"--server.allowedHosts={host}" for host in names]
     return [*(f"--{name}={value}" for name, value in chosen.items()), *hosts]

@@ -11,7 +11,7 @@ from pipeline.data.folds import select, training_folds
 from pipeline.errors import PipelineError
 from pipeline.exporting.card import in_bytes, in_rate
 from pipeline.exporting.check import IMAGES, Measured
-from pipeline.exporting.export import Done, demand_formats, export
+from pipeline.exporting.export import README, Done, demand_formats, export
 from pipeline.exporting.formats import FORMATS
 from pipeline.exporting.material import Job
 from pipeline.learning.models import CONFIG
@@ -39,7 +39,8 @@ def export_model(model: str, fold: int | None, formats: Sequence[str] | None, im
         for done in export(job, names, _own_scores(model), folder):
             print(_line(done), flush=True)
             refused += [str(done.result)] if isinstance(done.result, PipelineError) else []
-    print(f"{folder / 'README.md'} says what they are and how to use them.")
+    if (folder / README).exists():  # not where nothing was ever kept
+        print(f"{folder / README} says what they are and how to use them.")
     if refused:
         raise PipelineError("\n".join(refused))
 
