@@ -92,7 +92,7 @@ def test_a_recipe_runs_to_a_checked_submission(project: Path, name: str, capsys:
     assert described["nets"] == [f"{params.models.active[0]}/0"]
     assert described["content_sha256"] == check(Path("submissions/submission.csv.gz"), None).sha256
     images = pd.read_csv("reports/images.csv")
-    assert images.groupby("split").size().to_dict() == {"holdout": 16, "oof": 24}
+    assert images.groupby("split").size().to_dict() == {"holdout": 16, "oof": 32}
     assert images["dice"].between(0, 1).all()
     keep_results()
     show_results(None)
