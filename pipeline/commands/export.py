@@ -46,7 +46,7 @@ def export_model(model: str, fold: int | None, formats: Sequence[str] | None, im
 
 
 def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int) -> Job:
-    _demand_trained(model, fold)
+    trained = _demand_trained(model, fold)
     merged = params.folds.active if ensemble else ()
     folders = {number: net_folder(model, number) for number in sorted({fold, *merged})}
     weights, settings = params.predict.weights, params.ensemble
@@ -59,7 +59,7 @@ def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int
         model=model,
         fold=fold,
         folders=folders,
-        digests={number: net_digest(folder, weights) for number, folder in folders.items()},
+        digests={number: net_digest(net_folder(model, number), weights) for number in trained},
         ensemble=merged,
         weights=weights,
         views=params.predict.views.test,
@@ -71,19 +71,22 @@ def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int
     )
 
 
-def _demand_trained(model: str, fold: int) -> None:
+def _demand_trained(model: str, fold: int) -> list[int]:
+    """Return the folds of a model that are trained; raises PipelineError if ``fold`` is not among them."""
     trained = sorted(path.parent.relative_to("folds") for path in Path("folds").glob(f"*/*/{CONFIG}"))
     models = sorted({path.parts[0] for path in trained})
     if not models:
         raise PipelineError("There is no trained net yet: run 'dvc repro train'.")
     if model not in models:
         raise PipelineError(f"There is no trained model '{model}': there is {', '.join(models)}.")
-    there = [path.name for path in trained if path.parts[0] == model]
-    if str(fold) not in there:
+    there = sorted(int(path.name) for path in trained if path.parts[0] == model)
+    if fold not in there:
+        known = ", ".join(map(str, there))
         raise PipelineError(
-            f"There is no net of {model} for fold {fold}, only for {', '.join(there)}: name one of these with --fold, "
+            f"There is no net of {model} for fold {fold}, only for {known}: name one of these with --fold, "
             "or train it with 'dvc repro train'."
         )
+    return there
 
 
 def _own_scores(model: str) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def _architecture(spec: Mapping[str, Any]) -> str:
 
 
 def _current(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:
-    return all(digests.get(fold, digest) == digest for fold, digest in entry["nets"].items())
+    """Return whether the nets that a file holds are those that the model has now."""
+    return all(digests.get(fold) == digest for fold, digest in entry["nets"].items())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def export(job: Job, names: Sequence[str], own_scores: Mapping[str, Any], folder
         remove(left_by_a_kill)
     with TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as work:
         material = Material(job, Path(work))
-        about = describe(job.folders[job.fold], material.net, own_scores) | {"digests": _by_fold(job, job.folders)}
+        about = describe(job.folders[job.fold], material.net, own_scores) | {"digests": _by_fold(job, job.digests)}
         for name in names:
             yield _export(material, name, about, folder, Path(work))
 

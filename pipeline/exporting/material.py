@@ -47,7 +47,7 @@ class Job:
     folders: Mapping[int, Path]
     """Of trained nets by fold: that of ``fold``, and those of the ensemble."""
     digests: Mapping[int, str]
-    """Of the nets in them, which tell them from nets that are trained later."""
+    """Of all trained nets of the model by fold, which tell them from nets that are trained later."""
     ensemble: Sequence[int]
     """Folds of the ensemble."""
     weights: str
