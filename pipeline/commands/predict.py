@@ -137,6 +137,7 @@ def _summary(tally: Tally, written: Sequence[str], out: Path) -> str:
     if not count:
         return "No picture was sound."
     return (
-        f"{count} pictures of {megapixels / count:.1f} megapixels on average in {tally.seconds:.1f} s, "
+        f"{count} picture{'s' * (count != 1)} of {megapixels / count:.1f} megapixels on average "
+        f"in {tally.seconds:.1f} s, "
         f"{count / tally.seconds:.2f} a second: {', '.join(written)} in {out}."
     )
