@@ -32,7 +32,7 @@ def keep_results() -> None:
 
 def show_results(out: Path | None) -> None:
     """Print the table of what is kept, or write it to ``out``; raises PipelineError if nothing is."""
-    kept = [_read(path) for path in sorted(KEPT.glob("*.json"))]
+    kept = [read_json(path, "mend it or delete it") for path in sorted(KEPT.glob("*.json"))]
     if not kept:
         raise PipelineError(f"{KEPT} holds no results: 'carvana results --keep' keeps those of this run.")
     text = table(kept)
@@ -122,11 +122,3 @@ def _demanded(score: dict[str, Any] | None, model: str) -> dict[str, Any]:
     if score is None:
         raise PipelineError(f"reports/images.csv has no scores of '{model}': run 'dvc repro'.")
     return score
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{path} can't be read ({error}): mend it or delete it.") from error
-    return result

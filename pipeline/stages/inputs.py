@@ -26,12 +26,12 @@ def read_manifest() -> dict[str, Any]:
     return manifest
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what an earlier stage wrote; raises PipelineError if it is not there."""
+def read_json(path: Path, remedy: str = "run 'dvc repro', which makes it") -> dict[str, Any]:
+    """Return what an earlier stage wrote; raises PipelineError, which ends with ``remedy``, if it is not there."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path} can't be read ({error}): run 'dvc repro', which makes it.") from error
+        raise PipelineError(f"{path} can't be read ({error}): {remedy}.") from error
     return content
 
 
