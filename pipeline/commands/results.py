@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,38 +66,45 @@ def _where(result: Mapping[str, Any]) -> str:
 
 def _results(params: Params) -> Iterator[dict[str, Any]]:
     """Yield a result for each active model, and for the ensemble of several."""
-    images, models = read_table(Path("reports/images.csv")), params.models.active
+    images, models, data = read_table(Path("reports/images.csv")), params.models.active, _data(params)
     one = len(models) == 1
     for model in models:
         # Held-out cars are scored by the ensemble alone, which a single model is.
         holdout = scored(images, "holdout", MERGED) if one else None
-        yield _result(params, [model]) | {"oof": _demanded(scored(images, "oof", model), model), "holdout": holdout}
+        yield _result(params, [model], data) | {
+            "oof": _demanded(scored(images, "oof", model), model),
+            "holdout": holdout,
+        }
     merged = scored(images, "oof", MERGED)
     if merged:
-        yield _result(params, params.ensemble.models or models) | {
+        yield _result(params, params.ensemble.models or models, data) | {
             "oof": merged,
             "holdout": scored(images, "holdout", MERGED),
         }
 
 
-def _result(params: Params, models: Any) -> dict[str, Any]:
+def _result(params: Params, models: Sequence[str], data: Mapping[str, Any]) -> dict[str, Any]:
     nets = [(model, fold) for model in models for fold in params.folds.active]
     trainings = [read_json(net_folder(*net) / "timing.json") for net in nets]
     told = [read_json(net_folder(model, params.folds.active[0]) / "metrics.json") for model in models]
-    ids = training_images(params).ids()
     return {
         "name": " + ".join(models),
-        "data": {
-            "source": "directory" if params.data.directory else params.data.source,
-            "cars": len({car_of(image_id) for image_id in ids}),
-            "images": len(ids),
-        },
+        "data": data,
         "folds": params.folds.model_dump(mode="json"),
         "seed": params.train.seed,
         "models": [_model(params, model) for model in models],
         "parameters": sum(metrics["parameters"] for metrics in told),
         "views": list(params.predict.views.oof),
         **speeds(trainings, [_predicted(*net) for net in nets]),
+    }
+
+
+def _data(params: Params) -> dict[str, Any]:
+    ids = training_images(params).ids()
+    return {
+        "source": "directory" if params.data.directory else params.data.source,
+        "cars": len({car_of(image_id) for image_id in ids}),
+        "images": len(ids),
     }
 
 
