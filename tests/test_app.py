@@ -32,9 +32,13 @@ from pipeline.commands import app
 from pipeline.competition import rle
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.errors import PipelineError
+from pipeline.exporting.compose import write_ensemble
+from pipeline.exporting.facts import Facts
+from pipeline.exporting.graphs import write_onnx
 from pipeline.kaggle_api.ledger import COLUMNS, Ledger
 from pipeline.learning import models
 from pipeline.learning.settings import ClassicUNet, InputSettings
+from pipeline.learning.speaker import Speaker
 from pipeline.params import read_params
 from pipeline.reporting.charts import accuracy_by_cost
 from pipeline.reporting.tables import of_split, read_table
@@ -284,7 +288,7 @@ class TestTry:
         assert not np.array_equal(before, after)
 
     def test_an_export_of_an_ensemble_has_views_of_its_own(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Export(nets.Speaker):
+        class Export(Speaker):
             views, input = ["ensemble"], SIZE
 
             def looking_at(self, views: Any) -> Any:
@@ -296,6 +300,9 @@ class TestTry:
             def levels_at(self, inputs: Any, sizes: Any) -> Any:
                 return [np.full((1, *size), 200, np.uint8) for size in sizes]
 
+            def levels(self, inputs: Any, height: int, width: int) -> Any:
+                raise NotImplementedError
+
         speak = sight_module.speaker
         made = "exports/small/ensemble.onnx"
         monkeypatch.setattr(sight_module, "speaker", lambda name, p: Export() if name == made else speak(name, p))
@@ -304,6 +311,41 @@ class TestTry:
         assert [list(maps) for maps in looked.maps.values()] == [["ensemble"], ["identity", "hflip"]]
         masked = Masker({}).decide(looked, EnsembleSettings(threshold=0.3))
         assert set(masked.seconds) == {"prepare", made, "small/0", "decide"}
+
+    def test_what_nets_said_is_kept_within_bounds(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sight, params, asked = Sight("car.png", noise(50, 70)), read_params(), []
+        look = Masker.look
+        monkeypatch.setattr(Masker, "look", lambda self, image: (asked.extend(self.nets), look(self, image))[1])
+        monkeypatch.setattr(sight_module, "_KEPT", 3 * 50 * 70)
+        for name in ("small/0", "small/1", "small/0"):
+            sight.look([name], ["identity"], params)
+        assert asked == ["small/0", "small/1"]
+        sight.look(["small/0"], ["identity", "hflip"], params)
+        sight.look(["small/1"], ["identity", "hflip"], params)  # 4 rasters: the other net's are let go
+        sight.look(["small/0"], ["identity"], params)
+        assert asked == ["small/0", "small/1", "small/0", "small/1", "small/0"]
+        looked = sight.look(["small/0", "small/1"], ["identity", "hflip"], params)  # what is shown has to be there
+        assert all(set(maps) == {"identity", "hflip"} for maps in looked.maps.values())
+
+    def test_a_net_that_is_removed_meanwhile(self, net: Path) -> None:
+        shutil.rmtree(net / "folds/small/0")
+        with pytest.raises(PipelineError, match="There is no net 'small/0'"):
+            Sight("car.png", noise(50, 70)).look(["small/0"], ["identity"], read_params())
+
+    def test_an_exported_ensemble_begins_at_its_own_threshold(self, net: Path) -> None:
+        exports = net / "exports/small"
+        exports.mkdir(parents=True)
+        facts = Facts(kind="net", model="small", folds=(0,), input=SIZE)
+        write_onnx(models.load(net / "folds/small/0")[0], facts, net / "0.onnx")
+        facts = Facts(kind="ensemble", model="small", folds=(0,), input=SIZE, threshold=0.3)
+        write_ensemble([net / "0.onnx"], facts, exports / "ensemble.onnx")
+        drawn = page("tryout")
+        drawn.file_uploader[0].set_value(("car.png", png(noise(60, 90)), "image/png")).run()
+        assert drawn.slider[0].value == 0.5
+        pills(drawn, "Nets").set_value(["exports/small/ensemble.onnx"]).run()
+        assert drawn.slider[0].value == 0.3
+        pills(drawn, "Nets").set_value(["exports/small/ensemble.onnx", "small"]).run()
+        assert drawn.slider[0].value == 0.5
 
     def test_shown_no_larger_than_a_screen(self) -> None:
         assert Sight("tall.png", np.zeros((4000, 1000, 3), np.uint8)).shape == (240, 960)

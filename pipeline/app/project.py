@@ -1,6 +1,7 @@
 """What the pages read of the project, read again when it changes: files of runs, the competition's pictures."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 def stamp(paths: Iterable[Path]) -> Stamp:
     """Return the stamp of those of some files that are there."""
-    states = ((path, path.stat()) for path in paths if path.is_file())
-    return tuple((str(path), state.st_mtime_ns, state.st_size) for path, state in states)
+    states = []
+    for path in paths:
+        with suppress(OSError):
+            state = path.stat()
+            states.append((str(path), state.st_mtime_ns, state.st_size))
+    return tuple(states)
 
 
 def table(name: str) -> pd.DataFrame:

@@ -13,13 +13,17 @@ from pipeline.app.project import Stamp, stamp
 from pipeline.ensembling.maps import LevelMap
 from pipeline.learning.rasters import Pixels
 from pipeline.learning.settings import Device, Precision
+from pipeline.learning.speaker import Speaker
 from pipeline.params import Params
 from pipeline.reporting.crops import Box, data_uri, photograph
 from pipeline.serving.masker import Looked, Masker
-from pipeline.serving.nets import FOLDS, Speaker, load
+from pipeline.serving.nets import FOLDS, load
 
 WIDTH, HEIGHT = 1280, 960
 """Of what is shown, at most, but for rounding: as much as a screen has room for."""
+
+_KEPT = 256_000_000
+"""Bytes that what nets said of a picture may take, beyond what is shown."""
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Sight:
     seconds: dict[str, float] = field(default_factory=dict)
     """What took how long so far, by stage: ``reading``, and each net."""
     _said: dict[tuple[str, Stamp], dict[str, LevelMap]] = field(default_factory=dict)
+    """By net, the one that was asked for last at the end, then by view."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,14 +67,22 @@ class Sight:
         maps = {}
         for name in nets:
             net = speaker(name, params).looking_at(views)
-            said = self._said.setdefault((name, _stamp(name)), {})
+            key = name, _stamp(name)
+            said = self._said[key] = self._said.pop(key, {})
             missing = [view for view in net.views if view not in said]
             if missing:
                 begun = time.perf_counter()
                 said |= Masker({name: net.looking_at(missing)}).look(self.image_HWC).maps[name]
                 self.seconds[name] = time.perf_counter() - begun
             maps[name] = {view: said[view] for view in net.views}
+        self._forget(len(nets))
         return Looked(self.image_HWC, maps, {"prepare": 0.0, **{name: self.seconds[name] for name in nets}})
+
+    def _forget(self, needed: int) -> None:
+        """Let go of what nets said that were asked long ago, or are trained anew by now, but of the last few."""
+        rows, columns = self.image_HWC.shape[:2]
+        while len(self._said) > needed and sum(map(len, self._said.values())) * rows * columns > _KEPT:
+            del self._said[next(iter(self._said))]
 
 
 def speaker(name: str, params: Params) -> Speaker:
@@ -85,5 +98,8 @@ def _speaker(
 
 
 def _stamp(name: str) -> Stamp:
-    folder = Path(FOLDS) / name
-    return stamp(sorted(folder.iterdir()) if folder.is_dir() else [Path(name)])
+    try:
+        files = sorted((Path(FOLDS) / name).iterdir())
+    except OSError:  # an export, or a net that is just being removed
+        files = [Path(name)]
+    return stamp(files)

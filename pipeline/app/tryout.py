@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,7 +13,7 @@ import streamlit as st
 
 from pipeline.app import project
 from pipeline.app.faults import as_text, in_words, sentence
-from pipeline.app.sight import Sight
+from pipeline.app.sight import Sight, speaker
 from pipeline.app.slider import Comparison, compare
 from pipeline.competition.layout import split_id
 from pipeline.competition.submission import HEADER
@@ -23,7 +24,7 @@ from pipeline.params import Params, read_params
 from pipeline.reporting.crops import data_uri, doubt
 from pipeline.reporting.tables import MERGES
 from pipeline.serving.masker import Masked, Masker
-from pipeline.serving.nets import EXPORTS, model_of, trained
+from pipeline.serving.nets import EXPORTS, model_of, own_threshold, trained
 from pipeline.serving.outputs import cutout_png, mask_png, overlay, rle_row
 from pipeline.serving.pictures import Limits, open_picture
 
@@ -172,7 +173,7 @@ def _choice(names: Sequence[str], params: Params) -> Choice:
         wrap=True,
         help="How the picture is shown to the nets. They look once for each view, and what they say is averaged.",
     )
-    return Choice(nets, views, _settings(params, several=len(nets) > 1))
+    return Choice(nets, views, _settings(params, nets))
 
 
 def _fold(name: str) -> str:
@@ -185,14 +186,14 @@ def _in_words(view: str) -> str:
     return ", ".join(part.replace("scale:", "size × ") for part in parts)
 
 
-def _settings(params: Params, *, several: bool) -> EnsembleSettings:
+def _settings(params: Params, nets: Sequence[str]) -> EnsembleSettings:
     """Ask how answers become a mask; the weights of models are those of the project."""
     ensemble = params.ensemble
-    begun = min(max(ensemble.threshold, 0.01), 0.99)
+    begun = min(max(_threshold(params, nets), 0.01), 0.99)
     words = "The probability from which on a pixel is car."
     threshold = st.slider("Threshold", 0.01, 0.99, begun, 0.01, help=words)
     merge = ensemble.merge
-    if several:
+    if len(nets) > 1:
         options: Sequence[MergeName] = get_args(MergeName)
         merge = st.radio("Merge", options, options.index(merge), format_func=MERGES.__getitem__)
     steps = st.pills(
@@ -205,6 +206,14 @@ def _settings(params: Params, *, several: bool) -> EnsembleSettings:
     )
     chosen = {"threshold": threshold, "merge": merge, "postprocess": tuple(steps)}
     return ensemble.model_copy(update=chosen)
+
+
+def _threshold(params: Params, nets: Sequence[str]) -> float:
+    """Return where to begin: the project's threshold, or that of an export which was made with one of its own."""
+    own = None
+    with suppress(PipelineError):  # said where the nets are asked
+        own = own_threshold(speaker(name, params) for name in nets[:2])
+    return params.ensemble.threshold if own is None else own
 
 
 def _draw(sight: Sight, masked: Masked, layer: Layer, *, several: bool) -> None:

@@ -8,19 +8,21 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.cores import cores
 from pipeline.errors import PipelineError
 from pipeline.exporting.facts import Facts
 from pipeline.exporting.packages import onnxruntime
-from pipeline.learning.rasters import Logits, Pixels, grow_raster, raster_levels, round_levels, to_input
+from pipeline.learning.rasters import Logits, Pixels, grow_raster, raster_levels, round_levels
+from pipeline.learning.speaker import Levels, Speaker
 from pipeline.learning.views import View
 
 ENSEMBLE_VIEW = "ensemble"
 """The one view of an ensemble's file, which looks in all its views itself."""
 
 
-class OnnxPredictor:
-    """An ONNX export, loaded once, with the face of ``learning.inference.Predictor``.
+class OnnxPredictor(Speaker):
+    """An ONNX export, loaded once.
 
     What it wants to see stands in the file's own metadata. Raises PipelineError if there is no such file, if it is no
     export of this pipeline, or if onnxruntime is not installed.
@@ -34,8 +36,9 @@ class OnnxPredictor:
             raise PipelineError(f"{path} does not say what it wants to see: make it with 'carvana export'.")
         self.facts = facts
         self.input = facts.input
-        self.views = [ENSEMBLE_VIEW] if facts.kind == "ensemble" else list(views)
-        self._views = [] if facts.kind == "ensemble" else [View.parse(name) for name in views]
+        self.views, self._views = list(views), [View.parse(name) for name in views]
+        if facts.kind == "ensemble":
+            self.views, self._views, self.own_threshold = [ENSEMBLE_VIEW], [], facts.cut
 
     def looking_at(self, views: Sequence[str]) -> Self:
         """Return the same export, without loading it again, that looks at other views; an ensemble's own stay."""
@@ -44,25 +47,12 @@ class OnnxPredictor:
             other.views, other._views = list(views), [View.parse(name) for name in views]
         return other
 
-    def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
-        """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
-
-        ``image`` is uint8 RGB of any size, (H, W, 3).
-        """
-        height, width = image_HWC.shape[:2]
-        levels_VHW = self.levels([self.prepare(image_HWC)], height, width)[0]
-        return np.asarray(levels_VHW.mean(axis=0, dtype=np.float32) / np.float32(255))
-
-    def prepare(self, image_HWC: Pixels) -> Pixels:
-        """Return a picture as the nets see it, uint8 (h, w, C)."""
-        return to_input(image_HWC, self.input)
-
-    def levels(self, inputs: list[Pixels], height: int, width: int) -> Pixels:
-        """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
+    def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
+        """Return what ``Speaker.levels`` does; an ensemble's file has one view."""
         return np.stack(self.levels_at(inputs, [(height, width)] * len(inputs)))
 
-    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
-        """Return the levels of each prepared picture at a size of its own: uint8 (V, height, width) each."""
+    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Levels]:
+        """Return what ``Speaker.levels_at`` does."""
         if self.facts.kind == "ensemble":
             # One by one: a raster of probabilities is large, and pictures may differ in size.
             return [round_levels(self.probability([pixels], *size)) for pixels, size in zip(inputs, sizes, strict=True)]
@@ -78,15 +68,20 @@ class OnnxPredictor:
 
     def probability(self, inputs: list[Pixels], height: int, width: int) -> NDArray[np.float32]:
         """Return what an ensemble's file says of prepared pictures of one size: float32 (B, height, width)."""
-        return self._run({"pixels": _batch(inputs), "size": np.asarray([height, width], np.int64)})
+        wanted = {"pixels": _batch(inputs), "size": np.asarray([height, width], np.int64)}
+        return self._run(wanted, sparing=height * width > HEIGHT * WIDTH)
 
     def _look(self, view: View, pixels_BCHW: NDArray[np.float32]) -> Logits:
         """Return logits (B, H, W) of a view, the right way round and at its size."""
         logits_BHW = self.logits(_seen(view, pixels_BCHW))[:, 0]
         return np.ascontiguousarray(logits_BHW[..., ::-1]) if view.hflip else logits_BHW
 
-    def _run(self, inputs: dict[str, Any]) -> NDArray[np.float32]:
-        said: NDArray[np.float32] = self._session.run(None, inputs)[0]
+    def _run(self, inputs: dict[str, Any], *, sparing: bool = False) -> NDArray[np.float32]:
+        """Run the file; ``sparing`` gives back what rasters took, which onnxruntime else keeps for the next ones."""
+        options = onnxruntime().RunOptions()
+        if sparing:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        said: NDArray[np.float32] = self._session.run(None, inputs, options)[0]
         if not np.isfinite(said).all():
             raise PipelineError(f"{self.path} gives no finite numbers: export it anew with 'carvana export'.")
         return said

@@ -11,21 +11,19 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.errors import CorruptFileError, PipelineError
 from pipeline.learning.devices import resolve_device, resolve_precision
 from pipeline.learning.models import load
 from pipeline.learning.pixels import grow, memory_format, to_batch, to_levels
-from pipeline.learning.rasters import Pixels, to_input
+from pipeline.learning.rasters import Pixels
 from pipeline.learning.settings import Device, Precision
+from pipeline.learning.speaker import Levels, Speaker
 from pipeline.learning.stopwatch import Spans, Stopwatch
 from pipeline.learning.views import View
 
-Levels = NDArray[np.uint8]
 
-
-class Predictor:
+class Predictor(Speaker):
     """A trained net's folder, loaded once, that turns pictures into probabilities.
 
     Needs neither Lightning nor the settings of training. Raises PipelineError if the folder holds no net that fits.
@@ -52,28 +50,15 @@ class Predictor:
         self._batches = itertools.count()
 
     def looking_at(self, views: Sequence[str]) -> Self:
-        """Return the same net, with which it shares its weights, that looks at other views."""
+        """Return the same net, with which it shares its weights but no stopwatch, that looks at other views."""
         other = copy.copy(self)
         other.views = list(views)
         other._views = [View.parse(name) for name in views]
         other.stopwatch = Stopwatch(views)
         return other
 
-    def __call__(self, image_HWC: Pixels) -> NDArray[np.float32]:
-        """Return the probability of car at each pixel, float32 (H, W), as the mean of the views.
-
-        ``image`` is uint8 RGB of any size, (H, W, 3).
-        """
-        height, width = image_HWC.shape[:2]
-        levels_VHW = self.levels([self.prepare(image_HWC)], height, width)[0]
-        return np.asarray(levels_VHW.mean(axis=0, dtype=np.float32) / np.float32(255))
-
-    def prepare(self, image_HWC: Pixels) -> Pixels:
-        """Return a picture as the net sees it, uint8 (h, w, C)."""
-        return to_input(image_HWC, self.input)
-
     def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
-        """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
+        """Return what ``Speaker.levels`` does, and tell the stopwatch how long it took."""
         shape = (len(inputs), len(self.views), height, width)
         levels_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
         spans = self._speak(inputs, list(levels_BVHW))
@@ -82,7 +67,7 @@ class Predictor:
         return levels
 
     def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Levels]:
-        """Return the levels of each prepared picture at a size of its own: uint8 (V, height, width) each."""
+        """Return what ``Speaker.levels_at`` does, and tell the stopwatch how long it took."""
         levels = [torch.empty((len(self.views), *size), dtype=torch.uint8, device=self.device) for size in sizes]
         spans = self._speak(inputs, levels)
         rasters = [np.asarray(levels_VHW.cpu()) for levels_VHW in levels]

@@ -22,7 +22,8 @@ from pipeline.errors import PipelineError
 from pipeline.exporting.runtime import ENSEMBLE_VIEW
 from pipeline.learning.rasters import Pixels
 from pipeline.learning.settings import InputSettings
-from pipeline.serving.nets import Speaker, model_of
+from pipeline.learning.speaker import Speaker
+from pipeline.serving.nets import model_of
 
 Settings = EnsembleSettings
 """Merge, threshold, weights by model, and steps; its ``models`` and ``folds`` are for whoever loads the nets."""

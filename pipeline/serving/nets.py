@@ -2,40 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from pipeline.errors import PipelineError
-from pipeline.learning.rasters import Pixels
-from pipeline.learning.settings import Device, InputSettings, Precision
+from pipeline.learning.settings import Device, Precision
+from pipeline.learning.speaker import Speaker
 
 FOLDS, EXPORTS = "folds", "exports"
 
 _CONFIG = "config.json"
-
-
-class Speaker(Protocol):
-    """A net that speaks: ``learning.inference.Predictor``, ``exporting.runtime.OnnxPredictor``."""
-
-    views: list[str]
-    """What it looks at, in the order of its levels."""
-
-    input: InputSettings
-    """What it wants to see."""
-
-    def looking_at(self, views: Sequence[str]) -> "Speaker":
-        """Return the same net, its weights shared, that looks at other views; an export of an ensemble has its own."""
-
-    def prepare(self, image_HWC: Pixels) -> Pixels:
-        """Return a picture, uint8 RGB of any size, as the net sees it, uint8 (h, w, C)."""
-
-    def levels(self, inputs: list[Pixels], height: int, width: int) -> NDArray[np.uint8]:
-        """Return the levels of each prepared picture and view, uint8 (B, V, height, width)."""
-
-    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        """Return the levels of each prepared picture at a size of its own: uint8 (V, height, width) each."""
 
 
 def trained(project: Path) -> list[str]:
@@ -88,8 +63,7 @@ def own_threshold(nets: Iterable[Speaker]) -> float | None:
     """Return where an export of an ensemble cuts its own probabilities, if it is the only net; those of a vote are
     shares of nets, which other settings don't fit."""
     alone = list(nets)
-    facts = getattr(alone[0], "facts", None) if len(alone) == 1 else None
-    return facts.cut if facts and facts.kind == "ensemble" else None
+    return alone[0].own_threshold if len(alone) == 1 else None
 
 
 def model_of(name: str) -> str:
