@@ -22,7 +22,7 @@ def functions(file: str) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-INPUTS = functions("stages/inputs.py")
+INPUTS = functions("stages/inputs.py") | functions("stages/active.py")
 METHODS = functions("params.py")
 
 
@@ -30,7 +30,8 @@ def keys_read(function: ast.FunctionDef, root: str, siblings: set[str]) -> set[s
     """The keys of params.yaml that a function reads, where ``root`` is its name for all settings.
 
     Follows ``params.folds.count``, names given to parts (``settings = params.folds``), methods of Params, and functions
-    of inputs.py that are handed ``params``; ``siblings``, the functions of the same file, are looked at by the caller.
+    of inputs.py and active.py that are handed ``params``; ``siblings``, the functions of the same file, are looked at
+    by the caller.
     """
     known, found = {root: ""}, set[str]()
 

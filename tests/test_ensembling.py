@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.competition.submission import check, rows
+from pipeline.ensembling.active import ActiveNets
 from pipeline.ensembling.ensemble import EnsembleSettings, Merge
 from pipeline.ensembling.evaluation import Evaluation
 from pipeline.ensembling.mapping import MapJob, make_maps
@@ -411,17 +412,16 @@ class TestEvaluation:
             return MapStore(make_maps(job, lambda some: ((i, self.predicted(model, i)) for i in some), work))
 
         both = [(model, fold) for model in ("good", "bad") for fold in (0, 1)]
-        whole = Evaluation(
+        whole = ActiveNets(
             settings=EnsembleSettings(threshold=0.75),
             views=["identity"],
             models=["good", "bad"],
             folds=[0, 1],
-            nets=both,
+            ensemble=both,
             store=store,
-            true_mask=self.truth,
             image=no_photograph,
         )
-        return replace(whole, **changes)
+        return Evaluation(replace(whole, **changes), self.truth)
 
     @staticmethod
     def dice_of(share: float) -> float:
@@ -458,5 +458,5 @@ class TestEvaluation:
         found = list(evaluation.worst(evaluation.score(holdout=True), 2))
         assert [(row.model, row.image_id) for row, _ in found] == [("ensemble", IDS[4]), ("ensemble", IDS[3])]
         assert [int(mask_HW.sum()) for _, mask_HW in found] == [20 * 8, 20 * 10]
-        alone = self.evaluation(tmp_path, nets=[("good", 0), ("good", 1)])
+        alone = self.evaluation(tmp_path, ensemble=[("good", 0), ("good", 1)])
         assert {row.model for row, _ in alone.worst(alone.score(holdout=False), 3)} == {"good"}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.data.metadata import read_makes
+from pipeline.ensembling.active import ActiveNets
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore, PackedMap
@@ -705,8 +706,8 @@ class TestMapsOfSomeImages:
 class TestOpinions:
     def opinions(self, stores: Callable[[str, str, int], MapStore], **changes: Any) -> Opinions:
         nets = [(model, fold) for model in "ab" for fold in (0, 1)]
-        whole = Opinions(EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY)
-        return replace(whole, **changes)
+        whole = ActiveNets(EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY)
+        return Opinions(replace(whole, **changes))
 
     def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], MapStore]) -> None:
         found = {o.image_id: o for o in self.opinions(stores).of("oof", [IDS[20], IDS[3]])}
@@ -727,7 +728,7 @@ class TestOpinions:
         assert held_out.doubt_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], "4, 3, 2, 1, 0 of 4"
 
     def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], MapStore]) -> None:
-        only_b = self.opinions(stores, nets=[("b", 0)])
+        only_b = self.opinions(stores, ensemble=[("b", 0)])
         (oof,) = only_b.of("oof", [IDS[20]])
         assert list(oof.nets) == ["a/1", "b/1"]
         assert np.array_equal(oof.mask_HW, oof.nets["b/1"]), "the model of the ensemble, with the fold of the image"
@@ -743,7 +744,7 @@ class TestOpinions:
         assert found.mask_HW.sum() == found.nets["a/0"].sum() - 1
 
     def test_a_single_net_doubts_what_it_is_undecided_of(self, stores: Callable[[str, str, int], MapStore]) -> None:
-        alone = self.opinions(stores, models=["a"], folds=[0], nets=[("a", 0)], views=["identity", "hflip"])
+        alone = self.opinions(stores, models=["a"], folds=[0], ensemble=[("a", 0)], views=["identity", "hflip"])
         (found,) = alone.of("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
         assert found.doubt_HW[305, 600] == pytest.approx(128, abs=2)
         assert found.doubt_HW[350, 600] == found.doubt_HW[10, 10] == 0

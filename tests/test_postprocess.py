@@ -18,8 +18,9 @@ from pipeline.competition.metric import count
 from pipeline.competition.submission import rows
 from pipeline.data.source import Source
 from pipeline.ensembling import postprocess
+from pipeline.ensembling.active import ActiveNets, decision_of
 from pipeline.ensembling.ensemble import EnsembleSettings, Merge, PostStep, Soft
-from pipeline.ensembling.evaluation import Evaluation, decision_of
+from pipeline.ensembling.evaluation import Evaluation
 from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore, sum_views
 from pipeline.ensembling.postprocess import LARGEST_HOLE, RADIUS, Decision, detail, edges, filled, largest
@@ -377,16 +378,16 @@ def test_what_is_scored_is_what_is_submitted(tiny_sample: Path, tmp_path: Path, 
     assert sorted(asked) == (sound if "edges" in steps else [])
 
     oof = store_of(source, sound, tmp_path / "oof", test=False)
-    evaluation = Evaluation(
+    nets = ActiveNets(
         settings=settings,
         views=["identity", "hflip"],
         models=["small"],
         folds=[0],
-        nets=[("small", 0)],
+        ensemble=[("small", 0)],
         store=lambda split, model, fold: oof,
-        true_mask=source.masks.mask,
         image=source.train.image,
     )
+    evaluation = Evaluation(nets, source.masks.mask)
     scores = evaluation.score(holdout=False)
     assert sorted(scores.images["image_id"]) == sound
     for row, mask_HW in evaluation.worst(scores, 2):

@@ -23,8 +23,8 @@ from pipeline.competition import rle
 from pipeline.competition.layout import image_name, join_id
 from pipeline.data.images import decode_jpeg
 from pipeline.data.source import Source
+from pipeline.ensembling.active import decision_of
 from pipeline.ensembling.ensemble import EnsembleSettings, Merge
-from pipeline.ensembling.evaluation import decision_of
 from pipeline.ensembling.mapping import MapJob, make_maps
 from pipeline.ensembling.maps import LevelMap, MapStore
 from pipeline.ensembling.submission import shard_rows

@@ -8,13 +8,14 @@ import pandas as pd
 
 from pipeline.data.source import Labelled
 from pipeline.ensembling.ablation import Panel, try_settings
+from pipeline.ensembling.active import ActiveNets
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.ensembling.grid import Setting
-from pipeline.ensembling.maps import MapStore, PackedMap
+from pipeline.ensembling.maps import PackedMap
 from pipeline.ensembling.opinions import Opinion, Opinions
 from pipeline.reporting import figures
 from pipeline.reporting.figures import Figure
-from pipeline.stages.inputs import maps_folder
+from pipeline.stages.active import stored_maps
 
 Progress = Callable[[float], object]
 """Told how much is done, 0 to 1."""
@@ -74,7 +75,7 @@ def draw(rows: pd.DataFrame, setting: Setting, active: Sequence[int], images: La
     ``active`` are the folds that out of fold each see their own images.
     """
     folds = setting.folds or tuple(active)
-    opinions = Opinions(
+    nets = ActiveNets(
         settings=EnsembleSettings(
             weights=dict(zip(setting.models, setting.weights, strict=True)),
             merge=setting.merge,
@@ -83,13 +84,13 @@ def draw(rows: pd.DataFrame, setting: Setting, active: Sequence[int], images: La
         views=setting.views,
         models=setting.models,
         folds=folds,
-        nets=[(model, fold) for model in setting.models for fold in folds],
-        store=lambda split, model, fold: MapStore(maps_folder(split, model, fold)),
+        ensemble=[(model, fold) for model in setting.models for fold in folds],
+        store=stored_maps,
         image=images.image,
     )
     by_image = {str(row["image_id"]): row for row in rows.to_dict("records")}
     split = "holdout" if setting.folds else "oof"
-    drawn = {o.image_id: _figure(by_image[o.image_id], o, images) for o in opinions.of(split, by_image)}
+    drawn = {o.image_id: _figure(by_image[o.image_id], o, images) for o in Opinions(nets).of(split, by_image)}
     return [drawn[image_id] for image_id in by_image]
 
 

@@ -1,6 +1,6 @@
 """Nets scored on cars that they never saw: out of fold, and on cars held out of every fold."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings, Merge
-from pipeline.ensembling.maps import MapStore
-from pipeline.ensembling.postprocess import Decision, Photo
+from pipeline.ensembling.active import ActiveNets, Net
+from pipeline.ensembling.ensemble import ENSEMBLE
 from pipeline.ensembling.scoring import SCORES, TrueMask, merged, score, summarise
-
-Net = tuple[str, int]
-"""Model and fold."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +36,14 @@ class Scores:
 class Evaluation:
     """What to score: every active model out of fold, the ensemble on held-out cars."""
 
-    settings: EnsembleSettings
-    views: Sequence[str]
-    models: Sequence[str]
-    folds: Sequence[int]
-    nets: Sequence[Net]
-    """Of the ensemble."""
-    store: Callable[[str, str, int], MapStore]
-    """Maps by split, model and fold."""
+    nets: ActiveNets
     true_mask: TrueMask
-    image: Photo
-    """Asked for where the settings post-process by photographs."""
 
     def score(self, holdout: bool) -> Scores:
         """Return the scores of every image; ``holdout`` tells whether cars are held out."""
         rows = [self._score("oof", name, fold, nets) for name, fold, nets in self._out_of_fold()]
         if holdout:
-            rows.append(self._score("holdout", ENSEMBLE, -1, self.nets))
+            rows.append(self._score("holdout", ENSEMBLE, -1, self.nets.ensemble))
         return Scores(pd.concat(rows, ignore_index=True))
 
     def worst(self, scores: Scores, wanted: int) -> Iterator[tuple[Any, NDArray[np.uint8]]]:
@@ -64,7 +51,8 @@ class Evaluation:
 
         Of the models merged as the ensemble merges them, or of its only model.
         """
-        name = ENSEMBLE if len(self._merged_models) > 1 else self._merged_models[0]
+        merged_models = self.nets.merged_models
+        name = ENSEMBLE if len(merged_models) > 1 else merged_models[0]
         rows = scores.images[(scores.images["split"] == "oof") & (scores.images["model"] == name)]
         lowest = rows.nsmallest(wanted, "dice")
         masks: dict[str, NDArray[np.uint8]] = {}
@@ -76,39 +64,20 @@ class Evaluation:
 
     def _out_of_fold(self) -> Iterator[tuple[str, int, Sequence[Net]]]:
         """Yield the name of each model, and of the ensemble's models merged, with the nets of each fold."""
-        for model in self.models:
-            yield from ((model, fold, [(model, fold)]) for fold in self.folds)
-        if len(self._merged_models) > 1:
-            yield from ((ENSEMBLE, fold, [(model, fold) for model in self._merged_models]) for fold in self.folds)
-
-    @property
-    def _merged_models(self) -> list[str]:
-        return list(dict.fromkeys(model for model, _ in self.nets))
+        folds, merged_models = self.nets.folds, self.nets.merged_models
+        for model in self.nets.models:
+            yield from ((model, fold, [(model, fold)]) for fold in folds)
+        if len(merged_models) > 1:
+            yield from ((ENSEMBLE, fold, [(model, fold) for model in merged_models]) for fold in folds)
 
     def _score(self, split: str, name: str, fold: int, nets: Sequence[Net]) -> pd.DataFrame:
-        stores, decision = self._prepare(split, nets)
         words = f"Scoring {split} {name} {fold if fold >= 0 else ''}"
-        rows = score(stores, decision, self.views, self.true_mask, words)
+        maps, decision = self.nets.maps(split, nets), self.nets.decision(nets)
+        rows = score(maps, decision, self.nets.views, self.true_mask, words)
         return rows.assign(split=split, model=name, fold=fold)[["split", "model", "fold", *rows.columns]]
 
     def _masks(self, split: str, nets: Sequence[Net], image_ids: set[str]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-        stores, decision = self._prepare(split, nets)
-        return merged(stores, decision, self.views, image_ids)
-
-    def _prepare(self, split: str, nets: Sequence[Net]) -> tuple[list[MapStore], Decision]:
-        decision = decision_of(self.settings, nets, len(self.views), self.image)
-        return [self.store(split, *net) for net in nets], decision
-
-
-def merge_of(settings: EnsembleSettings, nets: Sequence[Net], views: int) -> Merge:
-    """Return the merge of ``nets``, each a sum of as many views."""
-    weights = tuple(settings.weights.get(model, 1) for model, _ in nets)
-    return Merge(settings.merge, settings.threshold, (views,) * len(nets), weights)
-
-
-def decision_of(settings: EnsembleSettings, nets: Sequence[Net], views: int, image: Photo) -> Decision:
-    """Return how maps of ``nets``, each a sum of as many views, become a mask."""
-    return Decision(merge_of(settings, nets, views), settings.postprocess, image)
+        return merged(self.nets.maps(split, nets), self.nets.decision(nets), self.nets.views, image_ids)
 
 
 def own_dice(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """What the nets that never saw a car say about some of its images: the mask of all, the masks of each, their doubt."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.evaluation import Net, decision_of, merge_of
-from pipeline.ensembling.maps import FULL, LevelMap, MapStore
-from pipeline.ensembling.postprocess import Photo
+from pipeline.ensembling.active import ActiveNets, Net
+from pipeline.ensembling.maps import FULL, LevelMap
 
 Mask = NDArray[np.bool_]
 
@@ -35,37 +33,27 @@ class Opinion:
 class Opinions:
     """Of the active nets, merged by the settings of the ensemble."""
 
-    settings: EnsembleSettings
-    views: Sequence[str]
-    models: Sequence[str]
-    folds: Sequence[int]
-    nets: Sequence[Net]
-    """Of the ensemble."""
-    store: Callable[[str, str, int], MapStore]
-    """Maps by split, model and fold."""
-    image: Photo
+    nets: ActiveNets
 
     def of(self, split: str, image_ids: Collection[str]) -> Iterator[Opinion]:
         """Yield the opinion on each of some images of ``oof`` or ``holdout``, those of a fold together.
 
         Of validation cars only the nets of their fold may speak; of held-out cars all may.
         """
-        wanted = set(image_ids)
+        wanted, models, folds = set(image_ids), self.nets.models, self.nets.folds
         if split == "holdout":
-            yield from self._of_group(split, wanted, [(m, f) for m in self.models for f in self.folds], self.nets)
+            yield from self._of_group(split, wanted, [(m, f) for m in models for f in folds], self.nets.ensemble)
             return
-        merged = list(dict.fromkeys(model for model, _ in self.nets))
-        for fold in self.folds:
-            nets = [(model, fold) for model in self.models]
-            yield from self._of_group(split, wanted, nets, [(model, fold) for model in merged])
+        for fold in folds:
+            merged = [(model, fold) for model in self.nets.merged_models]
+            yield from self._of_group(split, wanted, [(model, fold) for model in models], merged)
 
     def _of_group(self, split: str, wanted: set[str], speak: Sequence[Net], merged: Sequence[Net]) -> Iterator[Opinion]:
         if not wanted:
             return
-        count = len(self.views)
-        decision = decision_of(self.settings, merged, count, self.image)
-        alone = merge_of(self.settings, speak[:1], count)
-        for maps in zip(*(self.store(split, *net).of_images(wanted, self.views) for net in speak), strict=True):
+        decision, alone = self.nets.decision(merged), self.nets.merge(speak[:1])
+        of_nets = [store.of_images(wanted, self.nets.views) for store in self.nets.maps(split, speak)]
+        for maps in zip(*of_nets, strict=True):
             by_net = dict(zip(speak, maps, strict=True))
             masks = {f"{model}/{fold}": alone.mask([by_net[model, fold]]) for model, fold in speak}
             yield Opinion(

@@ -7,7 +7,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.competition import submission
-from pipeline.ensembling.evaluation import decision_of, own_dice
+from pipeline.ensembling.active import decision_of
+from pipeline.ensembling.evaluation import own_dice
 from pipeline.ensembling.maps import MapStore
 from pipeline.ensembling.postprocess import no_photograph
 from pipeline.ensembling.submission import mean_mask_rows, write_submission

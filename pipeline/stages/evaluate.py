@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from pipeline.ensembling.evaluation import Evaluation
-from pipeline.ensembling.maps import MapStore
 from pipeline.files import write_json, write_text
 from pipeline.params import Params
 from pipeline.reporting.pictures import Tile, write_sheet
+from pipeline.stages.active import active_nets
 from pipeline.stages.command import stage
-from pipeline.stages.inputs import maps_folder, read_manifest, training_images
+from pipeline.stages.inputs import read_manifest, training_images
 
 REPORTS = Path("reports")
 
@@ -16,16 +16,7 @@ REPORTS = Path("reports")
 def run(params: Params) -> None:
     """Read maps of validation and held-out cars; write scores a model, image and car, and a picture of the worst."""
     images = training_images(params)
-    evaluation = Evaluation(
-        settings=params.ensemble,
-        views=params.predict.views.test,
-        models=params.models.active,
-        folds=params.folds.active,
-        nets=params.ensemble_nets(),
-        store=lambda split, model, fold: MapStore(maps_folder(split, model, fold)),
-        true_mask=images.mask,
-        image=images.image,
-    )
+    evaluation = Evaluation(active_nets(params, images.image), images.mask)
     scores = evaluation.score(holdout=params.folds.holdout_cars > 0)
     write_json(REPORTS / "evaluation.json", scores.summary() | {"skipped_images": read_manifest()["unreadable"]})
     write_text(REPORTS / "images.csv", scores.images.to_csv(index=False, lineterminator="\n", float_format="%.6f"))

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.metadata import read_makes
-from pipeline.ensembling.maps import MapStore
 from pipeline.ensembling.opinions import Opinion, Opinions
 from pipeline.files import write_json, write_text
 from pipeline.params import Params
@@ -19,8 +18,9 @@ from pipeline.reporting.page import Findings, page
 from pipeline.reporting.pictures import write_sheet
 from pipeline.reporting.summary import curves, metrics, prediction_tiles, warnings
 from pipeline.reporting.tables import read_table, suspects, worst_images
+from pipeline.stages.active import active_nets
 from pipeline.stages.command import stage
-from pipeline.stages.inputs import competition_files, maps_folder, net_folder, read_json, test_images, training_images
+from pipeline.stages.inputs import competition_files, net_folder, read_json, test_images, training_images
 
 REPORTS = Path("reports")
 
@@ -54,15 +54,7 @@ def run(params: Params) -> None:
         warnings=warnings(evaluation, submission),
     )
     images, makes = training_images(params), findings.makes
-    opinions = Opinions(
-        settings=params.ensemble,
-        views=params.predict.views.test,
-        models=params.models.active,
-        folds=params.folds.active,
-        nets=params.ensemble_nets(),
-        store=lambda split, model, fold: MapStore(maps_folder(split, model, fold)),
-        image=images.image,
-    )
+    opinions = Opinions(active_nets(params, images.image))
 
     def worst(row: Row, opinion: Opinion) -> Figure:
         mask_HW = opinion.mask_HW.view(np.uint8)
