@@ -34,7 +34,7 @@ def result(name: str, dice: float, **changes: Any) -> dict[str, Any]:
         "data": {"source": "sample", "cars": 14, "images": 224},
         "folds": {"count": 2, "active": [0, 1], "holdout_cars": 2, "seed": 0},
         "seed": 0,
-        "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10}],
+        "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10, "spec": {"net": "classic"}}],
         "parameters": 1_862_849,
         "views": ["identity", "hflip"],
         "minutes": 12.34,
@@ -68,6 +68,13 @@ def test_speeds_add_up_over_folds() -> None:
     found = speeds([timing, timing], [(10, 2.0), (30, 2.0)])
     assert found == {"minutes": 3.0, "trained_per_second": 5.0, "predicted_per_second": 10.0, "device": "a GPU"}
     assert speeds([timing], [(0, 0.0)])["predicted_per_second"] is None
+
+
+def test_who_began_with_random_weights_is_marked() -> None:
+    model = {"name": "e", "sees": "128 x 128", "epochs": 20}
+    specs = [{"net": "encoder", "encoder_weights": weights} for weights in (None, "imagenet")]
+    text = table([result(f"e{n}", 0.9, models=[model | {"spec": spec}]) for n, spec in enumerate(specs)])
+    assert "| e0 * |" in text and "| e1 |" in text
 
 
 def test_only_equal_folds_and_data_share_a_table_best_first() -> None:

@@ -28,10 +28,11 @@ _COLUMNS = (
 )
 
 _NOTES = (
-    "Dice, IoU and accuracy are means over images at 1918 x 1280: out of fold by the net that never saw the car, "
-    "IoU and accuracy too; of held-out cars by all folds merged. In brackets the 95 % interval, by resampling "
-    "cars, which takes 8 of them. Minutes are those of training all folds, scoring included. Images a second are "
-    "those of training steps, and of predicting with the views named, reading and storing included."
+    "Dice, IoU and accuracy are means over images at 1918 x 1280. Dice out of fold, IoU and accuracy score each car by "
+    "the net that never saw it; Dice held out scores cars that were kept out of every fold, by all folds merged. In "
+    "brackets the 95 % interval, by resampling cars, which takes 8 of them. Minutes are those of training all folds, "
+    "scoring included. Images a second are those of training steps, and of predicting with the views named, reading "
+    "and storing included. *: an encoder that began with random weights."
 )
 
 
@@ -77,12 +78,13 @@ def _setting(result: Result) -> str:
     what = f"The drawn sample, {cars}" if data["source"] == "sample" else f"Real photographs, {cars}"
     parts = f"{len(folds['active'])} of {folds['count']} folds, {count(folds['holdout_cars'], 'car')} held out"
     return (
-        f"{what}; {parts}, seeds {folds['seed']} and {result['seed']}; {result['device']}; {', '.join(result['views'])}"
+        f"{what}; {parts}, seed {folds['seed']} of folds and {result['seed']} of training; {result['device']}; "
+        f"{', '.join(result['views'])}"
     )
 
 
 def _cells(result: Result) -> Iterator[str]:
-    yield result["name"]
+    yield result["name"] + (" *" if any(map(_from_random, result["models"])) else "")
     yield whole(result["parameters"])
     yield " + ".join(dict.fromkeys(model["sees"] for model in result["models"]))
     yield " + ".join(dict.fromkeys(str(model["epochs"]) for model in result["models"]))
@@ -93,6 +95,10 @@ def _cells(result: Result) -> Iterator[str]:
     yield f"{result['minutes']:.1f}"
     yield _speed(result["trained_per_second"])
     yield _speed(result["predicted_per_second"])
+
+
+def _from_random(model: Mapping[str, Any]) -> bool:
+    return model["spec"]["net"] == "encoder" and model["spec"]["encoder_weights"] is None
 
 
 def _with_interval(score: Mapping[str, Any] | None) -> str:
