@@ -171,6 +171,7 @@ class TestWords:
         ("told", "shown"),
         [
             ("/srv/ab/data is gone", "data is gone"),
+            ("File:/srv/ab/data is gone", r"File\:data is gone"),
             ("/home/me/secret/train.zip can't be read", "train.zip can't be read"),
             ("in '/var/lib/x/y.csv'", "in `y.csv`"),
             ("folds/small/0 holds no net", "folds/small/0 holds no net"),
@@ -316,16 +317,37 @@ class TestTry:
         sight, params, asked = Sight("car.png", noise(50, 70)), read_params(), []
         look = Masker.look
         monkeypatch.setattr(Masker, "look", lambda self, image: (asked.extend(self.nets), look(self, image))[1])
-        monkeypatch.setattr(sight_module, "_KEPT", 3 * 50 * 70)
-        for name in ("small/0", "small/1", "small/0"):
-            sight.look([name], ["identity"], params)
-        assert asked == ["small/0", "small/1"]
-        sight.look(["small/0"], ["identity", "hflip"], params)
-        sight.look(["small/1"], ["identity", "hflip"], params)  # 4 rasters: the other net's are let go
         sight.look(["small/0"], ["identity"], params)
-        assert asked == ["small/0", "small/1", "small/0", "small/1", "small/0"]
-        looked = sight.look(["small/0", "small/1"], ["identity", "hflip"], params)  # what is shown has to be there
-        assert all(set(maps) == {"identity", "hflip"} for maps in looked.maps.values())
+        sight.look(["small/1"], ["identity"], params)
+        sight.look(["small/0"], ["identity"], params)
+        assert asked == ["small/0", "small/1"]
+        monkeypatch.setattr(sight_module, "_KEPT", 1)
+        looked = sight.look(["small/0"], ["identity", "hflip"], params)  # the other net's are let go, not those shown
+        assert set(looked.maps["small/0"]) == {"identity", "hflip"}
+        sight.look(["small/1"], ["identity"], params)
+        assert asked == ["small/0", "small/1", "small/0", "small/1"]
+
+    def test_more_than_memory_holds_is_refused(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sight_module, "_MOST", 3 * 50 * 70)
+        sight, params = Sight("car.png", noise(50, 70)), read_params()
+        with pytest.raises(PipelineError, match="choose 3 nets times views at most"):
+            sight.look(["small/0", "small/1"], ["identity", "hflip"], params)
+
+    def test_a_net_is_not_loaded_for_what_it_has_said(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sight, params = Sight("car.png", noise(50, 70)), read_params()
+        before = sight.look(["small/0"], ["identity"], params)
+        monkeypatch.delattr(sight_module, "speaker")
+        assert sight.look(["small/0"], ["identity"], params).maps == before.maps
+
+    def test_other_weights_are_asked_anew(self, net: Path) -> None:
+        sight, params = Sight("car.png", noise(50, 70)), read_params()
+        before = sight.look(["small/0"], ["identity"], params).maps["small/0"]["identity"].raster(50, 70)
+        folder = net / "folds/small/0"
+        shutil.copyfile(net / "folds/small/1" / models.WEIGHTS["last"], folder / models.WEIGHTS["best"])
+        sight.look(["small/0"], ["identity"], params)
+        best = params.model_copy(update={"predict": params.predict.model_copy(update={"weights": "best"})})
+        after = sight.look(["small/0"], ["identity"], best).maps["small/0"]["identity"].raster(50, 70)
+        assert not np.array_equal(before, after)
 
     def test_a_net_that_is_removed_meanwhile(self, net: Path) -> None:
         shutil.rmtree(net / "folds/small/0")
@@ -496,6 +518,18 @@ class TestSubmissions:
         drawn = page("submissions")
         assert "`carvana submissions` fetches the scores" in words(drawn)
         assert not drawn.get("vega_lite_chart")
+
+    def test_rows_added_by_hand(self, here: Path) -> None:
+        Ledger(here / "submissions/ledger.csv").add(ledger_row(0, description="", time_utc=""))
+        drawn = page("submissions")
+        assert len(drawn.get("vega_lite_chart")) == 2 and words(drawn)
+
+    def test_errors_name_no_folder_of_the_server(self, here: Path) -> None:
+        refused = "Kaggle refused the credentials from /home/alice/.kaggle/kaggle.json (401)"
+        Ledger(here / "submissions/ledger.csv").add(ledger_row(0, status="error", error=refused))
+        assert page("submissions").dataframe[0].value["error"].tolist() == [
+            "Kaggle refused the credentials from kaggle.json (401)"
+        ]
 
     def test_a_damaged_ledger(self, here: Path) -> None:
         ledger = Ledger(here / "submissions/ledger.csv")

@@ -693,7 +693,15 @@ class TestCommand:
         assert self.run("tiny", "--format", "hub") == 0
 
     @pytest.mark.parametrize(
-        ("name", "package"), [("onnx", "onnx"), ("int8", "onnxruntime.quantization"), ("ensemble", "onnx")]
+        ("name", "package"),
+        [
+            ("onnx", "onnx"),
+            ("onnx", "onnxscript"),
+            ("int8", "onnxruntime.quantization"),
+            ("int8", "onnxscript"),
+            ("ensemble", "onnx"),
+            ("ensemble", "onnxruntime"),
+        ],
     )
     def test_a_package_that_is_missing(
         self,

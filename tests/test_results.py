@@ -33,10 +33,11 @@ def result(name: str, dice: float, **changes: Any) -> dict[str, Any]:
         "name": name,
         "data": {"source": "sample", "cars": 14, "images": 224},
         "folds": {"count": 2, "active": [0, 1], "holdout_cars": 2, "seed": 0},
-        "seed": 0,
+        "seeds": [0],
+        "setting": "aaaaaa",
         "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10, "spec": {"net": "classic"}}],
         "parameters": 1_862_849,
-        "views": ["identity", "hflip"],
+        "views": {"oof": ["identity"], "test": ["identity", "hflip"]},
         "minutes": 12.34,
         "trained_per_second": 20.0,
         "predicted_per_second": None,
@@ -79,7 +80,7 @@ def test_who_began_with_random_weights_is_marked() -> None:
 
 def test_only_equal_folds_and_data_share_a_table_best_first() -> None:
     other = {"count": 3, "active": [0], "holdout_cars": 0, "seed": 0}
-    text = table([result("b", 0.96), result("a", 0.95), result("c", 0.97, folds=other)])
+    text = table([result("b", 0.96), result("a", 0.95), result("c", 0.97, folds=other, setting="bbbbbb")])
     first, second = text.split("## ")[1:]
     assert first.startswith("The drawn sample, 14 cars; 1 of 3 folds")
     assert "| c |" in first

@@ -104,6 +104,15 @@ class TestPictures:
         assert image_HWC.flags.c_contiguous
         np.testing.assert_allclose(image_HWC.astype(int), np.asarray(upright, int), atol=1)
 
+    @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+    def test_exif_that_ends_within_a_number(self, kind: str) -> None:
+        data = encoded(RGB, kind, exif=b"MM\0*", **({"lossless": True} if kind == "WEBP" else {}))
+        np.testing.assert_array_equal(open_picture(data, "a"), COLOURS)
+
+    def test_a_header_that_makes_no_sense(self) -> None:
+        with pytest.raises(CorruptFileError, match=r"car\.png is no sound PNG, maybe torn \(its header makes no sense"):
+            open_picture(b"\x89PNG\r\n\x1a\n" + bytes(40), "car.png")
+
     @pytest.mark.parametrize(
         "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0nonsense", b"\xff" * 40]
     )
@@ -502,6 +511,14 @@ class TestNets:
             (tmp_path / "folds/a" / str(fold) / "config.json").touch()
         assert nets.expand("a", tmp_path) == nets.trained(tmp_path) == [f"a/{fold}" for fold in range(12)]
 
+    def test_what_is_being_made_is_no_net_yet(self, tmp_path: Path) -> None:
+        for made in ("folds/a/.0.part/config.json", "exports/a/.x.part/model.onnx", "folds/.a.part/0/config.json"):
+            (tmp_path / made).parent.mkdir(parents=True)
+            (tmp_path / made).touch()
+        assert nets.trained(tmp_path) == []
+        with pytest.raises(PipelineError, match="no net 'a'"):
+            nets.expand("a", tmp_path)
+
     def test_no_such_net(self, project: Path, tmp_path: Path) -> None:
         with pytest.raises(PipelineError, match=r"no net 'gray': name one of encoder/0, .* or an \.onnx file"):
             nets.expand("gray", project)
@@ -522,10 +539,6 @@ class TestOutputs:
         np.testing.assert_array_equal(rgba_HWC[..., 3], self.MASK * np.uint8(255))
         np.testing.assert_array_equal(rgba_HWC[self.MASK][:, :3], self.IMAGE[self.MASK])
         assert not rgba_HWC[~self.MASK].any()
-
-    def test_soft_cutouts(self) -> None:
-        probability_HW = noise(20, 31, 2)[..., 1]
-        np.testing.assert_array_equal(decoded(cutout_png(self.IMAGE, probability_HW))[..., 3], probability_HW)
 
     def test_overlays_tint_the_car_and_leave_the_rest(self) -> None:
         mask_HW = np.zeros((20, 31), np.bool_)

@@ -12,8 +12,8 @@ from pipeline.errors import PipelineError
 from pipeline.params import read_params
 from pipeline.places import home
 
-_FOLDERS = re.compile(r"(?<![\w.:/\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
-"""The folders of an absolute path; in a relative one or an address something stands before the first slash."""
+_FOLDERS = re.compile(r"(?<![\w./\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
+"""The folders of an absolute path; before the first slash stands something in a relative one, a slash in an address."""
 
 _QUOTED = re.compile(r"(?<!\w)'([^'`]+)'(?!\w)")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
@@ -30,10 +30,14 @@ def in_words() -> Iterator[None]:
 
 def sentence(error: PipelineError) -> str:
     """Return an error as Markdown: paths as the project knows them, commands set as code, nothing else marked up."""
-    words = str(error)
+    return as_text(without_folders(str(error)))
+
+
+def without_folders(words: str) -> str:
+    """Return words with paths as the project knows them, and nothing else of where it lies."""
     for folder in sorted(_folders(), key=lambda folder: -len(str(folder))):
         words = words.replace(f"{folder}/", "")
-    return as_text(_FOLDERS.sub("", words))
+    return _FOLDERS.sub("", words)
 
 
 def _folders() -> Iterator[Path]:

@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from pipeline.app.faults import in_words
+from pipeline.app.faults import in_words, without_folders
 from pipeline.app.theme import chart_config
 from pipeline.kaggle_api.agreement import FEWEST, OWN, Agreement, agreements
 from pipeline.kaggle_api.ledger import Ledger, Row
@@ -66,7 +66,7 @@ def _page(rows: Sequence[Row]) -> None:
 
 
 def _cells(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return the ledger as the table shows it, newest first; columns without a word are left out."""
+    """Return the ledger as the table shows it, newest first; columns without a word are left out, but the first two."""
     ledger = pd.DataFrame(rows).iloc[::-1]
     numbers = ledger[[*_OWN, *_SCORES, "threshold"]].apply(pd.to_numeric, errors="coerce")
     cells = pd.DataFrame(
@@ -83,10 +83,11 @@ def _cells(rows: Sequence[Row]) -> pd.DataFrame:
             "merge": ledger["merge"],
             "threshold": numbers["threshold"],
             "commit": ledger["git_commit"].str[:8],
-            "error": ledger["error"],
+            "error": ledger["error"].map(without_folders),
         }
     )
-    return cells[[name for name in cells if cells[name].notna().any() and (cells[name] != "").any()]]
+    told = [name for name in cells if cells[name].notna().any() and (cells[name] != "").any()]
+    return cells[list(dict.fromkeys(["sent", "description", *told]))]
 
 
 def _pairs(table: pd.DataFrame) -> pd.DataFrame:

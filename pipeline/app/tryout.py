@@ -24,7 +24,7 @@ from pipeline.params import Params, read_params
 from pipeline.reporting.crops import data_uri, doubt
 from pipeline.reporting.tables import MERGES
 from pipeline.serving.masker import Masked, Masker
-from pipeline.serving.nets import EXPORTS, model_of, own_threshold, trained
+from pipeline.serving.nets import EXPORTS, model_of, trained
 from pipeline.serving.outputs import cutout_png, mask_png, overlay, rle_row
 from pipeline.serving.pictures import Limits, open_picture
 
@@ -212,7 +212,7 @@ def _threshold(params: Params, nets: Sequence[str]) -> float:
     """Return where to begin: the project's threshold, or that of an export which was made with one of its own."""
     own = None
     with suppress(PipelineError):  # said where the nets are asked
-        own = own_threshold(speaker(name, params) for name in nets[:2])
+        own = speaker(nets[0], params).own_threshold if len(nets) == 1 else None
     return params.ensemble.threshold if own is None else own
 
 

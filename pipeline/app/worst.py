@@ -23,6 +23,9 @@ from pipeline.stages.ablate import panels
 
 Row = Mapping[Any, Any]
 
+_KEPT = 8
+"""Settings whose scores a session remembers: on the whole competition they are some MB each."""
+
 _SHOWN = 6
 """Images, at most two of a car."""
 
@@ -71,6 +74,8 @@ def _scores(row: Row, split: Split, split_panels: Sequence[Panel], images: Label
         place = st.empty()
         bar = place.progress(0.0, "Scoring every image under this setting ...")
         kept[key] = score_images(split_panels, key[0], images, bar.progress)
+        if len(kept) > _KEPT:
+            del kept[next(iter(kept))]
         place.empty()
     return kept[key]
 

@@ -73,7 +73,7 @@ def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int
 
 def _demand_trained(model: str, fold: int) -> list[int]:
     """Return the folds of a model that are trained; raises PipelineError if ``fold`` is not among them."""
-    trained = sorted(path.parent.relative_to("folds") for path in Path("folds").glob(f"*/*/{CONFIG}"))
+    trained = sorted(path.parent.relative_to("folds") for path in Path("folds").glob(f"[!.]*/[!.]*/{CONFIG}"))
     models = sorted({path.parts[0] for path in trained})
     if not models:
         raise PipelineError("There is no trained net yet: run 'dvc repro train'.")

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.params import Params, read_params
 from pipeline.reporting.headlines import MERGED
 from pipeline.reporting.results import scored, speeds, table
 from pipeline.reporting.tables import read_table
-from pipeline.stages.inputs import maps_folder, net_folder, read_json, training_images
+from pipeline.stages.inputs import maps_folder, net_folder, read_json, read_manifest, training_images
 
 KEPT = Path("docs/results")
 """A JSON file for each model, or models merged, and data."""
@@ -25,7 +26,9 @@ def keep_results() -> None:
     params = read_params()
     _demand_up_to_date()
     for result in _results(params):
-        path = KEPT / f"{result['name'].replace(' + ', '+')}@{_where(result)}.json"
+        data = result["data"]
+        where = f"{'sample' if data['source'] == 'sample' else 'real'}-{data['cars']}-{result['setting']}"
+        path = KEPT / f"{result['name'].replace(' + ', '+')}@{where}.json"
         write_json(path, result)
         print(f"{path}: Dice {result['oof']['dice']:.4f} out of fold")
 
@@ -45,7 +48,10 @@ def show_results(out: Path | None) -> None:
 def _demand_up_to_date() -> None:
     """Raise PipelineError if what is here was made with other settings, which would be kept in its name."""
     run = subprocess.run(
-        ["dvc", "status", "--json", "--with-deps", "evaluate"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", "evaluate"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if run.returncode or not run.stdout.strip():
         raise PipelineError(f"DVC can't tell whether the scores are those of params.yaml: {run.stderr.strip()[-300:]}")
@@ -54,14 +60,6 @@ def _demand_up_to_date() -> None:
         raise PipelineError(
             f"The scores are not those of the present settings ({changed[0]} changed): run 'dvc repro'."
         )
-
-
-def _where(result: Mapping[str, Any]) -> str:
-    """Return what tells results of a name apart: the data in words, and a digest of all that a table is for."""
-    data = result["data"]
-    told = [result[key] for key in ("data", "folds", "seed", "views", "device")]
-    digest = sha256_of(json.dumps(told, sort_keys=True).encode())[:6]
-    return f"{'sample' if data['source'] == 'sample' else 'real'}-{data['cars']}-{digest}"
 
 
 def _results(params: Params) -> Iterator[dict[str, Any]]:
@@ -87,24 +85,32 @@ def _result(params: Params, models: Sequence[str], data: Mapping[str, Any]) -> d
     nets = [(model, fold) for model in models for fold in params.folds.active]
     trainings = [read_json(net_folder(*net) / "timing.json") for net in nets]
     told = [read_json(net_folder(model, params.folds.active[0]) / "metrics.json") for model in models]
-    return {
-        "name": " + ".join(models),
+    measured = speeds(trainings, [_predicted(*net) for net in nets])
+    setting = {
         "data": data,
         "folds": params.folds.model_dump(mode="json"),
-        "seed": params.train.seed,
+        "seeds": sorted({params.design(model).train.seed for model in models}),
+        "views": {"oof": list(params.predict.views.oof), "test": list(params.predict.views.test)},
+        "ensemble": params.ensemble.model_dump(mode="json", exclude={"models", "folds"}),
+        "device": measured["device"],
+    }
+    return {
+        "name": " + ".join(models),
+        "setting": sha256_of(json.dumps(setting, sort_keys=True).encode())[:6],
+        **setting,
+        **measured,
         "models": [_model(params, model) for model in models],
         "parameters": sum(metrics["parameters"] for metrics in told),
-        "views": list(params.predict.views.oof),
-        **speeds(trainings, [_predicted(*net) for net in nets]),
     }
 
 
 def _data(params: Params) -> dict[str, Any]:
-    ids = training_images(params).ids()
+    ids, manifest = training_images(params).ids(), read_manifest()
     return {
         "source": "directory" if params.data.directory else params.data.source,
         "cars": len({car_of(image_id) for image_id in ids}),
         "images": len(ids),
+        "digests": [manifest[part]["digest"] for part in ("train", "masks")],
     }
 
 

@@ -15,7 +15,7 @@ from pipeline.exporting.check import Exported, grown
 from pipeline.exporting.compose import write_ensemble
 from pipeline.exporting.graphs import quiet, write_program, write_torchscript
 from pipeline.exporting.material import Material
-from pipeline.exporting.packages import onnx, quantization
+from pipeline.exporting.packages import demand_onnx, demand_quantization
 from pipeline.exporting.quantise import write_int8
 from pipeline.exporting.runtime import OnnxPredictor
 from pipeline.learning import models
@@ -36,7 +36,7 @@ class Format:
     """Whether it computes in floats as PyTorch does."""
     ensemble: bool = False
     """Whether it holds all folds."""
-    needs: Callable[[], Any] = lambda: None
+    needs: Callable[[], None] = lambda: None
     """Raises PipelineError where a package is missing."""
 
 
@@ -119,7 +119,7 @@ FORMATS = {
         "ONNX, for any batch and image size",
         _write_onnx,
         _open_onnx,
-        needs=onnx,
+        needs=demand_onnx,
     ),
     "int8": Format(
         "model.int8.onnx",
@@ -127,7 +127,7 @@ FORMATS = {
         _write_int8,
         _open_onnx,
         exact=False,
-        needs=quantization,
+        needs=demand_quantization,
     ),
     "ensemble": Format(
         "ensemble.onnx",
@@ -135,7 +135,7 @@ FORMATS = {
         _write_ensemble,
         _open_ensemble,
         ensemble=True,
-        needs=onnx,
+        needs=demand_onnx,
     ),
 }
 """By the name that ``carvana export --format`` takes."""

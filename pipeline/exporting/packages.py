@@ -6,6 +6,18 @@ from typing import Any
 from pipeline.errors import PipelineError
 
 
+def demand_onnx() -> None:
+    """Raise PipelineError where a package is missing that writing ONNX files, or checking them, takes."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        _package(name)
+
+
+def demand_quantization() -> None:
+    """Raise PipelineError where a package is missing that ONNX files in 8-bit integers take."""
+    demand_onnx()
+    quantization()
+
+
 def onnx() -> Any:
     """Return the package that writes ONNX files; raises PipelineError where it is not installed."""
     return _package("onnx")

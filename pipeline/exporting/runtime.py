@@ -14,11 +14,8 @@ from pipeline.errors import PipelineError
 from pipeline.exporting.facts import Facts
 from pipeline.exporting.packages import onnxruntime
 from pipeline.learning.rasters import Logits, Pixels, grow_raster, raster_levels, round_levels
-from pipeline.learning.speaker import Levels, Speaker
+from pipeline.learning.speaker import ENSEMBLE_VIEW, Levels, Speaker
 from pipeline.learning.views import View
-
-ENSEMBLE_VIEW = "ensemble"
-"""The one view of an ensemble's file, which looks in all its views itself."""
 
 
 class OnnxPredictor(Speaker):

@@ -12,6 +12,9 @@ from pipeline.learning.settings import InputSettings
 
 Levels = NDArray[np.uint8]
 
+ENSEMBLE_VIEW = "ensemble"
+"""The one view of an ensemble's file, which looks in all its views itself."""
+
 
 class Speaker(ABC):
     """A net that turns pictures into probabilities: ``inference.Predictor``, ``exporting.runtime.OnnxPredictor``."""

@@ -10,8 +10,9 @@ from pipeline.reporting.headlines import bounds
 from pipeline.reporting.words import count, dice, whole
 
 Result = Mapping[str, Any]
-"""Of a model or of several merged: ``name``, ``data``, ``folds``, ``models``, ``oof``, ``holdout``, ``minutes``,
-``trained_per_second``, ``predicted_per_second``, ``views``, ``device``."""
+"""Of a model or of several merged: ``name``, ``setting`` (a digest of all in which it has to be equal to be compared),
+``data``, ``folds``, ``seeds``, ``views``, ``ensemble``, ``device``, ``models``, ``parameters``, ``oof``, ``holdout``,
+``minutes``, ``trained_per_second``, ``predicted_per_second``."""
 
 _COLUMNS = (
     "recipe",
@@ -60,26 +61,27 @@ def speeds(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tuple[i
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return Markdown: a table for each data and folds, since only equal ones compare, best first."""
-    parts = [_NOTES]
-    for setting, group in groupby(sorted(results, key=_order), key=_setting):
-        lines = [f"## {setting}", "", _line(_COLUMNS), _line("---" if n == 0 else "---:" for n in range(len(_COLUMNS)))]
-        parts.append("\n".join([*lines, *(_line(_cells(result)) for result in group)]))
+    """Return Markdown: a table for each setting, since only equal ones compare, best first."""
+    parts, ruler = [_NOTES], ["---", *["---:"] * (len(_COLUMNS) - 1)]
+    for _, group in groupby(sorted(results, key=_order), key=lambda result: result["setting"]):
+        equal = list(group)
+        lines = [f"## {_heading(equal[0])}", "", _line(_COLUMNS), _line(ruler)]
+        parts.append("\n".join([*lines, *(_line(_cells(result)) for result in equal)]))
     return "\n\n".join(parts) + "\n"
 
 
-def _order(result: Result) -> tuple[str, float]:
-    return _setting(result), -result["oof"]["dice"]
+def _order(result: Result) -> tuple[str, str, float]:
+    return _heading(result), result["setting"], -result["oof"]["dice"]
 
 
-def _setting(result: Result) -> str:
+def _heading(result: Result) -> str:
     data, folds = result["data"], result["folds"]
     cars = count(data["cars"], "car")
     what = f"The drawn sample, {cars}" if data["source"] == "sample" else f"Real photographs, {cars}"
     parts = f"{len(folds['active'])} of {folds['count']} folds, {count(folds['holdout_cars'], 'car')} held out"
     return (
-        f"{what}; {parts}, seed {folds['seed']} of folds and {result['seed']} of training; {result['device']}; "
-        f"{', '.join(result['views'])}"
+        f"{what}; {parts}, seed {folds['seed']} of folds and {' and '.join(map(str, result['seeds']))} of training; "
+        f"{result['device']}; {', '.join(result['views']['test'])}; setting {result['setting']}"
     )
 
 

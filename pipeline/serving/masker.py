@@ -19,10 +19,9 @@ from pipeline.ensembling.maps import LevelMap, sum_maps
 from pipeline.ensembling.opinions import doubt, undecided
 from pipeline.ensembling.postprocess import Decision
 from pipeline.errors import PipelineError
-from pipeline.exporting.runtime import ENSEMBLE_VIEW
 from pipeline.learning.rasters import Pixels
 from pipeline.learning.settings import InputSettings
-from pipeline.learning.speaker import Speaker
+from pipeline.learning.speaker import ENSEMBLE_VIEW, Speaker
 from pipeline.serving.nets import model_of
 
 Settings = EnsembleSettings

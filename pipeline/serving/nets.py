@@ -15,9 +15,11 @@ _CONFIG = "config.json"
 
 def trained(project: Path) -> list[str]:
     """Return the names of all nets and exports of a project: ``small/0``, ``exports/small/model.onnx``."""
-    models = sorted(path for path in (project / FOLDS).glob("*") if path.is_dir())
+    models = sorted(path for path in (project / FOLDS).glob("[!.]*") if path.is_dir())
     nets = [f"{model.name}/{fold}" for model in models for fold in _folds_in(model)]
-    return nets + [path.relative_to(project).as_posix() for path in sorted((project / EXPORTS).rglob("*.onnx"))]
+    # None in a hidden folder: those are being made, and not proven yet.
+    exports = sorted((project / EXPORTS).glob("[!.]*/[!.]*.onnx"))
+    return nets + [path.relative_to(project).as_posix() for path in exports]
 
 
 def expand(name: str, project: Path = Path()) -> list[str]:
@@ -79,7 +81,7 @@ def _find(name: str, project: Path) -> Path | None:
 
 def _folds_in(model: Path) -> list[str]:
     """Return the folds of a model's folder that hold a net, 10 after 9."""
-    folds = [path.parent.name for path in model.glob(f"*/{_CONFIG}")]
+    folds = [path.parent.name for path in model.glob(f"[!.]*/{_CONFIG}")]
     return sorted(folds, key=lambda fold: (len(fold), fold))
 
 

@@ -28,14 +28,10 @@ def mask_png(mask_HW: Mask) -> bytes:
     return _encoded(".png", mask_HW.view(np.uint8) * np.uint8(255))
 
 
-def cutout_png(image_HWC: Pixels, mask_HW: Mask | NDArray[np.uint8]) -> bytes:
-    """Return what is car as a PNG with transparency; a probability, 0 to 255, in place of a mask makes soft edges.
-
-    What is wholly transparent is black, so that the file holds nothing that nobody sees.
-    """
-    alpha_HW = mask_HW.view(np.uint8) * np.uint8(255) if mask_HW.dtype == np.bool_ else mask_HW
-    rgba_HWC = np.dstack([image_HWC, alpha_HW])
-    rgba_HWC[alpha_HW == 0] = 0
+def cutout_png(image_HWC: Pixels, mask_HW: Mask) -> bytes:
+    """Return what is car as a PNG with transparency; the rest is black, so that the file holds nothing nobody sees."""
+    rgba_HWC = np.dstack([image_HWC, mask_HW.view(np.uint8) * np.uint8(255)])
+    rgba_HWC[~mask_HW] = 0
     return _encoded(".png", np.asarray(cv2.cvtColor(rgba_HWC, cv2.COLOR_RGBA2BGRA), np.uint8))
 
 

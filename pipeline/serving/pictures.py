@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import CorruptFileError
 
@@ -26,7 +27,7 @@ _STARTS = {
 }
 """First bytes of each type."""
 
-_FAULTS = (OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, ArithmeticError, EOFError)
+_FAULTS = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error)
 """What Pillow and simplejpeg raise at files that are not sound."""
 
 _ORIENTATION = 0x0112
@@ -85,7 +86,9 @@ def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pi
     except Image.DecompressionBombError as error:
         raise _too_large(name, "too many", limits) from error
     except _FAULTS as error:
-        raise CorruptFileError(f"{name} is no sound {kind}, maybe torn ({error}): fetch or save it again.") from error
+        # Pillow's own words would name an object in memory.
+        why = "its header makes no sense" if isinstance(error, UnidentifiedImageError) else error
+        raise CorruptFileError(f"{name} is no sound {kind}, maybe torn ({why}): fetch or save it again.") from error
 
 
 def pixels_of(path: Path, limits: Limits = LIMITS) -> int:
