@@ -98,6 +98,9 @@ def test_the_table_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (KEPT / "a@sample-14.json").write_text(json.dumps(result("a", 0.95)))
     show_results(Path("docs/results.md"))
     assert "| a | 1,862,849 |" in Path("docs/results.md").read_text()
-    (KEPT / "torn.json").write_text("{")
-    with pytest.raises(PipelineError, match=r"torn\.json can't be read"):
+    (KEPT / "older.json").write_text(json.dumps({"name": "a"}))
+    with pytest.raises(PipelineError, match=r"older\.json has no 'data': delete it"):
+        show_results(None)
+    (KEPT / "older.json").write_text("{")
+    with pytest.raises(PipelineError, match=r"older\.json can't be read"):
         show_results(None)

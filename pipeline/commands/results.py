@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json, write_text
 from pipeline.params import Params, read_params
 from pipeline.reporting.headlines import MERGED
-from pipeline.reporting.results import scored, speeds, table
+from pipeline.reporting.results import KEYS, Result, scored, speeds, table
 from pipeline.reporting.tables import read_table
 from pipeline.stages.inputs import maps_folder, net_folder, read_json, read_manifest, training_images
 
@@ -35,7 +35,7 @@ def keep_results() -> None:
 
 def show_results(out: Path | None) -> None:
     """Print the table of what is kept, or write it to ``out``; raises PipelineError if nothing is."""
-    kept = [read_json(path, "mend it or delete it") for path in sorted(KEPT.glob("*.json"))]
+    kept = [_kept(path) for path in sorted(KEPT.glob("*.json"))]
     if not kept:
         raise PipelineError(f"{KEPT} holds no results: 'carvana results --keep' keeps those of this run.")
     text = table(kept)
@@ -43,6 +43,14 @@ def show_results(out: Path | None) -> None:
         print(text, end="")
     else:
         write_text(out, f"# Results\n\nMade by `carvana results --out {out}` from `{KEPT}/`.\n\n{text}")
+
+
+def _kept(path: Path) -> Result:
+    result = read_json(path, "mend it or delete it")
+    lacking = sorted(KEYS - set(result))
+    if lacking:
+        raise PipelineError(f"{path} has no '{lacking[0]}': delete it, and keep that run anew.")
+    return result
 
 
 def _demand_up_to_date() -> None:

@@ -10,9 +10,25 @@ from pipeline.reporting.headlines import bounds
 from pipeline.reporting.words import count, dice, whole
 
 Result = Mapping[str, Any]
-"""Of a model or of several merged: ``name``, ``setting`` (a digest of all in which it has to be equal to be compared),
-``data``, ``folds``, ``seeds``, ``views``, ``ensemble``, ``device``, ``models``, ``parameters``, ``oof``, ``holdout``,
-``minutes``, ``trained_per_second``, ``predicted_per_second``."""
+"""Of a model or of several merged: ``KEYS``, and ``ensemble``, the section of ``params.yaml``."""
+
+KEYS = {
+    "name",
+    "setting",
+    "data",
+    "folds",
+    "seeds",
+    "views",
+    "device",
+    "models",
+    "parameters",
+    "oof",
+    "holdout",
+    "minutes",
+    "trained_per_second",
+    "predicted_per_second",
+}
+"""What the table tells; ``setting`` is a digest of all in which results have to be equal to be compared."""
 
 _COLUMNS = (
     "recipe",
