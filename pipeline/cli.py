@@ -77,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
     )
     page = add("app", _app, "serve a page to try nets, compare settings and see submissions, until Ctrl-C")
-    page.add_argument("--port", type=int, default=8501, metavar="N", help="where it listens; by default 8501")
-    page.add_argument("--address", default="127.0.0.1", metavar="A", help="by default this machine alone can reach it")
+    page.add_argument("--port", type=int, default=8501, metavar="N", help="by default %(default)s")
+    page.add_argument(
+        "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
+    )
     predict = add("predict", _predict, "lay masks over your own pictures: JPEG, PNG or WebP of any size")
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a picture, or a folder with all below it")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")

@@ -29,6 +29,7 @@ from pipeline.app.rescore import score_images, setting_of
 from pipeline.app.server import PAGE
 from pipeline.app.sight import Sight
 from pipeline.commands import app
+from pipeline.commands.listening import LOOPBACK
 from pipeline.competition import rle
 from pipeline.ensembling.ensemble import EnsembleSettings
 from pipeline.errors import PipelineError
@@ -96,7 +97,7 @@ class TestServe:
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         port = free_port()
-        app.serve(port=port)
+        app.serve(LOOPBACK, port)
         (command,) = started
         assert command[:3] == [sys.executable, "-m", "pipeline.app.server"]
         assert PAGE.is_file()
@@ -132,7 +133,7 @@ class TestServe:
             other.listen()
             port = other.getsockname()[1]
             with pytest.raises(PipelineError, match=rf"Port {port} .* is taken.*--port"):
-                app.serve(port=port)
+                app.serve(LOOPBACK, port)
         assert not started
 
     @pytest.mark.parametrize(
@@ -152,14 +153,14 @@ class TestServe:
     def test_streamlit_is_not_installed(self, started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(app, "find_spec", lambda name: None)
         with pytest.raises(PipelineError, match=re.escape("pip install '.[app]'")):
-            app.serve()
+            app.serve(LOOPBACK, free_port())
 
     def test_outside_of_a_project(
         self, started: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
         with pytest.raises(PipelineError, match="run this in the project's folder"):
-            app.serve()
+            app.serve(LOOPBACK, free_port())
 
     def test_pages_without_nets_load_neither_torch_nor_kaggles_client(self) -> None:
         modules = loaded("import pipeline.app.compare, pipeline.app.submissions, pipeline.app.tryout")

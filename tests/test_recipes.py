@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.commands import results
 from pipeline.commands.results import keep_results, show_results
 from pipeline.competition.submission import check
 from pipeline.errors import PipelineError
+from pipeline.learning.settings import ClassicUNet, EncoderUNet
 from pipeline.params import Params, read_params
 from pipeline.recipes import apply_recipe, lay_over, recipe_names
 from pipeline.stages import download, ensemble, evaluate, folds, predict, train
@@ -81,6 +83,29 @@ def run_all() -> Params:
     evaluate.run(params)
     ensemble.run(params)
     return params
+
+
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every setting with the names that lead to it; the parts of a loss are one."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and name != "losses":
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_holds_only_what_differs_from_the_defaults(name: str) -> None:
+    recipe, params = (YAML(typ="safe").load(ROOT / file) for file in (f"recipes/{name}.yaml", "params.yaml"))
+    defaults = dict(leaves(params))
+    for path, value in leaves(recipe):
+        default = defaults.get(path)
+        if path[:2] == ("models", "specs"):
+            _, _, model, *setting = path
+            spec = ClassicUNet if recipe["models"]["specs"][model]["net"] == "classic" else EncoderUNet
+            field = spec.model_fields.get(setting[0])
+            default = defaults.get(tuple(setting)) if len(setting) > 1 else field and field.default
+        assert value != (list(default) if isinstance(default, tuple) else default), path
 
 
 @pytest.mark.slow

@@ -8,13 +8,11 @@ from pipeline.commands.listening import LOOPBACK, demand_free, is_loopback, url_
 from pipeline.errors import PipelineError
 from pipeline.params import read_params
 
-PORT = 8501
-
 UPLOAD_MB = 32
 """Of one picture, at most: the competition's largest has 1 MB, a telephone's some 10."""
 
 
-def serve(address: str = LOOPBACK, port: int = PORT) -> None:
+def serve(address: str, port: int) -> None:
     """Become the server of the page: does not return, and Ctrl-C or a signal stops it as it stops Streamlit.
 
     Raises PipelineError outside a project, without Streamlit, and for an address or port that can't be had.
