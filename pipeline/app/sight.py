@@ -90,7 +90,7 @@ class Sight:
     def _ask(self, asked: _Net, net: Speaker) -> None:
         name, missing = asked[0], [view for view in net.views if (asked, view) not in self._said]
         begun = time.perf_counter()
-        said = Masker({name: net.looking_at(missing)}).look(self.image_HWC).maps[name] if missing else {}
+        said = Masker({name: net.looking_at(missing)}).look(self.image_HWC).maps[name]
         self.seconds[name] = time.perf_counter() - begun
         # Copied: a crop would keep all of its raster in memory.
         self._said |= {(asked, view): replace(m, levels=m.levels.copy()) for view, m in said.items()}
