@@ -33,9 +33,10 @@ class OnnxPredictor(Speaker):
             raise PipelineError(f"{path} does not say what it wants to see: make it with 'carvana export'.")
         self.facts = facts
         self.input = facts.input
-        self.views, self._views = list(views), [View.parse(name) for name in views]
         if facts.kind == "ensemble":
-            self.views, self._views, self.own_threshold = [ENSEMBLE_VIEW], [], facts.cut
+            self.views, self._views, self.own_threshold = [ENSEMBLE_VIEW], list[View](), facts.cut
+        else:
+            self.views, self._views = list(views), [View.parse(name) for name in views]
 
     def looking_at(self, views: Sequence[str]) -> Self:
         """Return the same export, without loading it again, that looks at other views; an ensemble's own stay."""
