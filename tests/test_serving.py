@@ -238,6 +238,15 @@ class TestPictures:
         assert time.perf_counter() - begun < 1
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "KB"
 
+    def test_a_jpeg_of_endless_scans_is_refused_before_they_are_decoded(self) -> None:
+        data = encoded(Image.new("RGB", (5000, 5000)), "JPEG", progressive=True)
+        assert open_picture(data, "a", Limits(scans=10)).shape == (5000, 5000, 3)
+        last = data[data.rindex(b"\xff\xda") : -2]
+        begun = time.perf_counter()
+        with pytest.raises(CorruptFileError, match=r"^car\.jpg has 5010 scans, at most it may have 100: save it again"):
+            open_picture(data[:-2] + last * 5000 + data[-2:], "car.jpg")
+        assert time.perf_counter() - begun < 1
+
     def test_the_header_tells_how_many_pixels(self, tmp_path: Path) -> None:
         for name, data in {"a": ANY["JPEG"], "b": ANY["WebP"], "c": b"", "d": b"hello"}.items():
             (tmp_path / name).write_bytes(data)

@@ -27,6 +27,9 @@ _STARTS = {
 }
 """First bytes of each type."""
 
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+"""Where a scan of a JPEG begins: its marker, length, and number of components."""
+
 _FAULTS = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error)
 """What Pillow and simplejpeg raise at files that are not sound."""
 
@@ -56,6 +59,8 @@ class Limits:
     """Of what it unpacks to; Pillow refuses more than 178,956,970 whatever this says."""
     side: int = 65_500
     """Of its height and of its width, since a JPEG can't have more."""
+    scans: int = 100
+    """Of a progressive JPEG, which has about ten. Each is a pass over all pixels, that a few bytes can ask for."""
 
     def allow(self, picture: Image.Image) -> bool:
         """Return whether a picture, of which the header is read, may be decoded."""
@@ -81,6 +86,8 @@ def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pi
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as picture:  # reads the header alone
             if not limits.allow(picture):
                 raise _too_large(name, f"{picture.width} x {picture.height}", limits)
+            if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > limits.scans:
+                raise CorruptFileError(f"{name} has {scans} scans, at most it may have {limits.scans}: save it again.")
             turn = _TURNS[_orientation(picture)]
             return np.ascontiguousarray(turn(_decode_jpeg(data) if kind == "JPEG" else _decode(picture, data)))
     except Image.DecompressionBombError as error:
