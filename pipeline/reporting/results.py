@@ -48,8 +48,8 @@ _NOTES = (
     "Dice, IoU and accuracy are means over images at 1918 x 1280. Dice out of fold, IoU and accuracy score each car by "
     "the net that never saw it; Dice held out scores cars that were kept out of every fold, by all folds merged. In "
     "brackets the 95 % interval, by resampling cars, which takes 8 of them. Minutes are those of training all folds, "
-    "scoring included. Images a second are those of training steps, and of predicting with the views named, reading "
-    "and storing included. *: an encoder that began with random weights."
+    "scoring included. Images a second are those of training steps, and of predicting out of fold, reading and storing "
+    "included. *: an encoder that began with random weights."
 )
 
 
@@ -97,8 +97,13 @@ def _heading(result: Result) -> str:
     parts = f"{len(folds['active'])} of {folds['count']} folds, {count(folds['holdout_cars'], 'car')} held out"
     return (
         f"{what}; {parts}, seed {folds['seed']} of folds and {' and '.join(map(str, result['seeds']))} of training; "
-        f"{result['device']}; {', '.join(result['views']['test'])}; setting {result['setting']}"
+        f"{result['device']}; {_views(result['views'])}; setting {result['setting']}"
     )
+
+
+def _views(views: Mapping[str, Sequence[str]]) -> str:
+    out_of_fold, held_out = (", ".join(views[split]) for split in ("oof", "test"))
+    return out_of_fold if out_of_fold == held_out else f"{out_of_fold} out of fold, {held_out} held out"
 
 
 def _cells(result: Result) -> Iterator[str]:
