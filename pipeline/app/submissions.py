@@ -78,7 +78,7 @@ def _cells(rows: Sequence[Row]) -> pd.DataFrame:
             "out of fold": numbers["oof_dice"],
             "public": numbers["public_score"],
             "private": numbers["private_score"],
-            "nets": ledger["nets"].map(lambda nets: len(nets.split())),
+            "nets": ledger["nets"].map(lambda nets: len(nets.split()) or None),
             "views": ledger["views"].map(lambda views: " + ".join(views.split())),
             "merge": ledger["merge"],
             "threshold": numbers["threshold"],
