@@ -99,7 +99,7 @@ def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pi
 
 
 def pixels_of(path: Path, limits: Limits = LIMITS) -> int:
-    """Return how many pixels the header of a file announces, 0 if ``open_picture`` won't decode it."""
+    """Return how many pixels the header of a file announces, 0 if it has none, or more than ``limits`` allow."""
     try:
         with path.open("rb") as file, Image.open(file, formats=[kind.upper() for kind in _STARTS]) as picture:
             return picture.width * picture.height if limits.allow(picture) else 0
