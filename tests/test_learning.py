@@ -18,7 +18,7 @@ from pipeline.learning.inference import Predictor, stream
 from pipeline.learning.losses import border_bce, dice_loss, weighted_sum
 from pipeline.learning.pixels import grow, to_levels
 from pipeline.learning.rasters import soft_target, to_input
-from pipeline.learning.settings import Augmentation, ClassicUNet, EncoderUNet, InputSettings, TrainSettings
+from pipeline.learning.settings import Augmentation, ClassicUNet, EncoderUNet, InputSettings, Precision, TrainSettings
 from pipeline.learning.stopwatch import Lap, Spans, Stopwatch
 from pipeline.learning.views import View
 from pipeline.stages import nets
@@ -295,12 +295,22 @@ class TestPredictor:
             list(stream(predictor, ["1"], read, size=(64, 96), batch_size=3, threads=2))
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_net_that_gives_no_numbers(self, net_folder: Path, value: float) -> None:
-        predictor = Predictor(net_folder, device="cpu")
-        with torch.no_grad():
-            next(predictor.net.parameters()).fill_(value)
-        with pytest.raises(PipelineError, match=r"gives no finite numbers in torch\.\w+: set predict\.precision to 32"):
-            predictor(np.zeros((64, 96, 3), np.uint8))
+    def test_non_finite_weights_are_refused_when_loaded(self, net_folder: Path, value: float) -> None:
+        path = net_folder / models.WEIGHTS["last"]
+        state = dict(models.read_weights(path))
+        name = next(name for name, value in state.items() if value.is_floating_point())
+        models.save_weights(path, state | {name: torch.full_like(state[name], value)})
+        with pytest.raises(PipelineError, match=name):
+            Predictor(net_folder, device="cpu")
+
+    @pytest.mark.parametrize("precision", ["32", "bf16"])
+    def test_non_finite_output_is_refused(self, net_folder: Path, precision: Precision) -> None:
+        predictor = Predictor(net_folder, device="cpu", precision=precision)
+        with torch.no_grad():  # finite weights whose output overflows
+            for parameter in predictor.net.parameters():
+                parameter.fill_(1e30)
+        with pytest.raises(PipelineError, match=str(net_folder)):
+            predictor(np.full((64, 96, 3), 255, np.uint8))
 
 
 class TestStopwatch:

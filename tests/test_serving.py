@@ -716,10 +716,11 @@ class TestCommand:
             return decode_jpeg(files[image_id].read_bytes(), image_id)
 
         for model, fold in params.ensemble_nets():
-            predictor = Predictor(here / "folds" / model / str(fold), views=params.predict.views.test, device="cpu")
+            folder, views = here / "folds" / model / str(fold), params.predict.views.test
+            predictor = Predictor(folder, views=views, device="cpu", precision=params.predict.precision)
             work = tmp_path / model / str(fold)
             work.mkdir(parents=True)
-            job = MapJob(image_ids, params.predict.views.test, shard_images=8, test=True, net="")
+            job = MapJob(image_ids, views, shard_images=8, test=True, net="")
 
             def predict(ids: Sequence[str], predictor: Predictor = predictor) -> Any:
                 return competition_stream(predictor, ids, photograph, (1280, 1918), 4, threads=1)

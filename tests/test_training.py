@@ -135,9 +135,11 @@ def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
         train(job(lr=1e30, clip=None, warmup=0.0), tmp_path)
 
 
-def test_a_net_that_breaks_in_its_last_step(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"gives no finite numbers after epoch 1: lower train\.lr"):
-        train(job(lr=1e30, clip=None, warmup=0.0, batch_size=6, epochs=1, ema=None), tmp_path)
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> None:
+    broken = job(lr=1e30, clip=None, warmup=0.0, batch_size=6, epochs=1, ema=None, precision=precision)
+    with pytest.raises(PipelineError, match=r"after epoch 1: lower train\.lr"):
+        train(broken, tmp_path)
 
 
 def test_ctrl_c_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +187,7 @@ def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> N
     # Three validation images: shares that differ in length must not wait for each other.
     made = job(devices=2, batch_size=1, epochs=2)
     folder = train(Job(**{**made.__dict__, "validation_ids": ["6", "7", "8"]}), tmp_path)
-    predictor = Predictor(folder, device="cpu")
+    predictor = Predictor(folder, device="cpu", precision="32")
     scores = [count(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7", "8")]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["dice"] == pytest.approx(np.mean(scores), abs=1e-4)

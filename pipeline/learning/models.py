@@ -168,7 +168,18 @@ def _fit(module: nn.Module, state: StateDict, path: Path) -> None:
             f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
         )
         raise PipelineError(f"{path} holds weights of another architecture: {reason} ({len(missing + unfit)} such).")
+    broken = non_finite_name(state)
+    if broken is not None:
+        raise PipelineError(f"{path}: '{broken}' contains NaN or infinity. Train the net again with a lower train.lr.")
     module.load_state_dict({name: state[name] for name in wanted})
+
+
+def non_finite_name(state: StateDict) -> str | None:
+    """Return the name of the first tensor that contains NaN or infinity, None where all are finite.
+
+    Outputs alone do not show it: convolutions in bf16 on a CPU give finite numbers for infinite weights.
+    """
+    return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
 
 
 class _Classic(nn.Module):

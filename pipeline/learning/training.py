@@ -30,7 +30,7 @@ from pipeline.learning.dataset import Examples, Reader, Workers, training_loader
 from pipeline.learning.devices import describe, resolve_device, resolve_precision
 from pipeline.learning.logbook import Curves, Gradients, Logbook, Pictures, validates
 from pipeline.learning.losses import weighted_sum
-from pipeline.learning.models import WEIGHTS, Net, build, save_config, save_weights
+from pipeline.learning.models import WEIGHTS, Net, build, non_finite_name, save_config, save_weights
 from pipeline.learning.pixels import grow, memory_format
 from pipeline.learning.settings import Design, MachineSettings, TrainSettings
 
@@ -145,6 +145,7 @@ class Segmenter(LightningModule):
         self.dice_sum, self.dice_count = 0.0, 0
         if self.trainer.is_global_zero:
             self.measure(_CALIBRATING)
+            self._demand_finite_weights()
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -199,6 +200,13 @@ class Segmenter(LightningModule):
         """Measure running statistics anew, on about so many training images, for the weights that are in the net."""
         with self.trainer.precision_plugin.forward_context():
             calibrate(self.net, self._spread(count))
+
+    def _demand_finite_weights(self) -> None:
+        name = non_finite_name(self.net.state_dict())
+        if name is not None:
+            raise PipelineError(
+                f"The net's '{name}' contains NaN or infinity after epoch {self.current_epoch + 1}: {_WHAT_STEADIES}."
+            )
 
     def _spread(self, count: int) -> Iterator[Tensor]:
         """Yield batches of about so many training images, evenly spaced, as this epoch changes them."""
