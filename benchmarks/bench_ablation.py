@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from benchmarks.drawn_maps import Raster, draw_levels
 from benchmarks.measuring import Row, compare, peak_mb
-from pipeline.competition.layout import join_id
-from pipeline.competition.metric import count
-from pipeline.cores import cores
-from pipeline.data.source import Source
-from pipeline.ensembling.ablation import Panel, Trial, try_settings
+from pipeline.competition.layout import format_image_id
+from pipeline.competition.metric import confusion_counts
+from pipeline.cores import available_cpus
+from pipeline.data.source import CompetitionData
+from pipeline.ensembling.ablation import AblationScores, ScoringGroup, score_settings
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import AblationSettings, Choices, Setting
-from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, shard_name, sum_maps, write_index
+from pipeline.ensembling.grid import AblationSettings, AblationSpace, EnsembleConfig
+from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, ShardWriter, shard_name, sum_maps, write_index
 
 FOLDS = (0, 1, 2, 3, 4)
 VIEWS = ("identity", "hflip", "scale:0.75", "scale:1.25")
@@ -31,9 +31,9 @@ DRAWN = 16
 """Images that differ; the others are the same under other names."""
 
 
-def settings(wanted: int = SETTINGS) -> list[Setting]:
+def settings(wanted: int = SETTINGS) -> list[EnsembleConfig]:
     """Views x folds x merges x thresholds, as a user might try them; those of few nets are the quicker ones."""
-    grid = Choices(
+    grid = AblationSpace(
         ablation=AblationSettings(threshold=tuple(np.linspace(0.3, 0.7, 9).round(2).tolist())),
         ensemble=EnsembleSettings(),
         models=("net",),
@@ -53,12 +53,12 @@ class Ablation:
     wanted: int = SETTINGS
 
     @cached_property
-    def panels(self) -> list[Panel]:
-        return [Panel(NETS, [MapStore(self.folder / str(fold)) for fold in FOLDS])]
+    def panels(self) -> list[ScoringGroup]:
+        return [ScoringGroup(NETS, [PredictionStore(self.folder / str(fold)) for fold in FOLDS])]
 
-    def trial(self) -> Trial:
+    def trial(self) -> AblationScores:
         masks = Masks(self.folder)
-        return try_settings(self.panels, settings(self.wanted), VIEWS, masks.of, "Ablating")
+        return score_settings(self.panels, settings(self.wanted), VIEWS, masks.of, "Ablating")
 
     def __call__(self) -> None:
         self.trial()
@@ -69,7 +69,7 @@ class Reading(Ablation):
     """The same with a single setting: what is left is reading the maps."""
 
     def __call__(self) -> None:
-        try_settings(self.panels, settings()[:1], VIEWS, Masks(self.folder).of, "Reading")
+        score_settings(self.panels, settings()[:1], VIEWS, Masks(self.folder).of, "Reading")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,9 @@ class BruteForce(Ablation):
     images: int = 1
 
     @cached_property
-    def maps(self) -> list[tuple[str, dict[tuple[int, str], LevelMap]]]:
+    def maps(self) -> list[tuple[str, dict[tuple[int, str], ProbabilityMap]]]:
         stores = self.panels[0].stores
-        per_image = zip(*(store.packed(0) for store in stores), strict=True)
+        per_image = zip(*(store.compressed(0) for store in stores), strict=True)
         return [
             (
                 of_nets[0][0].image_id,
@@ -94,13 +94,13 @@ class BruteForce(Ablation):
         masks = Masks(self.folder)
         return np.array(
             [
-                [count(self._mask(setting, maps), masks.of(image_id)).dice for image_id, maps in self.maps]
+                [confusion_counts(self._mask(setting, maps), masks.of(image_id)).dice for image_id, maps in self.maps]
                 for setting in settings(self.wanted)
             ]
         )
 
-    def _mask(self, setting: Setting, maps: dict[tuple[int, str], LevelMap]) -> NDArray[np.bool_]:
-        return setting.merger.mask([sum_maps([maps[fold, view] for view in setting.views]) for fold in setting.folds])
+    def _mask(self, setting: EnsembleConfig, maps: dict[tuple[int, str], ProbabilityMap]) -> NDArray[np.bool_]:
+        return setting.merge_rule.mask([sum_maps([maps[fold, view] for view in setting.views]) for fold in setting.folds])
 
     def __call__(self) -> None:
         self.dice()
@@ -140,7 +140,7 @@ def _report(place: Path) -> None:
         seconds.append(time.perf_counter() - begin)
     reading, whole = seconds
     print(
-        f"{SETTINGS} settings x {IMAGES} images x {len(FOLDS)} folds x {len(VIEWS)} views on {cores()} cores: "
+        f"{SETTINGS} settings x {IMAGES} images x {len(FOLDS)} folds x {len(VIEWS)} views on {available_cpus()} cores: "
         f"{whole:.1f} s, of which reading the maps {reading:.1f} s; peak {peak_mb(Ablation(place)):.0f} MB; apart from "
         f"reading, {SETTINGS * IMAGES / (whole - reading):,.0f} settings of an image a second"
     )
@@ -149,17 +149,17 @@ def _report(place: Path) -> None:
 def draw(source: Path, place: Path, images: int) -> None:
     """Write masks and the maps of all nets and views for so many images."""
     (place / "masks").mkdir(parents=True)
-    masks = Source(source).masks
+    masks = CompetitionData(source).masks
     for number, image_id in enumerate(masks.ids()[:DRAWN]):
         np.save(place / "masks" / f"{number}.npy", np.packbits(masks.mask(image_id)))
-    image_ids = [join_id(f"{number:012x}", 1) for number in range(images)]
+    image_ids = [format_image_id(f"{number:012x}", 1) for number in range(images)]
     for fold in FOLDS:
         drawn = list(_levels(Masks(place), fold, min(images, DRAWN)))
         (place / str(fold)).mkdir()
         with ShardWriter(place / str(fold) / shard_name(0)) as writer:
             for number, image_id in enumerate(image_ids):
                 for view, levels in zip(VIEWS, drawn[number % DRAWN], strict=True):
-                    writer.add(LevelMap.crop(image_id, view, 1, levels))
+                    writer.add(ProbabilityMap.crop(image_id, view, 1, levels))
             writer.note_unreadable({})
         facts = {"merged": False, "shard_images": images, "unreadable": {}, "digests": [], "net": ""}
         write_index(place / str(fold), image_ids, VIEWS, **facts)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.measuring import Row, compare
 from pipeline.competition import submission
-from pipeline.competition.layout import ANGLES, image_name, join_id
+from pipeline.competition.layout import ANGLES, format_image_id, image_filename
 
 CARS = 6254
 """Of the competition's test set; 16 images each."""
@@ -27,7 +27,7 @@ class Check:
     csv: Path
 
     def __call__(self) -> None:
-        submission.check(self.csv, image_ids())
+        submission.validate_submission(self.csv, image_ids())
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Compare:
     last: Path
 
     def __call__(self) -> None:
-        submission.score(self.csv, self.last)
+        submission.score_submission(self.csv, self.last)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(folder: Path) -> list[Row]:
 
 def image_ids() -> list[str]:
     """Return as many ids as the competition has test images."""
-    return [join_id(f"{car:012x}", angle) for car in range(CARS) for angle in range(1, ANGLES + 1)]
+    return [format_image_id(f"{car:012x}", angle) for car in range(CARS) for angle in range(1, ANGLES + 1)]
 
 
 def write(csv: Path, offset: int, *, backwards: bool = False) -> None:
@@ -90,9 +90,9 @@ def write(csv: Path, offset: int, *, backwards: bool = False) -> None:
     texts = [mask_text(number + offset) for number in range(64)]
     ids = image_ids()[::-1] if backwards else image_ids()
     with gzip.open(csv, "wt", compresslevel=1, encoding="utf-8") as stream:
-        stream.write(f"{submission.HEADER}\n")
+        stream.write(f"{submission.CSV_HEADER}\n")
         stream.writelines(
-            f"{image_name(image_id)},{texts[number % len(texts)]}\n" for number, image_id in enumerate(ids)
+            f"{image_filename(image_id)},{texts[number % len(texts)]}\n" for number, image_id in enumerate(ids)
         )
 
 

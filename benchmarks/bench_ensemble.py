@@ -11,12 +11,12 @@ import numpy as np
 
 from benchmarks.bench_rle import snippet_encode
 from benchmarks.measuring import Row, compare
-from pipeline.competition.layout import image_name
-from pipeline.data.source import Source
-from pipeline.ensembling.ensemble import Merge
-from pipeline.ensembling.maps import MapStore, ShardWriter, shard_name, sum_views, write_index
+from pipeline.competition.layout import image_filename
+from pipeline.data.source import CompetitionData
+from pipeline.ensembling.ensemble import MergeRule
+from pipeline.ensembling.maps import PredictionStore, ShardWriter, shard_name, sum_views, write_index
 from pipeline.ensembling.parts import compress_part
-from pipeline.ensembling.postprocess import Decision
+from pipeline.ensembling.postprocess import MaskBuilder
 from pipeline.ensembling.submission import shard_rows
 
 FOLDS = 5
@@ -30,11 +30,11 @@ class Ours:
     views: int
 
     @cached_property
-    def stores(self) -> list[MapStore]:
-        return [MapStore(self.folder / str(fold)) for fold in range(FOLDS)]
+    def stores(self) -> list[PredictionStore]:
+        return [PredictionStore(self.folder / str(fold)) for fold in range(FOLDS)]
 
     def rows(self) -> bytes:
-        decision = Decision(Merge("probability", 0.5, (self.views,) * FOLDS, (1,) * FOLDS))
+        decision = MaskBuilder(MergeRule("mean_probability", 0.5, (self.views,) * FOLDS, (1,) * FOLDS))
         return "".join(f"{row}\n" for row in shard_rows(self.stores, decision, str, 0)).encode()
 
     def __call__(self) -> None:
@@ -49,7 +49,7 @@ class PngMean:
     image_ids: list[str]
 
     def rows(self) -> bytes:
-        return "".join(f"{image_name(i)},{snippet_encode(self._mask(i))}\n" for i in self.image_ids).encode()
+        return "".join(f"{image_filename(i)},{snippet_encode(self._mask(i))}\n" for i in self.image_ids).encode()
 
     def _mask(self, image_id: str) -> np.ndarray:
         total = None
@@ -85,7 +85,7 @@ def _draw(folder: Path, target: Path, views: int, count: int) -> list[str]:
     """Write maps of ``count`` images as shards and as PNGs; return the images' ids."""
     from benchmarks.drawn_maps import draw_levels, write_png  # imports torch, which would weigh on the peaks
 
-    masks = Source(folder).masks
+    masks = CompetitionData(folder).masks
     ids = masks.ids()
     ids = ids[:: max(1, len(ids) // count)][:count]
     for fold in range(FOLDS):

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import Row, compare
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.source import Source
+from pipeline.data.source import CompetitionData
 from pipeline.ensembling.maps import ShardWriter, sum_views
-from pipeline.learning.inference import Predictor, stream
-from pipeline.learning.models import build, save_config, save_weights
+from pipeline.learning.inference import TorchPredictor, predict_stream
+from pipeline.learning.models import build_model, save_config, save_weights
 from pipeline.learning.pixels import to_batch
 from pipeline.learning.rasters import soft_target
-from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
+from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
 
-SMALL = ClassicUNet(net="classic", widths=(16, 24, 32, 48, 64))
-NATIVE = EncoderUNet(net="encoder", encoder="resnet34")
+SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
+NATIVE = SmpUNetConfig(architecture="smp_unet", encoder="resnet34")
 
 
 class Decided(nn.Module):
@@ -49,12 +49,12 @@ class _Contender:
     batch_size: int
 
     @cached_property
-    def source(self) -> Source:
-        return Source(self.data)
+    def source(self) -> CompetitionData:
+        return CompetitionData(self.data)
 
     @cached_property
-    def predictor(self) -> Predictor:
-        predictor = Predictor(self.net, views=self.views)
+    def predictor(self) -> TorchPredictor:
+        predictor = TorchPredictor(self.net, views=self.views)
         soft_HW = torch.from_numpy(soft_target(self.source.masks.mask(self.image_ids[0]), predictor.input)) / 255
         predictor.net = Decided(predictor.net, torch.logit(soft_HW, 1e-3).to(predictor.device))  # type: ignore[assignment]
         return predictor
@@ -65,7 +65,7 @@ class Ours(_Contender):
 
     def __call__(self) -> None:
         threads = os.cpu_count() or 1
-        levels = stream(
+        levels = predict_stream(
             self.predictor, self.image_ids, self.source.train.image, (HEIGHT, WIDTH), self.batch_size, threads
         )
         with ShardWriter(self.net / "maps.parquet") as writer:
@@ -81,7 +81,7 @@ class Bare(_Contender):
     @cached_property
     @torch.inference_mode()
     def batches(self) -> list[Tensor]:
-        inputs = [self.predictor.prepare(self.source.train.image(image_id)) for image_id in self.image_ids]
+        inputs = [self.predictor.preprocess(self.source.train.image(image_id)) for image_id in self.image_ids]
         groups = [inputs[i : i + self.batch_size] for i in range(0, len(inputs), self.batch_size)]
         batches = [to_batch(group, self.predictor.device).float() for group in groups]
         return [view.apply(batch) for batch in batches for view in self.predictor.views]
@@ -123,7 +123,7 @@ def run(folder: Path) -> list[Row]:
 def _row(
     folder: Path,
     name: str,
-    spec: ModelSpec,
+    spec: ModelConfig,
     input: InputSettings,
     count: int,
     views: tuple[str, ...],
@@ -131,12 +131,12 @@ def _row(
     rounds: int,
     warm: bool = True,
 ) -> Row:
-    ids = Source(folder).train.ids()
+    ids = CompetitionData(folder).train.ids()
     ids = ids[:: max(1, len(ids) // count)][:count]
     with tempfile.TemporaryDirectory() as temporary:
         net = Path(temporary)
         save_config(net, spec, input, {})
-        save_weights(net / "model.safetensors", build(spec, input, pretrained=False).state_dict())
+        save_weights(net / "model.safetensors", build_model(spec, input, pretrained=False).state_dict())
         ours = Ours(folder, net, ids, views, batch_size)
         bare = Bare(folder, net, ids, views, batch_size)
         ours.predictor, bare.batches  # noqa: B018 - built off the clock, warm or not

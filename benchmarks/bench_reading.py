@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measuring import Row, compare
-from pipeline.competition.layout import image_name, mask_name
-from pipeline.data.source import Source
-from pipeline.learning.rasters import soft_target, to_input
+from pipeline.competition.layout import image_filename, mask_filename
+from pipeline.data.source import CompetitionData
+from pipeline.learning.rasters import soft_target, to_network_input
 from pipeline.learning.settings import InputSettings
 
 REDUCED = InputSettings(size=(160, 240))
@@ -28,14 +28,14 @@ class Ours:
     reduced: bool = False
 
     @cached_property
-    def source(self) -> Source:
-        return Source(self.folder)
+    def source(self) -> CompetitionData:
+        return CompetitionData(self.folder)
 
     def __call__(self) -> None:
         for image_id in self.image_ids:
             image_HWC, mask_HW = self.source.train.image(image_id), self.source.masks.mask(image_id)
             if self.reduced:
-                to_input(image_HWC, REDUCED), soft_target(mask_HW, REDUCED)
+                to_network_input(image_HWC, REDUCED), soft_target(mask_HW, REDUCED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ class Pil:
     def __call__(self) -> None:
         images, masks = self.zips
         for image_id in self.image_ids:
-            image = Image.open(io.BytesIO(images.read(f"train/{image_name(image_id)}"))).convert("RGB")
-            mask = Image.open(io.BytesIO(masks.read(f"train_masks/{mask_name(image_id)}"))).convert("L")
+            image = Image.open(io.BytesIO(images.read(f"train/{image_filename(image_id)}"))).convert("RGB")
+            mask = Image.open(io.BytesIO(masks.read(f"train_masks/{mask_filename(image_id)}"))).convert("L")
             if self.reduced:
                 size = REDUCED.width, REDUCED.height
                 image, mask = image.resize(size, Image.Resampling.BOX), mask.resize(size, Image.Resampling.BOX)
@@ -64,7 +64,7 @@ class Pil:
 def run(folder: Path, count: int = 16, rounds: int = 7) -> list[Row]:
     """Return reading ``count`` images with their masks, on one core; whole, and shrunk as a small net wants them."""
     cv2.setNumThreads(1)
-    ids = Source(folder).train.ids()
+    ids = CompetitionData(folder).train.ids()
     ids = ids[:: max(1, len(ids) // count)][:count]
     names = {
         False: "read image and mask / PIL with GIF",

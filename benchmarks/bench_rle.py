@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from benchmarks.measuring import Row, compare
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.source import Source
+from pipeline.data.source import CompetitionData
 
 Mask = NDArray[np.uint8]
 
@@ -31,7 +31,7 @@ class Each:
 
 def run(folder: Path, count: int = 20, rounds: int = 15) -> list[Row]:
     """Return encoding and decoding of ``count`` masks, a mask being an item."""
-    source = Source(folder)
+    source = CompetitionData(folder)
     ids = source.masks.ids()
     masks = [source.masks.mask(image_id) for image_id in ids[:: max(1, len(ids) // count)][:count]]
     fortran_masks = [np.asfortranarray(mask) for mask in masks]  # as pycocotools wants them, converted off the clock

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.learning.pixels import to_levels
+from pipeline.learning.pixels import quantize_logits_tensor
 
 Raster = NDArray[np.uint8]
 
@@ -30,7 +30,7 @@ def draw_levels(mask_HW: Raster, seed: Sequence[int]) -> Raster:
         blob = np.zeros((121, 121), np.float32)
         cv2.circle(blob, (60, 60), int(rng.integers(5, 25)), float(rng.uniform(-10, 10)), -1)
         logits_HW[y - 60 : y + 61, x - 60 : x + 61] += cv2.GaussianBlur(blob, (0, 0), 6.0)
-    levels: Raster = to_levels(torch.from_numpy(logits_HW)).numpy()
+    levels: Raster = quantize_logits_tensor(torch.from_numpy(logits_HW)).numpy()
     return levels
 
 

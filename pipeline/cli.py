@@ -14,9 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Taken out first, wherever it stands: people add it to the end, and there DVC would get repro's.
     options = _parser().parse_args([argument for argument in given if argument != "--debug"])
-    from pipeline.stages.command import in_words
+    from pipeline.stages.command import report_errors
 
-    sys.exit(in_words(lambda: options.call(options), debug="--debug" in given))
+    sys.exit(report_errors(lambda: options.call(options), debug="--debug" in given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="model/fold, a model with all its folds, a net's folder, an .onnx file, or ensemble (the default)",
     )
-    predict.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.views.test")
+    predict.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.tta.test")
     predict.add_argument("--threshold", type=_part, metavar="P", help="by default ensemble.threshold")
-    predict.add_argument("--merge", choices=("probability", "logit", "vote"), help="by default ensemble.merge")
+    predict.add_argument("--merge", choices=("mean_probability", "mean_logit", "majority_vote"), help="by default ensemble.merge")
     predict.add_argument(
         "--write",
         nargs="+",
@@ -141,29 +141,29 @@ def _recipe(options: argparse.Namespace) -> None:
 
 def _download(options: argparse.Namespace) -> None:
     from pipeline.params import read_params
-    from pipeline.places import home
+    from pipeline.places import project_root
     from pipeline.stages.download import bring_in
 
     settings = read_params().data
     if options.check:
-        from pipeline.kaggle_api.commands import preview
+        from pipeline.kaggle_api.commands import preview_competition
 
-        preview(settings, home())
+        preview_competition(settings, project_root())
     else:
-        source = bring_in(settings, home(), thorough=True)
-        print(f"The competition's files are in {source.directory}{', verified' if settings.from_kaggle else ''}.")
+        source = bring_in(settings, project_root(), thorough=True)
+        print(f"The competition's files are in {source.directory}{', verified' if settings.is_from_kaggle else ''}.")
 
 
 def _submit(options: argparse.Namespace) -> None:
     from pipeline.kaggle_api.commands import submit
     from pipeline.params import read_params
-    from pipeline.places import home
+    from pipeline.places import project_root
 
     submit(
         options.csv,
         options.message,
         read_params().data,
-        home(),
+        project_root(),
         again=options.again,
         wait=options.wait,
         dry_run=options.dry_run,
@@ -185,24 +185,24 @@ def _leaderboard(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from pipeline.competition.submission import check, warnings_of
+    from pipeline.competition.submission import coverage_warnings, validate_submission
 
     ids, why_not = _expected_ids()
-    report = check(options.csv, ids, _bar("Checking", ids))
+    report = validate_submission(options.csv, ids, _bar("Checking", ids))
     print(f"{options.csv} is sound: {report.rows} images, each once; {report.empty} masks are empty.")
     if why_not:
         print(f"Not held against the images of the competition, which are not at hand: {why_not}")
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
     print(f"Car is {least:.1%} to {most:.1%} of an image, {mean:.1%} on average.")
     print(f"Content, sha256: {report.sha256}")
-    for warning in warnings_of(report):
+    for warning in coverage_warnings(report):
         print(f"warning: {warning}", file=sys.stderr)
 
 
 def _score(options: argparse.Namespace) -> None:
-    from pipeline.competition.submission import score
+    from pipeline.competition.submission import score_submission
 
-    result = score(options.csv, options.truth, _bar("Scoring", _expected_ids()[0]))
+    result = score_submission(options.csv, options.truth, _bar("Scoring", _expected_ids()[0]))
     worst = min(result.dice, key=result.dice.__getitem__)
     print(f"Dice {result.mean:.6f}  IoU {result.mean_iou:.6f}  accuracy {result.mean_accuracy:.6f}")
     print(f"{len(result.counts)} images; the worst is {worst} with {result.dice[worst]:.6f}.")
@@ -210,12 +210,12 @@ def _score(options: argparse.Namespace) -> None:
 
 def _expected_ids() -> tuple[list[str] | None, str]:
     """Return the ids that a submission must hold, or None and why they are not known."""
-    from pipeline.errors import PipelineError
+    from pipeline.errors import CarvanaError
     from pipeline.stages.inputs import expected_ids
 
     try:
         return expected_ids(), ""
-    except PipelineError as error:
+    except CarvanaError as error:
         return None, str(error)
 
 
@@ -235,9 +235,9 @@ def _ablate(options: argparse.Namespace) -> None:
 
         show_experiments()
     elif options.apply:
-        advice.apply_best(options.split)
+        advice.apply_recommendation(options.split)
     elif options.best:
-        advice.show_best(options.split)
+        advice.show_recommendation(options.split)
     else:
         advice.show_table(options.split)
 
@@ -252,22 +252,22 @@ def _results(options: argparse.Namespace) -> None:
 
 
 def _tensorboard(options: argparse.Namespace) -> None:
-    from pipeline.commands.tensorboard import serve
+    from pipeline.commands.tensorboard import serve_tensorboard
 
-    serve(options.address, options.port)
+    serve_tensorboard(options.address, options.port)
 
 
 def _app(options: argparse.Namespace) -> None:
-    from pipeline.commands.app import serve
+    from pipeline.commands.app import serve_app
 
-    serve(options.address, options.port)
+    serve_app(options.address, options.port)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from pipeline.commands.predict import predict
+    from pipeline.commands.predict import segment_images
 
     changes = {"threshold": options.threshold, "merge": options.merge}
-    predict(
+    segment_images(
         options.paths,
         options.out,
         names=options.net,
@@ -309,13 +309,13 @@ def _summary(options: argparse.Namespace) -> None:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from pipeline.places import home
-    from pipeline.resume import clean, sizes
+    from pipeline.places import project_root
+    from pipeline.resume import delete_states, state_sizes
 
-    for slot, size in sizes(home()).items():
+    for slot, size in state_sizes(project_root()).items():
         print(f"{size / 1e6:8.1f} MB  {slot}")
     if options.yes:
-        clean(home())
+        delete_states(project_root())
         print("Removed. Results in the project and in DVC's cache are as they were.")
     else:
         print("Results that DVC holds too take no room twice. 'carvana clean --yes' removes all of these.")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Return the number of processors, less those that affinity or a container's quota withholds."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

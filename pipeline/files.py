@@ -15,7 +15,7 @@ _LINK_FROM_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends well, else vanishes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -30,7 +30,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text with LF line ends; the file appears whole or not at all."""
-    with whole_file(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -48,7 +48,7 @@ def sha256_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def publish(source: Path, target: Path) -> None:
+def publish_tree(source: Path, target: Path) -> None:
     """Put a copy of the folder or file ``source`` at ``target``, replacing what is there.
 
     Large files are hard-linked where the file system can, so that nothing large is held twice; small ones are
@@ -56,19 +56,19 @@ def publish(source: Path, target: Path) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left_by_a_kill in target.parent.glob(f".{glob.escape(target.name)}.????????.part"):
-        remove(left_by_a_kill)
+        remove_path(left_by_a_kill)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=link_or_copy)
         else:
             link_or_copy(source, temporary)
-        _swap_in(temporary, target)
+        _replace_dir(temporary, target)
     finally:
-        remove(temporary)
+        remove_path(temporary)
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or a folder, or nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -76,7 +76,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _swap_in(temporary: Path, target: Path) -> None:
+def _replace_dir(temporary: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():
         # A folder cannot be replaced in one call: move the old one aside first.
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")

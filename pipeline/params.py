@@ -12,35 +12,35 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.data.settings import DataSettings, FoldSettings
-from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
-from pipeline.ensembling.grid import FEWEST_HELD_OUT, AblationSettings, Choices
-from pipeline.errors import PipelineError
+from pipeline.ensembling.ensemble import ENSEMBLE_NAME, EnsembleSettings
+from pipeline.ensembling.grid import MIN_HOLDOUT_CARS, AblationSettings, AblationSpace
+from pipeline.errors import CarvanaError
 from pipeline.learning.prediction_settings import PredictSettings
-from pipeline.learning.settings import Design, InputSettings, MachineSettings, ModelSpec, TrainSettings
-from pipeline.sections import Distinct, Section
+from pipeline.learning.settings import HardwareSettings, InputSettings, ModelConfig, ResolvedModel, TrainSettings
+from pipeline.sections import NonEmptyUnique, StrictModel
 
-FILE = "params.yaml"
+PARAMS_FILE = "params.yaml"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T", bound=BaseModel)
 
 
-class ModelSettings(Section):
+class ModelSettings(StrictModel):
     """Section ``models`` of params.yaml."""
 
-    active: Distinct[str]
+    active: NonEmptyUnique[str]
     """Models to train, predict and merge."""
 
-    specs: Mapping[str, ModelSpec]
+    specs: Mapping[str, ModelConfig]
     """Every model that can be made active, by name."""
 
     @model_validator(mode="after")
     def _active_exist(self) -> "ModelSettings":
         for name in self.specs:
-            if not _NAME.fullmatch(name) or name == ENSEMBLE:
+            if not _NAME.fullmatch(name) or name == ENSEMBLE_NAME:
                 raise ValueError(
-                    f"models.specs.{name}: name it otherwise, in letters, digits, - and _, not '{ENSEMBLE}'"
+                    f"models.specs.{name}: name it otherwise, in letters, digits, - and _, not '{ENSEMBLE_NAME}'"
                 )
         for name in self.active:
             if name not in self.specs:
@@ -48,7 +48,7 @@ class ModelSettings(Section):
         return self
 
 
-class Params(Section):
+class Params(StrictModel):
     """All of params.yaml."""
 
     data: DataSettings
@@ -56,19 +56,19 @@ class Params(Section):
     input: InputSettings
     models: ModelSettings
     train: TrainSettings
-    machine: MachineSettings
+    hardware: HardwareSettings
     predict: PredictSettings
     ensemble: EnsembleSettings
     ablation: AblationSettings
 
-    def design(self, model: str) -> Design:
+    def resolve_model(self, model: str) -> ResolvedModel:
         """Return a model with the defaults of ``input`` and ``train`` filled in; raises PipelineError if unknown."""
         if model not in self.models.specs:
-            raise PipelineError(f"There is no model '{model}': {FILE} has {', '.join(self.models.specs)}.")
+            raise CarvanaError(f"There is no model '{model}': {PARAMS_FILE} has {', '.join(self.models.specs)}.")
         try:
-            return Design(spec=self.models.specs[model], input=self._input(model), train=self._train(model))
+            return ResolvedModel(spec=self.models.specs[model], input=self._input(model), train=self._train(model))
         except ValidationError as error:
-            raise PipelineError(_in_words(error, f"models.specs.{model}")) from error
+            raise CarvanaError(_format_errors(error, f"models.specs.{model}")) from error
 
     def check(self) -> None:
         """Raise PipelineError for what no section can tell by itself; inactive models need not fit ``input``."""
@@ -76,17 +76,17 @@ class Params(Section):
             self._input(model)
             self._train(model)
         for model in self.models.active:
-            self.design(model)
-        self.ensemble_nets()
+            self.resolve_model(model)
+        self.ensemble_members()
         self._check_ablation()
 
     def _input(self, model: str) -> InputSettings:
-        return _override(f"models.specs.{model}.input", self.input, self.models.specs[model].input)
+        return _apply_overrides(f"models.specs.{model}.input", self.input, self.models.specs[model].input)
 
     def _train(self, model: str) -> TrainSettings:
-        return _override(f"models.specs.{model}.train", self.train, self.models.specs[model].train)
+        return _apply_overrides(f"models.specs.{model}.train", self.train, self.models.specs[model].train)
 
-    def ensemble_nets(self) -> list[tuple[str, int]]:
+    def ensemble_members(self) -> list[tuple[str, int]]:
         """Return the model and fold of every net of the ensemble; raises PipelineError for one that is not active."""
         models = self.ensemble.models or self.models.active
         folds = self.ensemble.folds or self.folds.active
@@ -98,29 +98,29 @@ class Params(Section):
             unknown = [item for item in chosen if item not in active]
             if unknown:
                 active_key = "folds.active" if key == "folds" else "models.active"
-                raise PipelineError(f"ensemble.{key} has {unknown[0]}, which {active_key} lacks: add it there.")
+                raise CarvanaError(f"ensemble.{key} has {unknown[0]}, which {active_key} lacks: add it there.")
         return [(model, fold) for model in models for fold in folds]
 
-    def choices(self) -> Choices:
+    def ablation_space(self) -> AblationSpace:
         """Return what an ablation chooses from."""
-        views = self.predict.views
-        return Choices(
+        views = self.predict.tta
+        return AblationSpace(
             ablation=self.ablation,
             ensemble=self.ensemble,
             models=self.models.active,
             folds=self.folds.active,
             predicted={"oof": views.oof, "holdout": views.holdout},
             views=views.test,
-            weights=self.predict.weights,
+            weights=self.predict.checkpoint,
         )
 
     def _check_ablation(self) -> None:
-        ablation, views = self.ablation, self.predict.views
-        if self.folds.holdout_cars < FEWEST_HELD_OUT:
+        ablation, views = self.ablation, self.predict.tta
+        if self.folds.holdout_cars < MIN_HOLDOUT_CARS:
             if ablation.folds is not None:
-                raise PipelineError(
+                raise CarvanaError(
                     f"ablation.folds names fold ensembles, which are scored on held-out cars alone: set it to null, or "
-                    f"folds.holdout_cars to {FEWEST_HELD_OUT} or more."
+                    f"folds.holdout_cars to {MIN_HOLDOUT_CARS} or more."
                 )
             held_out = views.oof  # nothing is scored on others
         else:
@@ -129,61 +129,61 @@ class Params(Section):
             ("models", ablation.models or (), self.models.active, "models.active"),
             ("weights", ablation.weights, self.models.active, "models.active"),
             ("folds", ablation.folds or (), self.folds.active, "folds.active"),
-            ("views", ablation.views or (), views.oof, "predict.views.oof"),
-            ("views", ablation.views or (), held_out, "predict.views.holdout"),
+            ("views", ablation.views or (), views.oof, "predict.tta.oof"),
+            ("views", ablation.views or (), held_out, "predict.tta.holdout"),
         ):
             unknown = [item for chosen in sets for item in chosen if item not in known]
             if unknown:
-                raise PipelineError(
+                raise CarvanaError(
                     f"ablation.{key} has {unknown[0]}, which {where} lacks: add it there and run 'dvc repro'."
                 )
 
 
-def read_params(path: Path = Path(FILE)) -> Params:
+def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
     """Return the settings; raises PipelineError that names the file, the key and what is wrong with it."""
     try:
-        return parse(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        return parse_params(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise PipelineError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
+        raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
+        raise CarvanaError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
 
 
-def parse(tree: Any) -> Params:
+def parse_params(tree: Any) -> Params:
     """Return the settings of a YAML tree."""
     if not isinstance(tree, dict):
-        raise PipelineError(f"{FILE} holds no settings: take back the last sound ones with 'git checkout {FILE}'.")
+        raise CarvanaError(f"{PARAMS_FILE} holds no settings: take back the last sound ones with 'git checkout {PARAMS_FILE}'.")
     try:
-        params = _strictly(Params, tree)
+        params = _validate_strict(Params, tree)
         params.check()
     except ValidationError as error:
-        raise PipelineError(_in_words(error)) from error
+        raise CarvanaError(_format_errors(error)) from error
     return params
 
 
-def _strictly(kind: type[T], tree: Any) -> T:
+def _validate_strict(kind: type[T], tree: Any) -> T:
     # By way of JSON, since only there strictness lets a list be a tuple; '3' for 3 and yes for 1 stay errors.
     return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
 
 
-def _override(key: str, defaults: T, changes: Mapping[str, Any]) -> T:
+def _apply_overrides(key: str, defaults: T, changes: Mapping[str, Any]) -> T:
     tree = defaults.model_dump(mode="json")
     for name, value in changes.items():
         tree[name] = tree[name] | value if name == "augment" and isinstance(value, dict) else value
     try:
-        return _strictly(type(defaults), tree)
+        return _validate_strict(type(defaults), tree)
     except ValidationError as error:
-        raise PipelineError(_in_words(error, key)) from error
+        raise CarvanaError(_format_errors(error, key)) from error
 
 
-def _in_words(error: ValidationError, prefix: str = "") -> str:
+def _format_errors(error: ValidationError, prefix: str = "") -> str:
     faults = error.errors()
     # What holds a fault is often reported too, as being empty without it.
     inner = [a for a in faults if not any(b["loc"] != a["loc"] == b["loc"][: len(a["loc"])] for b in faults)]
-    return "\n".join(f"{FILE}: {_fault(details, prefix)}" for details in inner)
+    return "\n".join(f"{PARAMS_FILE}: {_format_error(details, prefix)}" for details in inner)
 
 
-def _fault(details: ErrorDetails, prefix: str) -> str:
+def _format_error(details: ErrorDetails, prefix: str) -> str:
     steps = [str(step) for step in details["loc"]]
     # Which kind of a union was tried stands in the location as if it were a key: the net, or such as tuple[int, int].
     if steps[:2] == ["models", "specs"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 _EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
-def home(workspace: Path | None = None) -> Path:
+def project_root(workspace: Path | None = None) -> Path:
     """Return the project's own root, which is the workspace itself except in a temporary experiment.
 
     ``dvc exp run --temp`` and ``--queue`` run in copies below ``.dvc/tmp/exps``. What is too large to copy, the
@@ -19,6 +19,6 @@ def home(workspace: Path | None = None) -> Path:
     return path
 
 
-def runs(workspace: Path | None = None) -> Path:
+def runs_dir(workspace: Path | None = None) -> Path:
     """Return the folder of the logs of all trainings, in the project's own root: ``runs/<model>/<fold>/<run>``."""
-    return home(workspace) / "runs"
+    return project_root(workspace) / "runs"

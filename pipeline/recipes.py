@@ -9,65 +9,65 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.files import write_text
-from pipeline.params import FILE, parse
+from pipeline.params import PARAMS_FILE, parse_params
 
-FOLDER = Path("recipes")
+RECIPES_DIR = Path("recipes")
 
-_BELOW = "recipe"
+_BASE_KEY = "recipe"
 """Key of a recipe that names another one, which is laid below it."""
 
 
 def recipe_names() -> dict[str, str]:
     """Return every recipe with the first line of its head; raises PipelineError if there is none."""
-    heads = ((path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(FOLDER.glob("*.yaml")))
+    heads = ((path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(RECIPES_DIR.glob("*.yaml")))
     found = {path.stem: head.lstrip("# ") for path, head in heads}
     if not found:
-        raise PipelineError(f"There is no recipe in {FOLDER}/: run this in the project's folder.")
+        raise CarvanaError(f"There is no recipe in {RECIPES_DIR}/: run this in the project's folder.")
     return found
 
 
-def apply_recipe(name: str, params: Path = Path(FILE)) -> list[str]:
+def apply_recipe(name: str, params: Path = Path(PARAMS_FILE)) -> list[str]:
     """Lay a recipe over params.yaml and return what changed, a line a key.
 
     Raises PipelineError if there is no such recipe or what would come out is no sound params.yaml, which then stays
     as it was.
     """
     overlay: dict[str, Any] = {}
-    for part in _with_those_below(name):
-        list(_lay_over(overlay, part, ""))
-    return lay_over(overlay, params)
+    for part in _resolve_bases(name):
+        list(_merge(overlay, part, ""))
+    return apply_overlay(overlay, params)
 
 
-def _with_those_below(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def _resolve_bases(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Yield the settings of the recipe that ``name`` builds on, and so on, and then its own."""
     if name in above:
-        raise PipelineError(f"Recipe '{name}' builds on itself ({' on '.join([*above, name])}): mend {FOLDER}/.")
-    path = FOLDER / f"{name}.yaml"
+        raise CarvanaError(f"Recipe '{name}' builds on itself ({' on '.join([*above, name])}): mend {RECIPES_DIR}/.")
+    path = RECIPES_DIR / f"{name}.yaml"
     if not path.is_file():
-        raise PipelineError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
-    own = _settings(YAML(typ="safe"), path)
-    below = own.pop(_BELOW, None)
+        raise CarvanaError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
+    own = _load_mapping(YAML(typ="safe"), path)
+    below = own.pop(_BASE_KEY, None)
     if below is not None:
-        yield from _with_those_below(below, [*above, name])
+        yield from _resolve_bases(below, [*above, name])
     yield own
 
 
-def _settings(yaml: YAML, path: Path) -> Any:
+def _load_mapping(yaml: YAML, path: Path) -> Any:
     """Return a file's settings; raises PipelineError if it holds none."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PipelineError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
+        raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except YAMLError as error:
-        raise PipelineError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
+        raise CarvanaError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise PipelineError(f"{path} holds no settings: take back the last sound ones with 'git checkout {path}'.")
+        raise CarvanaError(f"{path} holds no settings: take back the last sound ones with 'git checkout {path}'.")
     return tree
 
 
-def lay_over(overlay: dict[str, Any], params: Path = Path(FILE)) -> list[str]:
+def apply_overlay(overlay: dict[str, Any], params: Path = Path(PARAMS_FILE)) -> list[str]:
     """Lay settings over params.yaml, keeping its comments, and return what changed, a line a key.
 
     Raises PipelineError if what would come out is no sound params.yaml, which then stays as it was.
@@ -76,42 +76,42 @@ def lay_over(overlay: dict[str, Any], params: Path = Path(FILE)) -> list[str]:
     yaml.width = 120
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    tree = _settings(yaml, params)
-    changes = list(_lay_over(tree, overlay, ""))
+    tree = _load_mapping(yaml, params)
+    changes = list(_merge(tree, overlay, ""))
     text = io.StringIO()
     yaml.dump(tree, text)
-    parse(YAML(typ="safe").load(text.getvalue()))
+    parse_params(YAML(typ="safe").load(text.getvalue()))
     if changes:
         write_text(params, text.getvalue())
     return changes
 
 
-def _lay_over(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
+def _merge(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
     for name, value in overlay.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and isinstance(tree.get(name), dict) and not _whole(key):
-            yield from _lay_over(tree[name], value, f"{key}.")
+        if isinstance(value, dict) and isinstance(tree.get(name), dict) and not _is_atomic(key):
+            yield from _merge(tree[name], value, f"{key}.")
         elif name in tree and tree[name] == value:
             continue
         else:
-            yield f"{key}: {_plain(tree.get(name))} -> {_plain(value)}"
-            tree[name] = _flow(value)
+            yield f"{key}: {_format_value(tree.get(name))} -> {_format_value(value)}"
+            tree[name] = _flow_style(value)
 
 
-def _whole(key: str) -> bool:
+def _is_atomic(key: str) -> bool:
     """Return whether a mapping is one value: parts of two lists of losses, or of two nets, make no third."""
     return key.endswith((".losses", ".weights")) or (key.startswith("models.specs.") and key.count(".") == 2)
 
 
-def _flow(value: Any) -> Any:
+def _flow_style(value: Any) -> Any:
     """Return a value whose lists are written in brackets, as params.yaml has them."""
     if isinstance(value, dict):
-        return CommentedMap({key: _flow(inner) for key, inner in value.items()})
+        return CommentedMap({key: _flow_style(inner) for key, inner in value.items()})
     if isinstance(value, list):
         value = CommentedSeq(value)
         value.fa.set_flow_style()
     return value
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "null" if value is None else str(dict(value) if isinstance(value, dict) else value)

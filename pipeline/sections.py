@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 T = TypeVar("T")
 
 
-class Section(BaseModel):
+class StrictModel(BaseModel):
     """Frozen settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -23,5 +23,5 @@ def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
 Unique = Annotated[tuple[T, ...], AfterValidator(_no_repeats)]
 """Values, none twice."""
 
-Distinct = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_no_repeats)]
+NonEmptyUnique = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_no_repeats)]
 """At least one value, none twice."""

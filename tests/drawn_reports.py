@@ -40,7 +40,7 @@ class DrawnReports:
         for split in self._splits():
             rows = self._settings(split)
             for _, row in pd.concat([rows[rows["current"]], rows.nlargest(2, "dice")]).iterrows():
-                for number, name in enumerate(("none", "largest", "filled", "edges largest")):
+                for number, name in enumerate(("none", "keep_largest", "fill_holes", "edges largest")):
                     better = (0.0, 0.00004, 0.00001, -0.0003)[number]
                     changed = row["difference"] + better
                     whole = {
@@ -133,11 +133,11 @@ class DrawnReports:
         folds: Sequence[int],
         views: Sequence[str],
         threshold: float = 0.5,
-        merge: str = "logit",
+        merge: str = "mean_logit",
     ) -> float:
         error = 1 / sum(1 / SKILL[model] for model in models) * len(models) ** 0.85
         error *= (max(1, len(folds)) ** -0.12) * (len(views) ** -0.05)
-        error += 0.04 * (threshold - 0.46) ** 2 + {"logit": 0.0, "probability": 0.00006, "vote": 0.00022}[merge]
+        error += 0.04 * (threshold - 0.46) ** 2 + {"mean_logit": 0.0, "mean_probability": 0.00006, "majority_vote": 0.00022}[merge]
         name = "".join([*models, *map(str, folds), *views])
         return 1 - error + 0.0001 * np.sin(sum(map(ord, name)))
 
@@ -149,7 +149,7 @@ class DrawnReports:
             for folds in ([()] if split == "oof" else subsets(self.folds))
             for views in subsets(VIEWS)
             for merge in (
-                ("probability", "logit", "vote") if len(models) * max(1, len(folds)) > 1 else ("probability",)
+                ("mean_probability", "mean_logit", "majority_vote") if len(models) * max(1, len(folds)) > 1 else ("mean_probability",)
             )
             for threshold in THRESHOLDS
         ]
@@ -193,8 +193,8 @@ class DrawnReports:
             "merge": merge,
             "weights": "",
             "threshold": threshold,
-            "current": whole and views == VIEWS[:2] and threshold == 0.5 and merge == "probability",
-            "dice": self._dice(models, folds, views, threshold, "logit" if only_merge else merge),
+            "current": whole and views == VIEWS[:2] and threshold == 0.5 and merge == "mean_probability",
+            "dice": self._dice(models, folds, views, threshold, "mean_logit" if only_merge else merge),
             "images": 16 * len(self._cars(split)),
             "cars": len(self._cars(split)),
             "passes": len(models) * nets * len(views),

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from pipeline.data.settings import DataSettings
-from pipeline.kaggle_api.patience import Patience
+from pipeline.kaggle_api.patience import RetryPolicy
 
 COMPETITION = "carvana-image-masking-challenge"
 TOKEN = "KGAT_a-token-that-nobody-may-see"
@@ -33,7 +33,7 @@ FROM_KAGGLE = DataSettings(source="kaggle")
 SECRETS = (TOKEN, KEY, base64.b64encode(f"{USER}:{KEY}".encode()).decode(), "signature-")
 
 
-QUICK = Patience(
+QUICK = RetryPolicy(
     connect_s=5, silence_s=1.5, tries=4, first_pause_s=0.01, longest_pause_s=0.02, lookup_s=0.6, first_poll_s=0.01
 )
 """Patience of tests."""

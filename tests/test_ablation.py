@@ -11,20 +11,20 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.competition.layout import HEIGHT, WIDTH, join_id
-from pipeline.competition.metric import Counts, count
+from pipeline.competition.layout import HEIGHT, WIDTH, format_image_id
+from pipeline.competition.metric import ConfusionCounts, confusion_counts
 from pipeline.ensembling import counting
-from pipeline.ensembling.ablation import Panel, Trial, try_settings
-from pipeline.ensembling.comparison import Comparison
-from pipeline.ensembling.counting import Counter
+from pipeline.ensembling.ablation import AblationScores, ScoringGroup, score_settings
+from pipeline.ensembling.comparison import AblationRunner
+from pipeline.ensembling.counting import SettingScorer
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import OWN, AblationSettings, Choices, Net, Setting, Split
-from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, shard_name, sum_maps, write_index
-from pipeline.ensembling.postprocess import Decision
-from pipeline.ensembling.timing import TIMING, Timing, write_timing
-from pipeline.ensembling.undecided import Stack
-from pipeline.ensembling.verdict import COLUMNS, Verdict
-from pipeline.errors import PipelineError
+from pipeline.ensembling.grid import OWN_FOLD, AblationSettings, AblationSpace, EnsembleConfig, NetId, ScoredSplit
+from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, ShardWriter, shard_name, sum_maps, write_index
+from pipeline.ensembling.postprocess import MaskBuilder
+from pipeline.ensembling.timing import TIMING_FILE, Timing, write_timing
+from pipeline.ensembling.undecided import MapStack
+from pipeline.ensembling.verdict import ABLATION_COLUMNS, AblationStatistics
+from pipeline.errors import CarvanaError
 
 VIEWS = ("identity", "hflip", "scale:0.75")
 MODELS = ("small", "large")
@@ -32,10 +32,10 @@ FOLDS = (0, 1, 2)
 NETS = list(product(MODELS, FOLDS))
 SIZE = (60, 90)
 
-Maps = dict[tuple[Net, str], LevelMap]
+Maps = dict[tuple[NetId, str], ProbabilityMap]
 
 
-def drawn(seed: int, nets: Sequence[Net] = NETS, views: Sequence[str] = VIEWS) -> tuple[Maps, NDArray[np.uint8]]:
+def drawn(seed: int, nets: Sequence[NetId] = NETS, views: Sequence[str] = VIEWS) -> tuple[Maps, NDArray[np.uint8]]:
     """Maps and the true mask of an image on which nets agree in most places, as trained ones do."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
@@ -46,16 +46,16 @@ def drawn(seed: int, nets: Sequence[Net] = NETS, views: Sequence[str] = VIEWS) -
         soft = 1 / (1 + np.exp(distance / 2 + random.normal(0, 0.7) + random.normal(0, 0.3, distance.shape)))
         levels = np.rint(np.clip((soft - 0.02) / 0.96, 0, 1) * 255).astype(np.uint8)
         levels[random.random(levels.shape) < 0.02] = random.choice([0, 102, 127, 128, 255])
-        maps[net, view] = LevelMap.crop("0123456789ab_01", view, 1, levels)
+        maps[net, view] = ProbabilityMap.crop("0123456789ab_01", view, 1, levels)
     return maps, true_HW
 
 
-def brute_force(setting: Setting, maps: Maps, true_HW: NDArray[np.uint8]) -> Counts:
+def brute_force(setting: EnsembleConfig, maps: Maps, true_HW: NDArray[np.uint8]) -> ConfusionCounts:
     summed = [sum_maps([maps[net, view] for view in setting.views]) for net in setting.nets]
-    return count(setting.merger.mask(summed, *true_HW.shape), true_HW)
+    return confusion_counts(setting.merge_rule.mask(summed, *true_HW.shape), true_HW)
 
 
-def choices(**changes: Any) -> Choices:
+def choices(**changes: Any) -> AblationSpace:
     known: dict[str, Any] = {
         "ablation": AblationSettings(weights=({}, {"small": 3}), threshold=(0.0005, 0.3, 0.4, 0.5, 0.999)),
         "ensemble": EnsembleSettings(),
@@ -64,7 +64,7 @@ def choices(**changes: Any) -> Choices:
         "predicted": {"oof": VIEWS, "holdout": VIEWS},
         "views": ("identity", "hflip"),
     }
-    return Choices(**(known | changes))
+    return AblationSpace(**(known | changes))
 
 
 class TestCounting:
@@ -73,9 +73,9 @@ class TestCounting:
         monkeypatch.setattr(counting, "_PIXELS_AT_ONCE", [50, 333, 1 << 15][seed % 3])
         maps, true_HW = drawn(seed)
         grid = [*choices().grid("holdout"), *choices().fold_subsets()]
-        stack = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
-        counter = Counter(grid, NETS, VIEWS)
-        pixels = stack.undecided(counter.bounds)
+        stack = MapStack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
+        counter = SettingScorer(grid, NETS, VIEWS)
+        pixels = stack.ambiguous_pixels(counter.bounds)
         counted, dice = counter.count(pixels), counter.dice(pixels)
         for setting, (both, own), score in zip(grid, counted.tolist(), dice.tolist(), strict=True):
             expected = brute_force(setting, maps, true_HW)
@@ -86,30 +86,30 @@ class TestCounting:
     @pytest.mark.parametrize("level", [0, 255])
     def test_an_image_without_an_undecided_pixel(self, level: int) -> None:
         whole = np.full(SIZE, level, np.uint8)
-        maps: Maps = {key: LevelMap.crop("a", key[1], 1, whole) for key in product(NETS, VIEWS)}
+        maps: Maps = {key: ProbabilityMap.crop("a", key[1], 1, whole) for key in product(NETS, VIEWS)}
         for true_HW in (np.zeros(SIZE, np.uint8), np.ones(SIZE, np.uint8)):
-            stack = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
+            stack = MapStack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
             grid = choices().grid("holdout")
             expected = brute_force(grid[0], maps, true_HW)
-            counter = Counter(grid, NETS, VIEWS)
-            assert (counter.dice(stack.undecided(counter.bounds)) == expected.dice).all()
-            assert stack.suspicion().pixels == (whole.size if (level == 255) != true_HW.any() else 0)
+            counter = SettingScorer(grid, NETS, VIEWS)
+            assert (counter.dice(stack.ambiguous_pixels(counter.bounds)) == expected.dice).all()
+            assert stack.label_conflict().pixels == (whole.size if (level == 255) != true_HW.any() else 0)
 
     @pytest.mark.parametrize("thresholds", [(0.5,), (0.3, 0.7), (0.0005, 0.999), (0.4,), (0.5, 0.2)])
     def test_as_few_pixels_are_looked_at_as_the_thresholds_allow(self, thresholds: tuple[float, ...]) -> None:
         maps, true_HW = drawn(1)
-        stack = Stack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
+        stack = MapStack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
         grid = choices(
             ablation=AblationSettings(threshold=thresholds), ensemble=EnsembleSettings(threshold=thresholds[0])
         ).grid("holdout")
-        counter = Counter(grid, NETS, VIEWS)
-        pixels = stack.undecided(counter.bounds)
+        counter = SettingScorer(grid, NETS, VIEWS)
+        pixels = stack.ambiguous_pixels(counter.bounds)
         for setting, (both, own) in zip(grid, counter.count(pixels).tolist(), strict=True):
             assert (both, own, pixels.total_true) == brute_force(setting, maps, true_HW)[:3], setting
-        rasters = np.stack([level_map.raster(*SIZE) for level_map in maps.values()])
+        rasters = np.stack([level_map.to_full_size(*SIZE) for level_map in maps.values()])
         low, high = (np.ceil(np.round(255 * t, 9)) for t in (min(thresholds), max(thresholds)))
         sure = (rasters <= max(0, low - 2)).all(axis=0) | (rasters >= high).all(axis=0)
-        assert pixels.levels_NVU.shape == (len(NETS), len(VIEWS), true_HW.size - np.count_nonzero(sure))
+        assert pixels.probs_u8_NVU.shape == (len(NETS), len(VIEWS), true_HW.size - np.count_nonzero(sure))
 
 
 class TestSuspicion:
@@ -121,14 +121,14 @@ class TestSuspicion:
         sure[10:14, 10:14] = 0  # 16 that it has too much
         other = sure.copy()
         other[44] = 128  # one net is not certain of 10 of them
-        stack = Stack.of([[LevelMap.crop("a", "identity", 1, levels)] for levels in (sure, other)], true_HW)
-        assert stack.suspicion().__dict__ == {"pixels": 40, "top": 40, "left": 50, "height": 4, "width": 10}
+        stack = MapStack.of([[ProbabilityMap.crop("a", "identity", 1, levels)] for levels in (sure, other)], true_HW)
+        assert stack.label_conflict().__dict__ == {"pixels": 40, "top": 40, "left": 50, "height": 4, "width": 10}
 
     def test_of_car_that_no_net_sees(self) -> None:
         true_HW = np.zeros(SIZE, np.uint8)
         true_HW[20:30, 40:60] = 1
-        nothing = LevelMap.crop("a", "identity", 1, np.zeros(SIZE, np.uint8))
-        suspicion = Stack.of([[nothing]], true_HW).suspicion()
+        nothing = ProbabilityMap.crop("a", "identity", 1, np.zeros(SIZE, np.uint8))
+        suspicion = MapStack.of([[nothing]], true_HW).label_conflict()
         assert (suspicion.pixels, suspicion.top, suspicion.left) == (200, 20, 40)
 
 
@@ -141,8 +141,8 @@ class TestGrid:
 
     def test_one_net_merges_with_nothing(self) -> None:
         grid = choices().grid("oof")
-        assert {s.merge for s in grid if len(s.models) == 1} == {"probability"}
-        assert {s.merge for s in grid if len(s.models) == 2} == {"probability", "logit", "vote"}
+        assert {s.merge for s in grid if len(s.models) == 1} == {"mean_probability"}
+        assert {s.merge for s in grid if len(s.models) == 2} == {"mean_probability", "mean_logit", "majority_vote"}
         assert {s.weights for s in grid if len(s.models) == 1} == {(1,)}
         assert {s.weights for s in grid if len(s.models) == 2} == {(1, 1), (3, 1)}
 
@@ -167,29 +167,29 @@ class TestGrid:
 
     @pytest.mark.parametrize(("cars", "words"), [(0, "No cars are held out"), (1, "One car is held out")])
     def test_fold_ensembles_are_refused_without_held_out_cars(self, cars: int, words: str) -> None:
-        assert choices().refusal("oof", cars) is None
-        assert choices().refusal("holdout", 2) is None
-        refusal = choices().refusal("holdout", cars)
+        assert choices().why_not_scorable("oof", cars) is None
+        assert choices().why_not_scorable("holdout", 2) is None
+        refusal = choices().why_not_scorable("holdout", cars)
         assert refusal is not None
         assert words in refusal
         assert "set folds.holdout_cars" in refusal
-        with pytest.raises(PipelineError, match=words):
-            choices(ablation=AblationSettings(folds=((0, 1),))).refusal("holdout", cars)
+        with pytest.raises(CarvanaError, match=words):
+            choices(ablation=AblationSettings(folds=((0, 1),))).why_not_scorable("holdout", cars)
 
 
-def trial_of(dice_SC: NDArray[np.float64], settings: Sequence[Setting]) -> Trial:
+def trial_of(dice_SC: NDArray[np.float64], settings: Sequence[EnsembleConfig]) -> AblationScores:
     """Every car has 16 images of the same Dice."""
     cars = dice_SC.shape[1]
     images = pd.DataFrame(
-        [(join_id(f"{car:012x}", angle), f"{car:012x}", angle) for car in range(cars) for angle in range(1, 17)],
+        [(format_image_id(f"{car:012x}", angle), f"{car:012x}", angle) for car in range(cars) for angle in range(1, 17)],
         columns=["image_id", "car", "angle"],
     )
     sizes = {(net, view): 1000.0 for setting in settings for net in setting.nets for view in setting.views}
-    return Trial(settings, images, np.repeat(dice_SC, 16, axis=1), sizes)
+    return AblationScores(settings, images, np.repeat(dice_SC, 16, axis=1), sizes)
 
 
-def folds_setting(count: int, views: Sequence[str] = ("identity",), threshold: float = 0.5) -> Setting:
-    return Setting(("net",), tuple(range(count)), tuple(views), "probability", (1,), threshold)
+def folds_setting(count: int, views: Sequence[str] = ("identity",), threshold: float = 0.5) -> EnsembleConfig:
+    return EnsembleConfig(("net",), tuple(range(count)), tuple(views), "mean_probability", (1,), threshold)
 
 
 SECONDS = {(("net", fold), view): 0.1 for fold in range(5) for view in VIEWS}
@@ -198,17 +198,17 @@ SECONDS = {(("net", fold), view): 0.1 for fold in range(5) for view in VIEWS}
 class TestVerdict:
     settings = (folds_setting(3), folds_setting(1), folds_setting(5), folds_setting(5, VIEWS), folds_setting(2))
 
-    def verdict(self, cars: int = 10) -> Verdict:
+    def verdict(self, cars: int = 10) -> AblationStatistics:
         """Now 0.99; one fold loses, five gain, more views and two folds change next to nothing."""
         random = np.random.default_rng(3)
         base_C = 0.99 + random.normal(0, 0.003, cars)
         noise_SC = random.normal(0, 0.00005, (5, cars))
         gains_S1 = np.array([[0.0], [-0.001], [0.0005], [0.00052], [0.0]])
-        return Verdict("holdout", trial_of(base_C + gains_S1 + noise_SC, self.settings), SECONDS)
+        return AblationStatistics("holdout", trial_of(base_C + gains_S1 + noise_SC, self.settings), SECONDS)
 
     def test_the_table(self) -> None:
         table = self.verdict().table
-        assert tuple(table.columns) == COLUMNS
+        assert tuple(table.columns) == ABLATION_COLUMNS
         assert table["current"].tolist() == [True, False, False, False, False]
         assert table["passes"].tolist() == [3, 1, 5, 15, 2]
         assert table["seconds"].tolist() == pytest.approx([0.3, 0.1, 0.5, 1.5, 0.2])
@@ -262,7 +262,7 @@ class TestVerdict:
         settings = [folds_setting(1, threshold=0.3 + n / 1000) for n in range(300)]
         optimistic, honest = [], []
         for _ in range(20):
-            verdict = Verdict("holdout", trial_of(0.99 + random.normal(0, 0.001, (300, 12)), settings), SECONDS)
+            verdict = AblationStatistics("holdout", trial_of(0.99 + random.normal(0, 0.001, (300, 12)), settings), SECONDS)
             selection = verdict.summary()["selection"]
             optimistic.append(selection["optimistic"] - 0.99)
             honest.append(selection["honest"] - 0.99)
@@ -287,8 +287,8 @@ class Stored:
         self.folder = folder
         self.masks: dict[str, NDArray[np.uint8]] = {}
         self.maps: dict[str, Maps] = {}
-        self.oof = {fold: [join_id(car, 1)] for fold, car in enumerate(CARS)}
-        self.held_out = [join_id(car, angle) for car in HELD_OUT for angle in (1, 2)]
+        self.oof = {fold: [format_image_id(car, 1)] for fold, car in enumerate(CARS)}
+        self.held_out = [format_image_id(car, angle) for car in HELD_OUT for angle in (1, 2)]
         for number, image_id in enumerate([*(ids[0] for ids in self.oof.values()), *self.held_out]):
             small, true_HW = drawn(number)
             self.masks[image_id] = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -300,7 +300,7 @@ class Stored:
             self.write("oof", (model, fold), self.oof[fold])
             self.write("holdout", (model, fold), self.held_out)
 
-    def write(self, split: str, net: Net, image_ids: Sequence[str], views: Sequence[str] = VIEWS) -> None:
+    def write(self, split: str, net: NetId, image_ids: Sequence[str], views: Sequence[str] = VIEWS) -> None:
         folder = self.where(split, net)
         folder.mkdir(parents=True, exist_ok=True)
         with ShardWriter(folder / shard_name(0)) as writer:
@@ -311,21 +311,21 @@ class Stored:
         write_index(
             folder, image_ids, views, merged=False, shard_images=8, unreadable={}, digests=[], net=f"{net[0]}{net[1]}"
         )
-        write_timing(folder / TIMING, Timing(4, 2.0, dict.fromkeys(views, 1.0), "here"))
+        write_timing(folder / TIMING_FILE, Timing(4, 2.0, dict.fromkeys(views, 1.0), "here"))
 
-    def where(self, split: str, net: Net) -> Path:
+    def where(self, split: str, net: NetId) -> Path:
         return self.folder / split / net[0] / str(net[1])
 
-    def panels(self, split: Split) -> list[Panel]:
+    def panels(self, split: ScoredSplit) -> list[ScoringGroup]:
         if split == "holdout":
-            return [Panel(NETS, [MapStore(self.where(split, net)) for net in NETS])]
+            return [ScoringGroup(NETS, [PredictionStore(self.where(split, net)) for net in NETS])]
         return [
-            Panel([(m, OWN) for m in MODELS], [MapStore(self.where(split, (m, fold))) for m in MODELS])
+            ScoringGroup([(m, OWN_FOLD) for m in MODELS], [PredictionStore(self.where(split, (m, fold))) for m in MODELS])
             for fold in FOLDS
         ]
 
-    def comparison(self, **changes: Any) -> Comparison:
-        return Comparison(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__, self.photo)
+    def comparison(self, **changes: Any) -> AblationRunner:
+        return AblationRunner(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__, self.photo)
 
     def photo(self, image_id: str) -> NDArray[np.uint8]:
         return np.repeat(self.masks[image_id][..., None] * np.uint8(200), 3, axis=2)
@@ -340,12 +340,12 @@ class TestComparison:
     def test_what_is_read_from_disk_equals_brute_force(self, stored: Stored) -> None:
         for split in ("oof", "holdout"):
             grid = choices().grid(split)[::17]
-            trial = try_settings(stored.panels(split), grid, VIEWS, stored.masks.__getitem__, "")
+            trial = score_settings(stored.panels(split), grid, VIEWS, stored.masks.__getitem__, "")
             for image, image_id in enumerate(trial.images["image_id"]):
                 for index, setting in enumerate(grid):
-                    own = [(m, CARS.index(image_id[:12])) if f == OWN else (m, f) for m, f in setting.nets]
+                    own = [(m, CARS.index(image_id[:12])) if f == OWN_FOLD else (m, f) for m, f in setting.nets]
                     maps = [sum_maps([stored.maps[image_id][net, view] for view in setting.views]) for net in own]
-                    expected = count(setting.merger.mask(maps), stored.masks[image_id])
+                    expected = confusion_counts(setting.merge_rule.mask(maps), stored.masks[image_id])
                     assert trial.dice_SI[index, image] == expected.dice
 
     def test_tables(self, stored: Stored) -> None:
@@ -368,19 +368,19 @@ class TestComparison:
         assert (doubts["disagreement"] > 0).all()
 
     def test_steps_after_the_merge(self, stored: Stored) -> None:
-        steps = ((), ("edges",), ("largest", "filled"))
+        steps = ((), ("refine_edges",), ("keep_largest", "fill_holes"))
         ablation = AblationSettings(postprocess=steps, postprocess_best=1, threshold=(0.4, 0.5))
         findings = stored.comparison(ablation=ablation).run()
         table = pd.concat(findings.postprocess, ignore_index=True)
         holdout = table[table["split"] == "holdout"]
-        assert holdout["postprocess"].tolist() == ["none", "edges", "largest filled"] * 2
+        assert holdout["postprocess"].tolist() == ["none", "refine_edges", "largest filled"] * 2
         grid = pd.concat(findings.settings).query("split == 'holdout'")
         assert holdout["dice"].iloc[0] == pytest.approx(grid["dice"].iloc[0])
         assert holdout["dice"].iloc[3] == pytest.approx(grid["dice"].max())
         for number, step in enumerate(steps):
-            decision = Decision(choices().current("holdout").merger, step, stored.photo)
+            decision = MaskBuilder(choices().current("holdout").merge_rule, step, stored.photo)
             dice = [
-                count(
+                confusion_counts(
                     decision.mask([sum_maps([stored.maps[i][net, view] for view in VIEWS[:2]]) for net in NETS]),
                     stored.masks[i],
                 ).dice
@@ -390,9 +390,9 @@ class TestComparison:
         assert holdout["dice"].nunique() > 3
 
     def test_the_steps_of_the_submission_are_what_others_are_held_against(self, stored: Stored) -> None:
-        ensemble = EnsembleSettings(postprocess=("largest",))
+        ensemble = EnsembleSettings(postprocess=("keep_largest",))
         table = pd.concat(stored.comparison(ensemble=ensemble).run().postprocess).query("split == 'oof'")
-        assert table["postprocess"].tolist()[:4] == ["largest", "none", "filled", "edges"]
+        assert table["postprocess"].tolist()[:4] == ["keep_largest", "none", "fill_holes", "refine_edges"]
         assert table["current"].tolist() == [True] + [False] * (len(table) - 1)
         assert table["difference"].iloc[0] == 0
 
@@ -417,13 +417,13 @@ class TestComparison:
         ],
     )
     def test_stale_maps(self, stored: Stored, images: slice, views: Sequence[str], digest: str, words: str) -> None:
-        panel = Panel([("small", 0)], [MapStore(stored.where("holdout", ("small", 0)))])
-        with pytest.raises(PipelineError, match=words) as caught:
-            panel.demand(stored.held_out[images], views, [digest])
+        panel = ScoringGroup([("small", 0)], [PredictionStore(stored.where("holdout", ("small", 0)))])
+        with pytest.raises(CarvanaError, match=words) as caught:
+            panel.validate(stored.held_out[images], views, [digest])
         assert "holdout/small/0" in str(caught.value)
         assert "'dvc repro' makes its maps anew" in str(caught.value)
-        panel.demand(stored.held_out, VIEWS, ["small0"])
+        panel.validate(stored.held_out, VIEWS, ["small0"])
 
     def test_missing_maps(self, stored: Stored) -> None:
-        with pytest.raises(PipelineError, match=r"holds no maps .*'dvc repro'"):
-            MapStore(stored.folder / "holdout/small/9")
+        with pytest.raises(CarvanaError, match=r"holds no maps .*'dvc repro'"):
+            PredictionStore(stored.folder / "holdout/small/9")

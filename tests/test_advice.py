@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 
 from pipeline.cli import main
-from pipeline.ensembling.grid import Choices, Split
-from pipeline.ensembling.verdict import Verdict
+from pipeline.ensembling.grid import AblationSpace, ScoredSplit
+from pipeline.ensembling.verdict import AblationStatistics
 from pipeline.params import read_params
 from pipeline.stages.nets import net_digest
 from tests.project import ROOT
 from tests.test_ablation import trial_of
 
 
-def found(choices: Choices, split: Split, cars: int, gains: dict[str, float]) -> Verdict:
+def found(choices: AblationSpace, split: ScoredSplit, cars: int, gains: dict[str, float]) -> AblationStatistics:
     """A verdict on the whole grid, where settings that hold a word gain so much."""
     random = np.random.default_rng(0)
     settings = choices.grid(split)
@@ -29,7 +29,7 @@ def found(choices: Choices, split: Split, cars: int, gains: dict[str, float]) ->
     noise_SC = random.normal(0, 0.00001, (len(settings), cars))
     seconds = {(net, view): 0.1 for setting in settings for net in setting.nets for view in setting.views}
     trial = trial_of(np.array(gain_S)[:, None] + base_C + noise_SC, settings)
-    return Verdict(split, trial, seconds, choices.ablation.tolerance)
+    return AblationStatistics(split, trial, seconds, choices.ablation.tolerance)
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(folder: Path, cars: int, **facts: Any) -> None:
-    choices = read_params().choices()
+    choices = read_params().ablation_space()
     verdicts = [found(choices, split, cars, {"hflip": -0.001, "0.4": 0.0005}) for split in ("oof", "holdout")]
     (folder / "reports").mkdir(exist_ok=True)
     nets = {f"small/{fold}": net_digest(folder / f"folds/small/{fold}", "last") for fold in range(3)}
-    splits = {v.split: v.summary() | {"cautions": choices.cautions(v.split)} for v in verdicts}
-    summary = {"choices": choices.described(), "nets": nets} | splits | facts
+    splits = {v.split: v.summary() | {"cautions": choices.warnings(v.split)} for v in verdicts}
+    summary = {"choices": choices.fingerprint(), "nets": nets} | splits | facts
     (folder / "reports/ablation.json").write_text(json.dumps(summary))
     pd.concat([v.table for v in verdicts]).to_csv(folder / "reports/ablation.csv", index=False)
 
@@ -91,7 +91,7 @@ def test_apply_writes_what_the_held_out_cars_say_and_keeps_comments(
     run("--apply")
     params = read_params()
     assert params.ensemble.threshold == 0.4
-    assert params.predict.views.test == ("identity",)
+    assert params.predict.tta.test == ("identity",)
     assert params.ensemble.folds is not None
     assert len(params.ensemble.folds) == 1
     after = (project / "params.yaml").read_text()
@@ -113,7 +113,7 @@ def test_apply_from_out_of_fold_says_nothing_of_folds(project: Path) -> None:
     params = read_params()
     assert params.ensemble.threshold == 0.4
     assert params.ensemble.folds is None
-    assert params.ensemble.merge == "probability"
+    assert params.ensemble.merge == "mean_probability"
 
 
 def test_apply_twice_changes_nothing_but_wants_a_new_ablation(
@@ -153,11 +153,11 @@ def test_with_few_cars_that_tell_little_the_current_setting_is_kept(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random = np.random.default_rng(1)
-    choices = read_params().choices()
+    choices = read_params().ablation_space()
     settings = choices.grid("holdout")
     seconds = {(net, view): 0.1 for setting in settings for net in setting.nets for view in setting.views}
     dice_SC = 0.99 + random.normal(0, 0.003, (len(settings), 8))
-    verdict = Verdict("holdout", trial_of(dice_SC, settings), seconds, tolerance=0.0002)
+    verdict = AblationStatistics("holdout", trial_of(dice_SC, settings), seconds, tolerance=0.0002)
     put(project, cars=10, holdout=verdict.summary() | {"cautions": []})
     text = (project / "params.yaml").read_text()
     run("--apply")

@@ -24,30 +24,30 @@ from streamlit.testing.v1 import AppTest
 
 from pipeline.app import project as project_files
 from pipeline.app import sight as sight_module
-from pipeline.app.faults import as_text, sentence
+from pipeline.app.faults import error_markdown, escape_markdown
 from pipeline.app.rescore import score_images, setting_of
 from pipeline.app.server import PAGE
-from pipeline.app.sight import Sight
+from pipeline.app.sight import CachedImage
 from pipeline.commands import app
 from pipeline.commands.listening import LOOPBACK
 from pipeline.competition import rle
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.exporting.compose import write_ensemble
-from pipeline.exporting.facts import Facts
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.graphs import write_onnx
-from pipeline.kaggle_api.ledger import COLUMNS, Ledger
+from pipeline.kaggle_api.ledger import LEDGER_COLUMNS, Ledger
 from pipeline.learning import models
-from pipeline.learning.settings import ClassicUNet, InputSettings
-from pipeline.learning.speaker import Speaker
+from pipeline.learning.settings import InputSettings, UNetConfig
+from pipeline.learning.speaker import BasePredictor
 from pipeline.params import read_params
 from pipeline.reporting.charts import accuracy_by_cost
-from pipeline.reporting.tables import of_split, read_table
+from pipeline.reporting.tables import read_table, rows_of_split
 from pipeline.serving import nets
-from pipeline.serving.masker import Masker
-from pipeline.serving.pictures import open_picture
+from pipeline.serving.masker import Segmenter
+from pipeline.serving.pictures import load_image
 from pipeline.stages import inputs
-from pipeline.stages.ablate import panels
+from pipeline.stages.ablate import scoring_groups
 from tests.drawn_reports import DrawnReports
 from tests.project import Project
 from tests.test_pipeline import TINY
@@ -56,7 +56,7 @@ from tests.test_rules import HEAVY, loaded
 ROOT = Path(__file__).parents[1]
 FULL = DrawnReports()
 ONE_CAR = DrawnReports(held_out=())
-NET, SIZE = ClassicUNet(net="classic", widths=(4, 8)), InputSettings(size=(32, 48))
+NET, SIZE = UNetConfig(architecture="unet", widths=(4, 8)), InputSettings(size=(32, 48))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ class TestServe:
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         port = free_port()
-        app.serve(LOOPBACK, port)
+        app.serve_app(LOOPBACK, port)
         (command,) = started
         assert command[:3] == [sys.executable, "-m", "pipeline.app.server"]
         assert PAGE.is_file()
@@ -117,13 +117,13 @@ class TestServe:
         assert "warning" not in printed.err
 
     def test_another_address_of_this_machine_is_a_name_of_it(self, started: list[list[str]]) -> None:
-        app.serve("127.0.0.2", free_port())
+        app.serve_app("127.0.0.2", free_port())
         assert "--server.allowedHosts=127.0.0.2" in started[0]
 
     def test_a_word_of_warning_where_others_can_reach_it(
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        app.serve("0.0.0.0", free_port())
+        app.serve_app("0.0.0.0", free_port())
         assert "no password" in capsys.readouterr().err
         assert not any("allowedHosts" in option for option in started[0])
 
@@ -132,8 +132,8 @@ class TestServe:
             other.bind(("127.0.0.1", 0))
             other.listen()
             port = other.getsockname()[1]
-            with pytest.raises(PipelineError, match=rf"Port {port} .* is taken.*--port"):
-                app.serve(LOOPBACK, port)
+            with pytest.raises(CarvanaError, match=rf"Port {port} .* is taken.*--port"):
+                app.serve_app(LOOPBACK, port)
         assert not started
 
     @pytest.mark.parametrize(
@@ -146,21 +146,21 @@ class TestServe:
         ],
     )
     def test_what_cannot_be_had(self, started: list[list[str]], address: str, port: int, told: str) -> None:
-        with pytest.raises(PipelineError, match=re.escape(told)):
-            app.serve(address, port)
+        with pytest.raises(CarvanaError, match=re.escape(told)):
+            app.serve_app(address, port)
         assert not started
 
     def test_streamlit_is_not_installed(self, started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(app, "find_spec", lambda name: None)
-        with pytest.raises(PipelineError, match=re.escape("pip install '.[app]'")):
-            app.serve(LOOPBACK, free_port())
+        with pytest.raises(CarvanaError, match=re.escape("pip install '.[app]'")):
+            app.serve_app(LOOPBACK, free_port())
 
     def test_outside_of_a_project(
         self, started: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        with pytest.raises(PipelineError, match="run this in the project's folder"):
-            app.serve(LOOPBACK, free_port())
+        with pytest.raises(CarvanaError, match="run this in the project's folder"):
+            app.serve_app(LOOPBACK, free_port())
 
     def test_pages_without_nets_load_neither_torch_nor_kaggles_client(self) -> None:
         modules = loaded("import pipeline.app.compare, pipeline.app.submissions, pipeline.app.tryout")
@@ -182,19 +182,19 @@ class TestWords:
         ],
     )
     def test_no_folder_of_the_server(self, told: str, shown: str) -> None:
-        assert sentence(PipelineError(told)) == shown
+        assert error_markdown(CarvanaError(told)) == shown
 
     def test_the_projects_own_files_as_it_knows_them(self, here: Path) -> None:
-        assert sentence(PipelineError(f"{here}/folds/folds.csv is torn")) == "folds/folds.csv is torn"
+        assert error_markdown(CarvanaError(f"{here}/folds/folds.csv is torn")) == "folds/folds.csv is torn"
 
     def test_a_folder_of_data_with_a_name_of_several_words(self, here: Path) -> None:
         text = (here / "params.yaml").read_text(encoding="utf-8")
         text = text.replace("directory: null", "directory: /srv/our own/cars of all", 1)
         (here / "params.yaml").write_text(text, encoding="utf-8")
-        assert sentence(PipelineError("/srv/our own/cars of all is gone")) == "cars of all is gone"
+        assert error_markdown(CarvanaError("/srv/our own/cars of all is gone")) == "cars of all is gone"
 
     def test_a_name_is_no_markup(self) -> None:
-        assert as_text("![](http://x/y.png)*a*") == r"!\[\](http\://x/y.png)\*a\*"
+        assert escape_markdown("![](http://x/y.png)*a*") == r"!\[\](http\://x/y.png)\*a\*"
 
 
 class TestTry:
@@ -205,7 +205,7 @@ class TestTry:
             folder = here / f"folds/small/{fold}"
             folder.mkdir(parents=True)
             models.save_config(folder, NET, SIZE, {})
-            state = models.build(NET, SIZE, seed=fold).state_dict()
+            state = models.build_model(NET, SIZE, seed=fold).state_dict()
             models.save_weights(folder / models.WEIGHTS["last"], state)
         return here
 
@@ -264,33 +264,33 @@ class TestTry:
 
     def test_nets_are_asked_but_once_a_view(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[list[str]] = []
-        look = Masker.look
+        look = Segmenter.predict
 
-        def counted(self: Masker, image_HWC: Any) -> Any:
+        def counted(self: Segmenter, image_HWC: Any) -> Any:
             asked.extend(net.views for net in self.nets.values())
             return look(self, image_HWC)
 
-        monkeypatch.setattr(Masker, "look", counted)
+        monkeypatch.setattr(Segmenter, "predict", counted)
         image_HWC, params = noise(50, 70), read_params()
-        sight = Sight("car.png", image_HWC)
-        sight.look(["small/0"], ["identity"], params)
-        sight.look(["small/0"], ["identity", "hflip"], params)
-        looked = sight.look(["small/0"], ["identity", "hflip"], params)
+        sight = CachedImage("car.png", image_HWC)
+        sight.predict(["small/0"], ["identity"], params)
+        sight.predict(["small/0"], ["identity", "hflip"], params)
+        looked = sight.predict(["small/0"], ["identity", "hflip"], params)
         assert asked == [["identity"], ["hflip"]]
-        at_once = Masker({"small/0": nets.load("small/0", ["identity", "hflip"], device="cpu")}).look(image_HWC)
+        at_once = Segmenter({"small/0": nets.load_predictor("small/0", ["identity", "hflip"], device="cpu")}).predict(image_HWC)
         for view, level_map in at_once.maps["small/0"].items():
-            assert np.array_equal(looked.maps["small/0"][view].raster(50, 70), level_map.raster(50, 70))
+            assert np.array_equal(looked.maps["small/0"][view].to_full_size(50, 70), level_map.to_full_size(50, 70))
 
     def test_a_net_that_was_trained_anew_is_asked_anew(self, net: Path) -> None:
-        sight, params = Sight("car.png", noise(50, 70)), read_params()
-        before = sight.look(["small/0"], ["identity"], params).maps["small/0"]["identity"].raster(50, 70)
-        state = models.build(NET, SIZE, seed=7).state_dict()
+        sight, params = CachedImage("car.png", noise(50, 70)), read_params()
+        before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
+        state = models.build_model(NET, SIZE, seed=7).state_dict()
         models.save_weights(net / "folds/small/0" / models.WEIGHTS["last"], state)
-        after = sight.look(["small/0"], ["identity"], params).maps["small/0"]["identity"].raster(50, 70)
+        after = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         assert not np.array_equal(before, after)
 
     def test_an_export_of_an_ensemble_has_views_of_its_own(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Export(Speaker):
+        class Export(BasePredictor):
             views, input = ["ensemble"], SIZE
 
             def looking_at(self, views: Any) -> Any:
@@ -305,62 +305,62 @@ class TestTry:
             def levels(self, inputs: Any, height: int, width: int) -> Any:
                 return np.stack(self.levels_at(inputs, [(height, width)] * len(inputs)))
 
-        speak = sight_module.speaker
+        speak = sight_module.cached_predictor
         made = "exports/small/ensemble.onnx"
-        monkeypatch.setattr(sight_module, "speaker", lambda name, p: Export() if name == made else speak(name, p))
-        sight = Sight("car.png", noise(50, 70))
-        looked = sight.look([made, "small/0"], ["identity", "hflip"], read_params())
+        monkeypatch.setattr(sight_module, "cached_predictor", lambda name, p: Export() if name == made else speak(name, p))
+        sight = CachedImage("car.png", noise(50, 70))
+        looked = sight.predict([made, "small/0"], ["identity", "hflip"], read_params())
         assert [list(maps) for maps in looked.maps.values()] == [["ensemble"], ["identity", "hflip"]]
-        masked = Masker({}).decide(looked, EnsembleSettings(threshold=0.3))
+        masked = Segmenter({}).combine(looked, EnsembleSettings(threshold=0.3))
         assert set(masked.seconds) == {"prepare", made, "small/0", "decide"}
 
     def test_what_nets_said_is_kept_within_bounds(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        sight, params, asked = Sight("car.png", noise(50, 70)), read_params(), []
-        look = Masker.look
-        monkeypatch.setattr(Masker, "look", lambda self, image: (asked.extend(self.nets), look(self, image))[1])
-        sight.look(["small/0"], ["identity"], params)
-        sight.look(["small/1"], ["identity"], params)
-        sight.look(["small/0"], ["identity"], params)
+        sight, params, asked = CachedImage("car.png", noise(50, 70)), read_params(), []
+        look = Segmenter.predict
+        monkeypatch.setattr(Segmenter, "predict", lambda self, image: (asked.extend(self.nets), look(self, image))[1])
+        sight.predict(["small/0"], ["identity"], params)
+        sight.predict(["small/1"], ["identity"], params)
+        sight.predict(["small/0"], ["identity"], params)
         assert asked == ["small/0", "small/1"]
         monkeypatch.setattr(sight_module, "_KEPT", 1)
-        looked = sight.look(["small/0"], ["identity", "hflip"], params)  # the other net's are let go, not those shown
+        looked = sight.predict(["small/0"], ["identity", "hflip"], params)  # the other net's are let go, not those shown
         assert set(looked.maps["small/0"]) == {"identity", "hflip"}
-        sight.look(["small/1"], ["identity"], params)
+        sight.predict(["small/1"], ["identity"], params)
         assert asked == ["small/0", "small/1", "small/0", "small/1"]
 
     def test_more_than_memory_holds_is_refused(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sight_module, "_MOST", 3 * 50 * 70)
-        sight, params = Sight("car.png", noise(50, 70)), read_params()
-        with pytest.raises(PipelineError, match="choose 3 nets times views at most"):
-            sight.look(["small/0", "small/1"], ["identity", "hflip"], params)
+        sight, params = CachedImage("car.png", noise(50, 70)), read_params()
+        with pytest.raises(CarvanaError, match="choose 3 nets times views at most"):
+            sight.predict(["small/0", "small/1"], ["identity", "hflip"], params)
 
     def test_a_net_is_not_loaded_for_what_it_has_said(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        sight, params = Sight("car.png", noise(50, 70)), read_params()
-        before = sight.look(["small/0"], ["identity"], params)
+        sight, params = CachedImage("car.png", noise(50, 70)), read_params()
+        before = sight.predict(["small/0"], ["identity"], params)
         monkeypatch.delattr(sight_module, "speaker")
-        assert sight.look(["small/0"], ["identity"], params).maps == before.maps
+        assert sight.predict(["small/0"], ["identity"], params).maps == before.maps
 
     def test_other_weights_are_asked_anew(self, net: Path) -> None:
-        sight, params = Sight("car.png", noise(50, 70)), read_params()
-        before = sight.look(["small/0"], ["identity"], params).maps["small/0"]["identity"].raster(50, 70)
+        sight, params = CachedImage("car.png", noise(50, 70)), read_params()
+        before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         folder = net / "folds/small/0"
         shutil.copyfile(net / "folds/small/1" / models.WEIGHTS["last"], folder / models.WEIGHTS["best"])
-        sight.look(["small/0"], ["identity"], params)
+        sight.predict(["small/0"], ["identity"], params)
         best = params.model_copy(update={"predict": params.predict.model_copy(update={"weights": "best"})})
-        after = sight.look(["small/0"], ["identity"], best).maps["small/0"]["identity"].raster(50, 70)
+        after = sight.predict(["small/0"], ["identity"], best).maps["small/0"]["identity"].to_full_size(50, 70)
         assert not np.array_equal(before, after)
 
     def test_a_net_that_is_removed_meanwhile(self, net: Path) -> None:
         shutil.rmtree(net / "folds/small/0")
-        with pytest.raises(PipelineError, match="There is no net 'small/0'"):
-            Sight("car.png", noise(50, 70)).look(["small/0"], ["identity"], read_params())
+        with pytest.raises(CarvanaError, match="There is no net 'small/0'"):
+            CachedImage("car.png", noise(50, 70)).predict(["small/0"], ["identity"], read_params())
 
     def test_an_exported_ensemble_begins_at_its_own_threshold(self, net: Path) -> None:
         exports = net / "exports/small"
         exports.mkdir(parents=True)
-        facts = Facts(kind="net", model="small", folds=(0,), input=SIZE)
-        write_onnx(models.load(net / "folds/small/0")[0], facts, net / "0.onnx")
-        facts = Facts(kind="ensemble", model="small", folds=(0,), input=SIZE, threshold=0.3)
+        facts = OnnxMetadata(kind="net", model="small", folds=(0,), input=SIZE)
+        write_onnx(models.load_model(net / "folds/small/0")[0], facts, net / "0.onnx")
+        facts = OnnxMetadata(kind="ensemble", model="small", folds=(0,), input=SIZE, threshold=0.3)
         write_ensemble([net / "0.onnx"], facts, exports / "ensemble.onnx")
         drawn = page("tryout")
         drawn.file_uploader[0].set_value(("car.png", png(noise(60, 90)), "image/png")).run()
@@ -371,13 +371,13 @@ class TestTry:
         assert drawn.slider[0].value == 0.5
 
     def test_shown_no_larger_than_a_screen(self) -> None:
-        assert Sight("tall.png", np.zeros((4000, 1000, 3), np.uint8)).shape == (240, 960)
-        assert Sight("small.png", np.zeros((10, 20, 3), np.uint8)).shape == (20, 10)
+        assert CachedImage("tall.png", np.zeros((4000, 1000, 3), np.uint8)).shape == (240, 960)
+        assert CachedImage("small.png", np.zeros((10, 20, 3), np.uint8)).shape == (20, 10)
 
     @pytest.mark.parametrize("size", [(1027, 481), (2444, 414), (961, 1279), (5000, 3), (3, 5000), (1, 1)], ids=str)
     def test_a_picture_of_any_shape_is_shown_as_large_as_what_lies_over_it(self, size: tuple[int, int]) -> None:
-        sight = Sight("car.png", np.zeros((*size, 3), np.uint8))
-        assert sight.small_HWC.shape == (sight.shape[1], sight.shape[0], 3)
+        sight = CachedImage("car.png", np.zeros((*size, 3), np.uint8))
+        assert sight.display_HWC.shape == (sight.shape[1], sight.shape[0], 3)
 
     def test_a_tall_picture(self, net: Path) -> None:
         drawn = page("tryout")
@@ -422,7 +422,7 @@ class TestCompare:
     def test_all_settings_and_those_of_a_filter(self, here: Path) -> None:
         put_reports(here, FULL)
         drawn = page("compare")
-        rows = of_split(FULL.settings(), "oof")
+        rows = rows_of_split(FULL.settings(), "oof")
         table = drawn.dataframe[0].value
         assert len(table) == len(rows)
         assert table["Dice"].iloc[0] == pytest.approx(rows["dice"].max())
@@ -432,7 +432,7 @@ class TestCompare:
         left = rows[(rows["models"] == "small") & (rows["views"] == "hflip")]
         assert len(drawn.dataframe[0].value) == len(left)
         assert f"{len(left)} settings" in words(drawn)
-        pills(drawn, "Merge").set_value(["vote"]).run()
+        pills(drawn, "Merge").set_value(["majority_vote"]).run()
         assert "take a filter away" in words(drawn)
 
     def test_held_out_cars_have_folds(self, here: Path) -> None:
@@ -471,7 +471,7 @@ class TestCompare:
         assert "`dvc repro`" in drawn.error[0].value
 
     def test_clicks_select_points_by_their_setting_and_a_chosen_one_is_marked(self) -> None:
-        rows = of_split(FULL.settings(), "oof")
+        rows = rows_of_split(FULL.settings(), "oof")
         plain, picked = accuracy_by_cost(rows), accuracy_by_cost(rows, "picked", rows.iloc[3].to_dict())
         assert "params" not in plain
         (selection,) = picked["params"]
@@ -490,7 +490,7 @@ def ledger_row(number: int, **cells: str) -> dict[str, str]:
     scores = {"public_score": f"{own - 0.0004:.6f}", "private_score": f"{own - 0.0007:.6f}"}
     known = {"oof_dice": f"{own - 0.005:.6f}", "holdout_dice": f"{own:.6f}", "content_sha256": str(number)}
     told = {"time_utc": f"2026-11-{number + 1:02d}T10:00:00Z", "tag": f"t{number}", "description": f"try {number}"}
-    return dict.fromkeys(COLUMNS, "") | scores | known | told | {"status": "complete"} | cells
+    return dict.fromkeys(LEDGER_COLUMNS, "") | scores | known | told | {"status": "complete"} | cells
 
 
 class TestSubmissions:
@@ -559,8 +559,8 @@ def test_images_score_under_any_setting_what_the_ablation_says(
     monkeypatch.chdir(trained.folder)
     params, done = read_params(), []
     images = inputs.training_images(params)
-    stored = panels(params, images.ids(), inputs.folds(), split)
-    rows = of_split(project_files.table("ablation.csv"), split)
+    stored = scoring_groups(params, images.ids(), inputs.read_fold_by_car(), split)
+    rows = rows_of_split(project_files.read_report_table("ablation.csv"), split)
     for _, row in rows.iloc[:: max(1, len(rows) // 4)].iterrows():
         scored = score_images(stored, setting_of(row.to_dict()), images, done.append)
         assert scored["dice"].mean() == pytest.approx(row["dice"], abs=1e-8)
@@ -568,7 +568,7 @@ def test_images_score_under_any_setting_what_the_ablation_says(
     assert max(done) == 1.0
     now = rows[rows["current"]].iloc[0].to_dict()
     scored = score_images(stored, setting_of(now), images, done.append).set_index("image_id")
-    known = of_split(project_files.table("doubts.csv"), split).set_index("image_id")
+    known = rows_of_split(project_files.read_report_table("doubts.csv"), split).set_index("image_id")
     pd.testing.assert_series_equal(scored["dice"].sort_index(), known["dice"].sort_index(), atol=1e-8)
 
 
@@ -705,9 +705,9 @@ class TestInABrowser:
         files = {label: visit.download(label) for label in ("Mask", "Cut-out", "Run lengths")}
 
         monkeypatch.chdir(trained.folder)
-        image_HWC = open_picture(photograph, "my car.jpg")
-        masker = Masker({"small/0": nets.load("small/0", ["identity", "hflip"], device="cpu")})
-        mask_HW = masker.mask(masker.look(image_HWC), EnsembleSettings(threshold=0.49))
+        image_HWC = load_image(photograph, "my car.jpg")
+        masker = Segmenter({"small/0": nets.load_predictor("small/0", ["identity", "hflip"], device="cpu")})
+        mask_HW = masker.segment(masker.predict(image_HWC), EnsembleSettings(threshold=0.49))
         assert 0 < mask_HW.mean() < 1
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(files["Mask"]))), mask_HW * np.uint8(255))
         cutout = np.asarray(Image.open(io.BytesIO(files["Cut-out"])))
@@ -764,7 +764,7 @@ class TestInABrowser:
         assert str(trained.folder) not in visit.page.content()
 
     def test_chart_and_table_filter_each_other(self, visit: Visit, trained: Project) -> None:
-        rows = of_split(read_table(trained.folder / "reports/ablation.csv"), "oof")
+        rows = rows_of_split(read_table(trained.folder / "reports/ablation.csv"), "oof")
         alike = rows[rows["views"] == rows.loc[rows["current"], "views"].item()]
         another = 1 if alike.nlargest(1, "dice")["current"].item() else 0
         visit.go("compare")

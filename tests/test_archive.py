@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.archive import Archive, FolderArchive, ZipArchive, find
-from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.data.archive import Archive, FolderArchive, ZipArchive, open_archive
+from pipeline.errors import CarvanaError, CorruptFileError
 
 FILES = {f"{number:02d}.jpg": random.Random(number).randbytes(5000 + number) for number in range(20)}
 
@@ -30,7 +30,7 @@ def write_folder(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def found(directory: Path, part: str = "train") -> Archive:
-    archive = find(directory, part)
+    archive = open_archive(directory, part)
     assert archive is not None
     return archive
 
@@ -75,13 +75,13 @@ def test_a_single_file_in_its_zip_bare_or_in_a_folder_of_its_name(tmp_path: Path
 def test_a_zip_is_preferred_to_the_folder_beside_it_and_nothing_is_none(tmp_path: Path, zipped: ZipArchive) -> None:
     write_folder(tmp_path / "train", {"other.jpg": b""})
     assert isinstance(found(tmp_path), ZipArchive)
-    assert find(tmp_path, "test") is None
+    assert open_archive(tmp_path, "test") is None
 
 
 @pytest.mark.parametrize("archive_of", ["zip", "folder"])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, zipped: ZipArchive, archive_of: str) -> None:
     archive = zipped if archive_of == "zip" else FolderArchive(write_folder(tmp_path / "train", FILES))
-    with pytest.raises(PipelineError, match=r"train.*99\.jpg"):
+    with pytest.raises(CarvanaError, match=r"train.*99\.jpg"):
         archive.read("99.jpg")
 
 
@@ -93,13 +93,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, zipped: ZipArchive, a
 )
 def test_a_member_that_climbs_out_is_refused(tmp_path: Path, member: str) -> None:
     path = write_zip(tmp_path / "train.zip", {"train/01.jpg": b"1", member: b"2"})
-    with pytest.raises(PipelineError, match=r"train\.zip holds '.*x\.jpg', a path that climbs out .*don't use"):
+    with pytest.raises(CarvanaError, match=r"train\.zip holds '.*x\.jpg', a path that climbs out .*don't use"):
         ZipArchive(path).names()
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "train.zip", {"a/01.jpg": b"1", "b/01.jpg": b"2"})
-    with pytest.raises(PipelineError, match=r"train\.zip holds two files named 01\.jpg: fetch it again"):
+    with pytest.raises(CarvanaError, match=r"train\.zip holds two files named 01\.jpg: fetch it again"):
         ZipArchive(path).names()
 
 
@@ -110,7 +110,7 @@ def test_an_unreadable_zip_is_named(tmp_path: Path, zipped: ZipArchive, damage: 
         path.unlink()
     else:
         path.write_bytes({"cut short": path.read_bytes()[:-3000], "empty": b"", "no zip": b"<html>"}[damage])
-    with pytest.raises(PipelineError, match=r"train\.zip can't be read as a zip .*fetch it again"):
+    with pytest.raises(CarvanaError, match=r"train\.zip can't be read as a zip .*fetch it again"):
         ZipArchive(path).names()
 
 
@@ -138,7 +138,7 @@ def test_whichever_byte_is_wrong_the_error_is_one_for_users(tmp_path: Path, how:
             wrong.write_bytes(data)
             try:
                 contents(ZipArchive(wrong))
-            except PipelineError as error:
+            except CarvanaError as error:
                 assert "wrong.zip" in str(error)
 
 
@@ -156,7 +156,7 @@ def test_a_drive_that_fails_is_no_corrupt_file(
     monkeypatch.setattr(zipfile.ZipFile, "open", fail)
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(
-        PipelineError, match=r"train.*can't be read \(Input/output error\): see that its drive"
+        CarvanaError, match=r"train.*can't be read \(Input/output error\): see that its drive"
     ) as caught:
         archive.read("07.jpg")
     assert not isinstance(caught.value, CorruptFileError)

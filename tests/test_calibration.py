@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.learning.calibration import calibrate
+from pipeline.learning.calibration import update_bn_stats
 
 
 def batches() -> Iterator[Tensor]:
@@ -21,7 +21,7 @@ def net() -> nn.Sequential:
 def test_statistics_are_the_mean_over_batches_whatever_they_were() -> None:
     made = net()
     made[0].running_mean.fill_(100.0)  # type: ignore[union-attr, operator]
-    calibrate(made, batches())
+    update_bn_stats(made, batches())
     expected = torch.stack([batch.mean((0, 2, 3)) for batch in batches()]).mean(0)
     variance = torch.stack([batch.var((0, 2, 3)) for batch in batches()]).mean(0)
     torch.testing.assert_close(made[0].running_mean, expected)
@@ -31,7 +31,7 @@ def test_statistics_are_the_mean_over_batches_whatever_they_were() -> None:
 def test_all_else_runs_as_in_prediction() -> None:
     """Dropout would make what comes after it vary more than it ever will again."""
     made = net()
-    calibrate(made, batches())
+    update_bn_stats(made, batches())
     assert isinstance(made[2].running_var, Tensor)
     assert made[2].running_var.max() < 1.1
 
@@ -39,9 +39,9 @@ def test_all_else_runs_as_in_prediction() -> None:
 def test_the_net_is_left_as_it_was() -> None:
     made = net().train()
     weights = [parameter.clone() for parameter in made.parameters()]
-    calibrate(made, batches())
+    update_bn_stats(made, batches())
     assert made.training
     assert all(module.training for module in made)
     assert made[0].momentum == 0.1
     assert all(torch.equal(a, b) for a, b in zip(weights, made.parameters(), strict=True))
-    assert not calibrate(nn.Sequential(nn.Conv2d(2, 2, 1)), iter(()))
+    assert not update_bn_stats(nn.Sequential(nn.Conv2d(2, 2, 1)), iter(()))

@@ -14,15 +14,15 @@ from ruamel.yaml import YAML
 
 from pipeline.cli import main
 from pipeline.commands import repro
-from pipeline.competition.layout import join_id
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import format_image_id
+from pipeline.errors import CarvanaError
 from pipeline.params import read_params
-from pipeline.resume import hold
+from pipeline.resume import acquire_run_state
 from pipeline.stages import download
-from pipeline.stages.command import in_words, stage
+from pipeline.stages.command import report_errors, run_stage
 
 ROOT = Path(__file__).parents[1]
-IDS = [join_id("00087a6bd4dc", angle) for angle in (1, 2, 3)]
+IDS = [format_image_id("00087a6bd4dc", angle) for angle in (1, 2, 3)]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -143,7 +143,7 @@ def test_score_of_other_images(carvana: Run) -> None:
 
 @pytest.mark.parametrize("arguments", [["--debug", "check", "none.csv"], ["check", "none.csv", "--debug"]])
 def test_debug_lets_the_traceback_through(project: Path, arguments: list[str]) -> None:
-    with pytest.raises(PipelineError, match=r"none\.csv does not exist"):
+    with pytest.raises(CarvanaError, match=r"none\.csv does not exist"):
         main(arguments)
 
 
@@ -178,7 +178,7 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(repro.subprocess, "run", run)
     monkeypatch.setattr(repro, "show_summary", lambda: None)
-    monkeypatch.setattr(repro, "bring_in", lambda settings, home: calls.append([f"bring in {settings.source}"]))
+    monkeypatch.setattr(repro, "ensure_data", lambda settings, home: calls.append([f"bring in {settings.source}"]))
     return calls
 
 
@@ -233,12 +233,12 @@ def test_wherever_the_lock_is_cut_it_is_told_or_dvc_can_read_it(tmp_path: Path) 
     for end in range(len(WHOLE_LOCK)):
         lock.write_text(WHOLE_LOCK[:end])
         try:
-            repro.demand_whole(tmp_path)
-        except PipelineError:
+            repro.check_dvc_lock(tmp_path)
+        except CarvanaError:
             continue
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
     lock.write_text(WHOLE_LOCK)
-    repro.demand_whole(tmp_path)
+    repro.check_dvc_lock(tmp_path)
 
 
 def test_repro_says_how_to_mend_a_torn_rwlock(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
@@ -268,7 +268,7 @@ def test_debug_of_repro_is_not_for_dvc(project: Path, dvc: list[list[str]]) -> N
     assert left.value.code == 0
     assert dvc[-1] == [sys.executable, "-m", "dvc", "repro", "-f"]
     (project / "params.yaml").write_text("trian: {}")
-    with pytest.raises(PipelineError, match="trian is no setting"):
+    with pytest.raises(CarvanaError, match="trian is no setting"):
         main(["repro", "--debug"])
 
 
@@ -314,7 +314,7 @@ def test_recipe_lists_and_lays_over_and_says_what_changed(carvana: Run, project:
     assert "carvana: The full competition on one GPU" in out
     status, out, _ = carvana("recipe", "carvana")
     assert status == 0
-    assert "machine.device: auto -> gpu" in out
+    assert "hardware.device: auto -> gpu" in out
     assert carvana("recipe", "carvana") == (0, "Nothing changed.\n", "")
 
 
@@ -327,12 +327,12 @@ def test_an_unknown_recipe(carvana: Run, project: Path) -> None:
 
 
 def test_clean_lists_and_removes_when_told_to(carvana: Run, project: Path) -> None:
-    with hold(project, "train/unet/0", {"n": 1}) as state:
-        (state.work / "checkpoint").write_bytes(b"x" * 2_000_000)
+    with acquire_run_state(project, "train/unet/0", {"n": 1}) as state:
+        (state.work_dir / "checkpoint").write_bytes(b"x" * 2_000_000)
     status, out, _ = carvana("clean")
     assert status == 0
     assert "2.0 MB  .resume/train/unet/0/" in out
-    assert state.work.exists()
+    assert state.work_dir.exists()
     status, out, _ = carvana("clean", "--yes")
     assert status == 0
     assert "Removed." in out
@@ -340,9 +340,9 @@ def test_clean_lists_and_removes_when_told_to(carvana: Run, project: Path) -> No
 
 
 def test_clean_waits_for_nobody(carvana: Run, project: Path) -> None:
-    with hold(project, "train/unet/0", {"n": 1}) as state:
+    with acquire_run_state(project, "train/unet/0", {"n": 1}) as state:
         status, _, err = carvana("clean", "--yes")
-        assert state.work.exists()
+        assert state.work_dir.exists()
     assert status == 1
     assert "A run is working on .resume/train/unet/0/" in err
 
@@ -360,7 +360,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (PipelineError("a.jpg is bad: mend it."), "error: a.jpg is bad: mend it.\n"),
+        (CarvanaError("a.jpg is bad: mend it."), "error: a.jpg is bad: mend it.\n"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "error: The disk is full ([Errno 28] No space left on device): free some space and run the same command "
@@ -368,7 +368,7 @@ def raising(error: BaseException) -> Callable[[], object]:
         ),
         (
             MemoryError("12 GB"),
-            "error: Out of memory (12 GB): lower train.batch_size, machine.predict_batch or machine.cache_gb.\n",
+            "error: Out of memory (12 GB): lower train.batch_size, hardware.predict_batch or hardware.cache_gb.\n",
         ),
         (
             RuntimeError("first line\nsecond line"),
@@ -378,10 +378,10 @@ def raising(error: BaseException) -> Callable[[], object]:
     ],
 )
 def test_an_error_is_one_sentence(capfd: pytest.CaptureFixture[str], error: Exception, words: str) -> None:
-    assert in_words(raising(error), debug=False) == 1
+    assert report_errors(raising(error), debug=False) == 1
     assert capfd.readouterr() == ("", words)
     with pytest.raises(type(error)):
-        in_words(raising(error), debug=True)
+        report_errors(raising(error), debug=True)
 
 
 def test_a_full_disk_is_told_from_however_a_library_reports_it(
@@ -389,12 +389,12 @@ def test_a_full_disk_is_told_from_however_a_library_reports_it(
 ) -> None:
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert in_words(raising(RuntimeError("PytorchStreamWriter failed writing file")), debug=False) == 1
+    assert report_errors(raising(RuntimeError("PytorchStreamWriter failed writing file")), debug=False) == 1
     assert capfd.readouterr().err.startswith("error: The disk is full (PytorchStreamWriter failed writing file): free")
 
 
 def test_ctrl_c_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
-    assert in_words(raising(KeyboardInterrupt()), debug=False) == 130
+    assert report_errors(raising(KeyboardInterrupt()), debug=False) == 130
     assert capfd.readouterr().err == "Stopped. The same command goes on from here.\n"
 
 
@@ -406,13 +406,13 @@ def test_a_stage_whose_disk_is_full_says_so(
     def fill_up(target: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(download, "bring_in", lambda settings, home: None)
-    monkeypatch.setattr(download, "inspect", lambda source, on_corrupt: {"suspect_test_images": {}})
+    monkeypatch.setattr(download, "ensure_data", lambda settings, home: None)
+    monkeypatch.setattr(download, "build_manifest", lambda source, on_corrupt: {"suspect_test_images": {}})
     monkeypatch.setattr(download, "write_truth", lambda source, target: None)
     monkeypatch.setattr(download, "write_json", fill_up)
     monkeypatch.setattr(sys, "argv", ["download"])
     with pytest.raises(SystemExit) as end:
-        stage(download.run, "Words.")
+        run_stage(download.run, "Words.")
     assert end.value.code == 1
     err = capfd.readouterr().err
     assert err.startswith("error: The disk is full (")
@@ -433,7 +433,7 @@ def test_a_stage_run_too_early_says_what_to_run_first(
     bring_in_data(project)
     (project / "data" / "manifest.json").unlink()
     module = importlib.import_module(f"pipeline.stages.{name}")
-    assert in_words(lambda: module.run(read_params()), debug=False) == 1
+    assert report_errors(lambda: module.run(read_params()), debug=False) == 1
     err = capfd.readouterr().err
     assert words in err
     assert "dvc repro" in err

@@ -149,7 +149,7 @@ def test_the_default_has_at_most_20_stages() -> None:
         ("use(params.train.lr)", {"train.lr"}),
         ("settings, n = params.folds, 3; use(settings.count, settings.seed)", {"folds.count", "folds.seed"}),
         ("settings = params.folds; use(settings)", {"folds"}),
-        ("use(getattr(params.predict.views, split))", {"predict.views"}),
+        ("use(getattr(params.predict.tta, split))", {"predict.tta"}),
         ("use(params.ensemble.model_dump(mode='json'))", {"ensemble"}),
         ("use(f'{params.input.height}')", {"input"}),
         ("use(params.design(model))", {"input", "train", "models.specs"}),

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.competition.submission import check, rows
-from pipeline.ensembling.active import ActiveNets
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge
+from pipeline.competition.submission import read_rows, validate_submission
+from pipeline.ensembling.active import EnsembleContext
+from pipeline.ensembling.ensemble import EnsembleSettings, MergeRule
 from pipeline.ensembling.evaluation import Evaluation
-from pipeline.ensembling.mapping import MapJob, make_maps
-from pipeline.ensembling.maps import LevelMap, MapStore, ShardWriter, read_shard, sum_maps, sum_views
+from pipeline.ensembling.mapping import PredictJob, write_predictions
+from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, ShardWriter, read_shard, sum_maps, sum_views
 from pipeline.ensembling.parts import compress_part, join_parts
-from pipeline.ensembling.postprocess import Decision, no_photograph
+from pipeline.ensembling.postprocess import MaskBuilder, no_image
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
-from pipeline.ensembling.timing import Laps, Timing, total
-from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.ensembling.timing import Timing, WarmupAndRest, total_timing
+from pipeline.errors import CarvanaError, CorruptFileError
 
 IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 6)]
 FULL = 255
@@ -54,25 +54,25 @@ class TestMaps:
     def test_sums_are_exact_and_cropped(self, views: int) -> None:
         raster = levels(0, views=views)
         level_map = sum_views("a", "all", raster)
-        assert level_map.levels.dtype == (np.uint8 if views == 1 else np.uint16)
+        assert level_map.probs_u8.dtype == (np.uint8 if views == 1 else np.uint16)
         assert level_map.count == views
-        assert np.array_equal(level_map.raster(40, 50), raster.sum(axis=0, dtype=np.int64))
-        assert level_map.levels.size < 40 * 50
+        assert np.array_equal(level_map.to_full_size(40, 50), raster.sum(axis=0, dtype=np.int64))
+        assert level_map.probs_u8.size < 40 * 50
 
     def test_summing_stored_views_is_summing_them_at_once(self) -> None:
         raster = levels(1, views=3)
         raster[1] = np.roll(raster[1], 4, axis=1)
-        apart = [LevelMap.crop("a", str(n), 1, view) for n, view in enumerate(raster)]
-        assert np.array_equal(sum_maps(apart).raster(40, 50), sum_views("a", "x", raster).raster(40, 50))
+        apart = [ProbabilityMap.crop("a", str(n), 1, view) for n, view in enumerate(raster)]
+        assert np.array_equal(sum_maps(apart).to_full_size(40, 50), sum_views("a", "x", raster).to_full_size(40, 50))
 
     def test_an_empty_map(self, tmp_path: Path) -> None:
-        empty = LevelMap.crop("a", "identity", 1, np.zeros((40, 50), np.uint8))
+        empty = ProbabilityMap.crop("a", "identity", 1, np.zeros((40, 50), np.uint8))
         with ShardWriter(tmp_path / "s") as writer:
             writer.add(empty)
             writer.note_unreadable({})
         (read,) = read_shard(tmp_path / "s")
-        assert not read.raster(40, 50).any()
-        assert not sum_maps([read, empty]).raster(40, 50).any()
+        assert not read.to_full_size(40, 50).any()
+        assert not sum_maps([read, empty]).to_full_size(40, 50).any()
 
     def test_shards_keep_every_level(self, tmp_path: Path) -> None:
         maps = [sum_views(f"{n}", "v", levels(n, views=1 + n % 2)) for n in range(20)]
@@ -82,16 +82,16 @@ class TestMaps:
             writer.note_unreadable({"x": "torn"})
         for read, written in zip(read_shard(tmp_path / "s"), maps, strict=True):
             assert (read.image_id, read.view, read.count) == (written.image_id, written.view, written.count)
-            assert np.array_equal(read.raster(40, 50), written.raster(40, 50))
+            assert np.array_equal(read.to_full_size(40, 50), written.to_full_size(40, 50))
 
     def test_a_damaged_shard_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "shard-00000.parquet").write_bytes(b"PAR1 and nothing else")
-        with pytest.raises(PipelineError, match=r"shard-00000\.parquet can't be read"):
+        with pytest.raises(CarvanaError, match=r"shard-00000\.parquet can't be read"):
             list(read_shard(tmp_path / "shard-00000.parquet"))
 
     def test_missing_maps_name_the_command(self, tmp_path: Path) -> None:
-        with pytest.raises(PipelineError, match=r"holds no maps.*dvc repro"):
-            MapStore(tmp_path)
+        with pytest.raises(CarvanaError, match=r"holds no maps.*dvc repro"):
+            PredictionStore(tmp_path)
 
 
 def timing(images: int = 4, seconds: float = 8.0, device: str = "the CPU", **views: float) -> Timing:
@@ -101,7 +101,7 @@ def timing(images: int = 4, seconds: float = 8.0, device: str = "the CPU", **vie
 class TestTiming:
     """Five images in three shards, by a net whose stopwatch says what the test wants."""
 
-    def store(self, work: Path, *laps: Laps, stop_at: str = "") -> MapStore:
+    def store(self, work: Path, *laps: WarmupAndRest, stop_at: str = "") -> PredictionStore:
         """Make what maps are lacking; one pair of ``laps`` for each shard that is made, no stopwatch where none."""
         left = iter(laps)
 
@@ -112,8 +112,8 @@ class TestTiming:
                 yield image_id, whole(IDS.index(image_id))
 
         work.mkdir(exist_ok=True)
-        job = MapJob(IDS, ["identity"], shard_images=2, test=True, net="a net")
-        store = MapStore(make_maps(job, predict, work, (lambda: next(left)) if laps else None))
+        job = PredictJob(IDS, ["identity"], shard_images=2, test=True, net="a net")
+        store = PredictionStore(write_predictions(job, predict, work, (lambda: next(left)) if laps else None))
         assert not list(left)
         return store
 
@@ -132,7 +132,7 @@ class TestTiming:
 
     def test_the_only_batch_is_not(self) -> None:
         only = (timing(3, 9, identity=6), timing(0, 0, identity=0))
-        assert total([only]) == timing(3, 9, identity=6)
+        assert total_timing([only]) == timing(3, 9, identity=6)
 
     def test_times_of_shards_made_before_a_kill_count(self, tmp_path: Path) -> None:
         first, none, later = timing(1, 50, identity=50), timing(0, 0, identity=0), timing(1, 2, identity=1)
@@ -153,8 +153,8 @@ class TestTiming:
         store = self.store(tmp_path)
         assert json.loads((store.folder / "timing.json").read_text())["images"] == 0
         assert store.timing() is None
-        with pytest.raises(PipelineError, match="was not measured"):
-            total([]).of([])
+        with pytest.raises(CarvanaError, match="was not measured"):
+            total_timing([]).seconds_per_image([])
 
     def test_a_torn_time_of_a_shard_stops_nobody(self, tmp_path: Path) -> None:
         later = (timing(0, 0), timing(1, 2, identity=1))
@@ -170,8 +170,8 @@ class TestTiming:
         del index["net"]
         (folder / "index.json").write_text(json.dumps(index))
         (folder / "timing.json").unlink()
-        assert MapStore(folder).net is None
-        assert MapStore(folder).timing() is None
+        assert PredictionStore(folder).net is None
+        assert PredictionStore(folder).timing() is None
 
     @pytest.mark.parametrize(
         "text",
@@ -189,20 +189,20 @@ class TestTiming:
     def test_what_is_no_timing_is_named(self, tmp_path: Path, text: str) -> None:
         store = self.store(tmp_path)
         (store.folder / "timing.json").write_text(text)
-        with pytest.raises(PipelineError, match=r"timing\.json can't be read"):
+        with pytest.raises(CarvanaError, match=r"timing\.json can't be read"):
             store.timing()
 
     def test_seconds_an_image_go_by_the_views_shares(self) -> None:
         measured = timing(images=4, seconds=8, identity=3, hflip=1)
-        assert measured.of(["identity"]) == 1.5
-        assert measured.of(["hflip"]) == 0.5
-        assert measured.of(["hflip", "identity"]) == 2
-        assert measured.of([]) == 0
-        with pytest.raises(PipelineError, match=r"How long scale:0\.5 takes was not measured"):
-            measured.of(["identity", "scale:0.5"])
+        assert measured.seconds_per_image(["identity"]) == 1.5
+        assert measured.seconds_per_image(["hflip"]) == 0.5
+        assert measured.seconds_per_image(["hflip", "identity"]) == 2
+        assert measured.seconds_per_image([]) == 0
+        with pytest.raises(CarvanaError, match=r"How long scale:0\.5 takes was not measured"):
+            measured.seconds_per_image(["identity", "scale:0.5"])
 
     def test_views_too_fast_to_tell_apart_are_equal(self) -> None:
-        assert timing(images=4, seconds=8, identity=0, hflip=0).of(["hflip"]) == 1
+        assert timing(images=4, seconds=8, identity=0, hflip=0).seconds_per_image(["hflip"]) == 1
 
 
 def brute_force(name: str, threshold: str, rasters: list[NDArray[np.int64]], counts: list[int], weights: list[int]):
@@ -211,7 +211,7 @@ def brute_force(name: str, threshold: str, rasters: list[NDArray[np.int64]], cou
     out = np.zeros(rasters[0].shape, np.bool_)
     for index in np.ndindex(out.shape):
         parts = [Fraction(int(r[index]), FULL * n) for r, n in zip(rasters, counts, strict=True)]
-        if name == "probability":
+        if name == "mean_probability":
             out[index] = sum(w * p for w, p in zip(weights, parts, strict=True)) >= limit * total
         else:
             out[index] = 2 * sum(w for w, p in zip(weights, parts, strict=True) if p >= limit) >= total
@@ -221,7 +221,7 @@ def brute_force(name: str, threshold: str, rasters: list[NDArray[np.int64]], cou
 class TestMerge:
     @settings(deadline=None, max_examples=40)
     @given(
-        name=st.sampled_from(["probability", "vote"]),
+        name=st.sampled_from(["mean_probability", "majority_vote"]),
         threshold=st.sampled_from(["0.5", "0.3", "0.45", "0.999", "0.001"]),
         nets=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4),
         seed=st.integers(0, 1000),
@@ -230,14 +230,14 @@ class TestMerge:
         counts, weights = [n for n, _ in nets], [w for _, w in nets]
         views = [levels(seed + k, 12, 15, n) for k, n in enumerate(counts)]
         maps = [sum_views("a", "v", raster) for raster in views]
-        merge = Merge(name, float(threshold), tuple(counts), tuple(weights))
+        merge = MergeRule(name, float(threshold), tuple(counts), tuple(weights))
         rasters = [raster.sum(axis=0, dtype=np.int64) for raster in views]
         assert np.array_equal(merge.mask(maps, 12, 15), brute_force(name, threshold, rasters, counts, weights))
 
     def test_logits_follow_the_float_mean_but_where_it_is_a_tie(self) -> None:
         views = [levels(seed, views=1) for seed in range(3)]
         maps = [sum_views("a", "v", raster) for raster in views]
-        mask = Merge("logit", 0.5, (1, 1, 1), (2, 1, 1)).mask(maps, 40, 50)
+        mask = MergeRule("mean_logit", 0.5, (1, 1, 1), (2, 1, 1)).mask(maps, 40, 50)
         clipped = [np.clip(raster[0] / FULL, 0.5 / FULL, 1 - 0.5 / FULL) for raster in views]
         mean = sum(w * np.log(p / (1 - p)) for w, p in zip((2, 1, 1), clipped, strict=True)) / 4
         clear = np.abs(mean) > 1e-3
@@ -245,38 +245,38 @@ class TestMerge:
         assert clear.mean() > 0.9
 
     def test_ties_are_car(self) -> None:
-        def maps(*values: int) -> list[LevelMap]:
-            return [LevelMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in values]
+        def maps(*values: int) -> list[ProbabilityMap]:
+            return [ProbabilityMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in values]
 
-        assert Merge("probability", 0.5, (1, 1), (1, 1)).mask(maps(255, 0), 1, 1).item()
-        assert not Merge("probability", 0.5, (1, 1), (1, 1)).mask(maps(254, 0), 1, 1).item()
-        assert Merge("vote", 0.5, (1, 1), (1, 1)).mask(maps(128, 0), 1, 1).item()
-        assert not Merge("vote", 0.5, (1, 1), (1, 1)).mask(maps(127, 0), 1, 1).item()
-        assert Merge("probability", 0.5, (1,), (1,)).mask(maps(128), 1, 1).item()
-        assert not Merge("probability", 0.5, (1,), (1,)).mask(maps(127), 1, 1).item()
+        assert MergeRule("mean_probability", 0.5, (1, 1), (1, 1)).mask(maps(255, 0), 1, 1).item()
+        assert not MergeRule("mean_probability", 0.5, (1, 1), (1, 1)).mask(maps(254, 0), 1, 1).item()
+        assert MergeRule("majority_vote", 0.5, (1, 1), (1, 1)).mask(maps(128, 0), 1, 1).item()
+        assert not MergeRule("majority_vote", 0.5, (1, 1), (1, 1)).mask(maps(127, 0), 1, 1).item()
+        assert MergeRule("mean_probability", 0.5, (1,), (1,)).mask(maps(128), 1, 1).item()
+        assert not MergeRule("mean_probability", 0.5, (1,), (1,)).mask(maps(127), 1, 1).item()
 
-    @pytest.mark.parametrize("name", ["probability", "logit", "vote"])
+    @pytest.mark.parametrize("name", ["mean_probability", "mean_logit", "majority_vote"])
     @pytest.mark.parametrize("threshold", [0.0001, 0.5, 0.9999])
     def test_what_every_net_calls_certain_is_so_at_any_threshold(self, name: str, threshold: float) -> None:
         raster = np.array([[0, 255]], np.uint8)
-        maps = [LevelMap("a", "v", 1, 0, 0, raster)] * 2
-        assert Merge(name, threshold, (1, 1), (1, 1)).mask(maps, 1, 3).tolist() == [[False, True, False]]
+        maps = [ProbabilityMap("a", "v", 1, 0, 0, raster)] * 2
+        assert MergeRule(name, threshold, (1, 1), (1, 1)).mask(maps, 1, 3).tolist() == [[False, True, False]]
 
     def test_weights_count(self) -> None:
-        maps = [LevelMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in (255, 0)]
-        assert not Merge("probability", 0.5, (1, 1), (1, 2)).mask(maps, 1, 1).item()
-        assert Merge("probability", 0.5, (1, 1), (2, 1)).mask(maps, 1, 1).item()
+        maps = [ProbabilityMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in (255, 0)]
+        assert not MergeRule("mean_probability", 0.5, (1, 1), (1, 2)).mask(maps, 1, 1).item()
+        assert MergeRule("mean_probability", 0.5, (1, 1), (2, 1)).mask(maps, 1, 1).item()
 
     def test_large_sums_do_not_overflow(self) -> None:
-        full = LevelMap("a", "v", 257, 0, 0, np.array([[65535]], np.uint16))
-        merge = Merge("probability", 0.9, (257,) * 3, (1000, 1000, 1000))
+        full = ProbabilityMap("a", "v", 257, 0, 0, np.array([[65535]], np.uint16))
+        merge = MergeRule("mean_probability", 0.9, (257,) * 3, (1000, 1000, 1000))
         assert merge.mask([full] * 3, 1, 1).item()
 
-    @pytest.mark.parametrize("name", ["probability", "logit", "vote"])
+    @pytest.mark.parametrize("name", ["mean_probability", "mean_logit", "majority_vote"])
     @pytest.mark.parametrize("weight", [1, 9971, 1_000_000])
     def test_whatever_the_weights_more_level_is_never_less_car(self, name: str, weight: int) -> None:
-        merge = Merge(name, 0.5, (2,) * 10, (weight, weight - weight // 1000) * 5)
-        ramp = LevelMap("a", "v", 2, 0, 0, np.arange(511, dtype=np.uint16)[None])
+        merge = MergeRule(name, 0.5, (2,) * 10, (weight, weight - weight // 1000) * 5)
+        ramp = ProbabilityMap("a", "v", 2, 0, 0, np.arange(511, dtype=np.uint16)[None])
         mask = merge.mask([ramp] * 10, 1, 511)[0]
         assert mask.tolist() == [level >= 255 for level in range(511)]
 
@@ -305,11 +305,11 @@ class Nets:
             torn = image_id == IDS[2]
             yield image_id, CorruptFileError("torn") if torn else whole(net * 100 + IDS.index(image_id), views=2)
 
-    def store(self, net: int, name: str = "maps") -> MapStore:
+    def store(self, net: int, name: str = "maps") -> PredictionStore:
         work = self.folder / name / str(net)
         work.mkdir(parents=True, exist_ok=True)
-        job = MapJob(IDS, ["identity", "hflip"], shard_images=2, test=True, net="n")
-        return MapStore(make_maps(job, lambda ids: self.predict(net, ids), work))
+        job = PredictJob(IDS, ["identity", "hflip"], shard_images=2, test=True, net="n")
+        return PredictionStore(write_predictions(job, lambda ids: self.predict(net, ids), work))
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def fallback(image_id: str) -> str:
 
 
 class TestSubmission:
-    decision = Decision(Merge("probability", 0.5, (2, 2), (1, 1)))
+    decision = MaskBuilder(MergeRule("mean_probability", 0.5, (2, 2), (1, 1)))
 
     def expected(self, image_id: str) -> str:
         if image_id == IDS[2]:
@@ -334,8 +334,8 @@ class TestSubmission:
         target = tmp_path / "out.csv.gz"
         (tmp_path / "work").mkdir()
         write_submission([nets.store(0), nets.store(1)], self.decision, fallback, tmp_path / "work", target)
-        assert check(target, IDS).rows == len(IDS)
-        assert {image_id: text for _, image_id, text in rows(target)} == {i: self.expected(i) for i in IDS}
+        assert validate_submission(target, IDS).rows == len(IDS)
+        assert {image_id: text for _, image_id, text in read_rows(target)} == {i: self.expected(i) for i in IDS}
 
     def test_finished_shards_and_parts_are_kept(self, nets: Nets, tmp_path: Path) -> None:
         first = nets.store(0)
@@ -344,7 +344,7 @@ class TestSubmission:
         nets.asked.clear()
         assert nets.store(0).digest == before
         assert nets.asked == IDS[2:4]
-        assert MapStore(first.folder).unreadable == {IDS[2]: "torn"}
+        assert PredictionStore(first.folder).unreadable == {IDS[2]: "torn"}
 
         (tmp_path / "work").mkdir()
         stores = [first, nets.store(1)]
@@ -358,18 +358,18 @@ class TestSubmission:
         other = nets.store(1, "other")
         other.image_ids = IDS[:-1]
         with pytest.raises(
-            PipelineError, match=r"hold maps of different images: run 'rm -r .resume/predict', 'dvc repro --single"
+            CarvanaError, match=r"hold maps of different images: run 'rm -r .resume/predict', 'dvc repro --single"
         ):
             write_submission([nets.store(0), other], self.decision, fallback, tmp_path, tmp_path / "x.gz")
         other.image_ids, other.unreadable = IDS, {}
-        with pytest.raises(PipelineError, match="hold maps of different images"):
+        with pytest.raises(CarvanaError, match="hold maps of different images"):
             write_submission([nets.store(0), other], self.decision, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_maps_in_another_order_are_never_merged(self, nets: Nets, tmp_path: Path) -> None:
         stores = [nets.store(0), nets.store(1)]
         for store in stores:
             store.image_ids = [IDS[1], IDS[0], *IDS[2:]]
-        with pytest.raises(PipelineError, match=f"The maps of {IDS[1]} are missing or out of order"):
+        with pytest.raises(CarvanaError, match=f"The maps of {IDS[1]} are missing or out of order"):
             write_submission(stores, self.decision, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_the_mean_mask_of_an_angle(self) -> None:
@@ -404,22 +404,22 @@ class TestEvaluation:
         return levels_VHW
 
     def evaluation(self, folder: Path, **changes: Any) -> Evaluation:
-        def store(split: str, model: str, fold: int) -> MapStore:
+        def store(split: str, model: str, fold: int) -> PredictionStore:
             ids = self.cars[1] if split == "holdout" else self.cars[0][:2] if fold == 0 else self.cars[0][2:]
             work = folder / split / model / str(fold)
             work.mkdir(parents=True, exist_ok=True)
-            job = MapJob(ids, ["identity", "hflip"], shard_images=2, test=False, net="n")
-            return MapStore(make_maps(job, lambda some: ((i, self.predicted(model, i)) for i in some), work))
+            job = PredictJob(ids, ["identity", "hflip"], shard_images=2, test=False, net="n")
+            return PredictionStore(write_predictions(job, lambda some: ((i, self.predicted(model, i)) for i in some), work))
 
         both = [(model, fold) for model in ("good", "bad") for fold in (0, 1)]
-        whole = ActiveNets(
+        whole = EnsembleContext(
             settings=EnsembleSettings(threshold=0.75),
             views=["identity"],
             models=["good", "bad"],
             folds=[0, 1],
             ensemble=both,
             store=store,
-            image=no_photograph,
+            image=no_image,
         )
         return Evaluation(replace(whole, **changes), self.truth)
 
@@ -450,13 +450,13 @@ class TestEvaluation:
         summary = self.evaluation(tmp_path, views=["identity", "hflip"]).score(holdout=False).summary()
         assert (summary["oof"]["good"]["dice"], summary["oof"]["bad"]["dice"]) == (1, 0)
         assert "holdout" not in summary
-        with pytest.raises(PipelineError, match=r"no view scale:0\.5"):
+        with pytest.raises(CarvanaError, match=r"no view scale:0\.5"):
             self.evaluation(tmp_path, views=["scale:0.5"]).score(holdout=False)
 
     def test_the_worst_are_those_of_what_is_submitted(self, tmp_path: Path) -> None:
         evaluation = self.evaluation(tmp_path)
-        found = list(evaluation.worst(evaluation.score(holdout=True), 2))
+        found = list(evaluation.worst_images(evaluation.score(holdout=True), 2))
         assert [(row.model, row.image_id) for row, _ in found] == [("ensemble", IDS[4]), ("ensemble", IDS[3])]
         assert [int(mask_HW.sum()) for _, mask_HW in found] == [20 * 8, 20 * 10]
         alone = self.evaluation(tmp_path, ensemble=[("good", 0), ("good", 1)])
-        assert {row.model for row, _ in alone.worst(alone.score(holdout=False), 3)} == {"good"}
+        assert {row.model for row, _ in alone.worst_images(alone.score(holdout=False), 3)} == {"good"}

@@ -10,21 +10,21 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.commands.experiments import TABLE, compare, show_experiments
-from pipeline.competition.interval import intervals
-from pipeline.ensembling.grid import Setting, Split
-from pipeline.ensembling.pairing import COLUMNS, Run, pair
-from pipeline.errors import PipelineError
-from pipeline.reporting.experiments import in_lines
+from pipeline.competition.interval import studentized_ci
+from pipeline.ensembling.grid import EnsembleConfig, ScoredSplit
+from pipeline.ensembling.pairing import COMPARISON_COLUMNS, ScoredRun, compare_runs
+from pipeline.errors import CarvanaError
+from pipeline.reporting.experiments import format_experiments
 from tests.project import ROOT, Project
 
 CARS = [f"{number:012d}" for number in range(12)]
 
 
-def setting(models: Sequence[str], folds: Sequence[int]) -> Setting:
-    return Setting(tuple(models), tuple(folds), ("identity",), "probability", (1,) * len(models), 0.5)
+def setting(models: Sequence[str], folds: Sequence[int]) -> EnsembleConfig:
+    return EnsembleConfig(tuple(models), tuple(folds), ("identity",), "mean_probability", (1,) * len(models), 0.5)
 
 
-def scored(split: Split, dice_by_car: Mapping[str, Sequence[float]], model: str, fold: int) -> pd.DataFrame:
+def scored(split: ScoredSplit, dice_by_car: Mapping[str, Sequence[float]], model: str, fold: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"split": split, "model": model, "fold": fold, "image_id": f"{car}_{n:02}", "car": car, "dice": dice}
@@ -34,9 +34,9 @@ def scored(split: Split, dice_by_car: Mapping[str, Sequence[float]], model: str,
     )
 
 
-def run(name: str, *frames: pd.DataFrame, models: Sequence[str] = ("small",), changed: str = "") -> Run:
-    settings: dict[Split, Setting] = {"oof": setting(models, ()), "holdout": setting(models, (0, 1))}
-    return Run(name, changed, settings, pd.concat(frames, ignore_index=True))
+def run(name: str, *frames: pd.DataFrame, models: Sequence[str] = ("small",), changed: str = "") -> ScoredRun:
+    settings: dict[ScoredSplit, EnsembleConfig] = {"oof": setting(models, ()), "holdout": setting(models, (0, 1))}
+    return ScoredRun(name, changed, settings, pd.concat(frames, ignore_index=True))
 
 
 def drawn(seed: int, cars: Sequence[str] = CARS, images: int = 4) -> dict[str, list[float]]:
@@ -48,15 +48,15 @@ class TestPairs:
     def test_each_image_is_paired_with_itself(self) -> None:
         here, there = drawn(0), drawn(1)
         shuffled = scored("oof", there, "small", 0).sample(frac=1, random_state=0)
-        found = pair(run("workspace", scored("oof", here, "small", 0)), [run("other", shuffled)])
-        assert list(found.table) == list(COLUMNS)
+        found = compare_runs(run("workspace", scored("oof", here, "small", 0)), [run("other", shuffled)])
+        assert list(found.table) == list(COMPARISON_COLUMNS)
         assert not found.notes
         row = found.table.set_index("name").loc["other"]
         difference = np.array([there[car] for car in CARS]) - np.array([here[car] for car in CARS])
         assert row["difference"] == pytest.approx(difference.mean())
         assert row["dice"] == pytest.approx(np.mean([there[car] for car in CARS]))
         assert (row["better"], row["worse"]) == ((difference > 0).sum(), (difference < 0).sum())
-        bounds = intervals(difference.sum(axis=1)[:, None], np.full(12, 4))[0]
+        bounds = studentized_ci(difference.sum(axis=1)[:, None], np.full(12, 4))[0]
         assert (row["low"], row["high"]) == pytest.approx(tuple(bounds))
         assert (row["images"], row["cars"], row["passes"]) == (48, 12, 1)
 
@@ -68,7 +68,7 @@ class TestPairs:
             name: run(name, scored("oof", dice, "small", 0), scored("holdout", {"h": dice[CARS[0]]}, "ensemble", -1))
             for name, dice in values.items()
         }
-        table = pair(runs["here"], [runs["bad"], runs["good"]]).table
+        table = compare_runs(runs["here"], [runs["bad"], runs["good"]]).table
         assert table["split"].tolist() == ["oof"] * 3 + ["holdout"] * 3
         assert table["name"].tolist() == ["good", "here", "bad"] * 2
         assert table["current"].tolist() == [False, True, False] * 2
@@ -76,7 +76,7 @@ class TestPairs:
 
     def test_images_that_one_of_both_lacks_are_left_out_and_told(self) -> None:
         here, there = drawn(0), drawn(1, CARS[3:])
-        found = pair(
+        found = compare_runs(
             run("workspace", scored("oof", here, "small", 0)), [run("fewer", scored("oof", there, "small", 0))]
         )
         row = found.table.set_index("name").loc["fewer"]
@@ -89,10 +89,10 @@ class TestPairs:
     def test_too_few_cars_have_no_interval_but_a_sentence(self) -> None:
         cars = CARS[:7]
         here, there = (scored("oof", drawn(seed, cars), "small", 0) for seed in (0, 1))
-        found = pair(run("workspace", here), [run("other", there)])
+        found = compare_runs(run("workspace", here), [run("other", there)])
         assert found.table[["low", "high"]].isna().all(axis=None)
         assert found.notes == ["7 cars out of fold can't tell how sure a difference is: an interval needs 8."]
-        assert "interval" not in "\n".join(in_lines(found.table, [], 120))
+        assert "interval" not in "\n".join(format_experiments(found.table, [], 120))
 
     def test_cars_dealt_otherwise_are_compared_where_both_count(self) -> None:
         """A car that is held out here and validates there is in no pair; nor the other way round."""
@@ -106,7 +106,7 @@ class TestPairs:
             scored("oof", drawn(1, CARS[1:10]), "small", 1),
             scored("holdout", drawn(1, [CARS[0], *CARS[10:]]), "ensemble", -1),
         )
-        found = pair(here, [there])
+        found = compare_runs(here, [there])
         rows = found.table[found.table["name"] == "dealt"].set_index("split")
         assert rows["cars"].to_dict() == {"oof": 8, "holdout": 2}
         assert sum("dealt otherwise" in note for note in found.notes) == 1
@@ -114,30 +114,30 @@ class TestPairs:
     def test_without_held_out_cars_in_common_there_is_no_row(self) -> None:
         oof = scored("oof", drawn(0), "small", 0)
         here = run("workspace", oof, scored("holdout", drawn(0, ["held"]), "ensemble", -1))
-        found = pair(here, [run("all", oof)])
+        found = compare_runs(here, [run("all", oof)])
         assert found.table.groupby("split")["name"].agg(list).to_dict() == {
             "oof": ["workspace", "all"],
             "holdout": ["workspace"],
         }
         assert "all, held out of all folds: compared on none: no image has both scores." in found.notes
-        assert "Held-out" not in "\n".join(in_lines(found.table, [], 120))
+        assert "Held-out" not in "\n".join(format_experiments(found.table, [], 120))
 
     def test_of_several_models_the_merged_ones_count(self) -> None:
         here = run("workspace", scored("oof", {car: [0.98] for car in CARS}, "small", 0))
         parts = {"small": 0.98, "large": 0.5, "ensemble": 0.99}
         frames = [scored("oof", {car: [dice] for car in CARS}, model, 0) for model, dice in parts.items()]
-        table = pair(here, [run("two", *frames, models=("small", "large"))]).table.set_index("name")
+        table = compare_runs(here, [run("two", *frames, models=("small", "large"))]).table.set_index("name")
         assert table.loc["two", "difference"] == pytest.approx(0.01)
         assert table.loc["two", "passes"] == 2
-        only = pair(here, [run("one", *frames)]).table.set_index("name")
+        only = compare_runs(here, [run("one", *frames)]).table.set_index("name")
         assert only.loc["one", "difference"] == 0
 
     def test_no_line_is_longer_than_the_terminal_and_no_change_is_lost(self) -> None:
         changes = [f"train.augment.number{n}=0.{n}" for n in range(12)]
         here = run("workspace", scored("oof", drawn(0), "small", 0))
-        found = pair(here, [run("abuzz-chip", scored("oof", drawn(1), "small", 0), changed=" ".join(changes))])
+        found = compare_runs(here, [run("abuzz-chip", scored("oof", drawn(1), "small", 0), changed=" ".join(changes))])
         for width in (80, 120):
-            lines = list(in_lines(found.table, ["A note. " * 30], width))
+            lines = list(format_experiments(found.table, ["A note. " * 30], width))
             assert max(map(len, lines)) <= width
             assert [word for line in lines for word in line.split() if "=" in word] == changes
 
@@ -165,7 +165,7 @@ stages:
     outs: ["predictions/${item.split}/${item.model}/${item.fold}"]
   evaluate:
     cmd: python score.py evaluate
-    params: [ensemble, folds.active, folds.holdout_cars, models.active, predict.views.test]
+    params: [ensemble, folds.active, folds.holdout_cars, models.active, predict.tta.test]
     deps: [predictions/oof]
     outs: [reports/images.csv]
 """
@@ -236,7 +236,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 def test_the_real_stages_note_what_is_read() -> None:
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert {"ensemble", "folds.active", "models.active", "predict.views.test"} <= set(stages["evaluate"]["params"])
+    assert {"ensemble", "folds.active", "models.active", "predict.tta.test"} <= set(stages["evaluate"]["params"])
     assert "reports/images.csv" in stages["evaluate"]["outs"]
     assert list(stages["train"]["matrix"]) == ["model", "fold"]
     assert list(stages["predict"]["matrix"]) == ["model", "fold", "split"]
@@ -311,11 +311,11 @@ class TestExperiments:
     def test_scores_of_another_state_are_refused(self, small: Small) -> None:
         small.put({"train.epochs": 3})
         small.repro("--quiet", "train")
-        with pytest.raises(PipelineError, match="'dvc repro' first"):
+        with pytest.raises(CarvanaError, match="'dvc repro' first"):
             compare()
         small.repro("--quiet", "predict")
-        with pytest.raises(PipelineError, match=r"images\.csv is older than the maps here: run 'dvc repro' first"):
+        with pytest.raises(CarvanaError, match=r"images\.csv is older than the maps here: run 'dvc repro' first"):
             compare()
         (small.folder / "reports/images.csv").unlink()
-        with pytest.raises(PipelineError, match=r"images\.csv is missing: run 'dvc repro' first"):
+        with pytest.raises(CarvanaError, match=r"images\.csv is missing: run 'dvc repro' first"):
             compare()

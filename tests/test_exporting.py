@@ -21,32 +21,32 @@ from ruamel.yaml import YAML
 
 from pipeline.cli import main
 from pipeline.commands import export as command
-from pipeline.competition.layout import HEIGHT, WIDTH, car_of
-from pipeline.competition.metric import count
+from pipeline.competition.layout import HEIGHT, WIDTH, car_id
+from pipeline.competition.metric import confusion_counts
 from pipeline.data.folds import read_folds, write_folds
-from pipeline.data.source import Source
-from pipeline.ensembling.ensemble import Merge, MergeName
+from pipeline.data.source import CompetitionData
+from pipeline.ensembling.ensemble import MergeName, MergeRule
 from pipeline.ensembling.maps import sum_views
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.exporting import check
-from pipeline.exporting.card import render
-from pipeline.exporting.check import Exported, Proof, demand, measure
-from pipeline.exporting.export import CARD, README, Done, export
-from pipeline.exporting.facts import Facts
+from pipeline.exporting.card import render_card
+from pipeline.exporting.check import LoadedExport, ReferencePrediction, assert_close, benchmark_export
+from pipeline.exporting.export import CARD_FILE, README_FILE, ExportResult, export_net
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.formats import FORMATS
 from pipeline.exporting.graphs import quiet, write_onnx, write_torchscript
-from pipeline.exporting.material import Job, Material
+from pipeline.exporting.material import ExportContext, ExportJob
 from pipeline.exporting.quantise import write_int8
 from pipeline.exporting.runtime import OnnxPredictor
 from pipeline.files import write_json
 from pipeline.learning import models
-from pipeline.learning.inference import Predictor
-from pipeline.learning.rasters import Pixels, soft_target, to_input
-from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
+from pipeline.learning.inference import TorchPredictor
+from pipeline.learning.rasters import UInt8Array, soft_target, to_network_input
+from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
 
 ROOT = Path(__file__).parents[1]
 INPUT = InputSettings(size=(40, 60))
-TINY = ClassicUNet(net="classic", widths=(8, 16, 16, 16))
+TINY = UNetConfig(architecture="unet", widths=(8, 16, 16, 16))
 STEPS = 60
 VIEWS = ("identity", "hflip", "scale:0.75", "hflip+scale:1.25")
 FORMATS_AS_THEY_ARE = dict(FORMATS)
@@ -58,12 +58,12 @@ SIZES = [(1, 40, 60), (3, 37, 51), (2, 64, 33), (1, 9, 90)]
 class Drawn:
     """The drawn sample's photographs and masks."""
 
-    source: Source
+    source: CompetitionData
 
-    def image(self, image_id: str) -> Pixels:
+    def image(self, image_id: str) -> UInt8Array:
         return self.source.train.image(image_id)
 
-    def mask(self, image_id: str) -> Pixels:
+    def mask(self, image_id: str) -> UInt8Array:
         return self.source.masks.mask(image_id)
 
 
@@ -76,10 +76,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.Net:
+def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.SegmentationModel:
     """A tiny net after some seconds of learning, so that its masks are masks."""
-    net = models.build(TINY, INPUT, seed)
-    pixels = torch.stack([torch.from_numpy(to_input(reader.image(i), INPUT)).permute(2, 0, 1) for i in image_ids])
+    net = models.build_model(TINY, INPUT, seed)
+    pixels = torch.stack([torch.from_numpy(to_network_input(reader.image(i), INPUT)).permute(2, 0, 1) for i in image_ids])
     targets = torch.stack([torch.from_numpy(soft_target(reader.mask(i), INPUT))[None] / 255 for i in image_ids])
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
@@ -91,20 +91,20 @@ def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.Net:
     return net.eval()
 
 
-def save(net: models.Net, folder: Path, fold: int, spec: ModelSpec = TINY) -> None:
+def save(net: models.SegmentationModel, folder: Path, fold: int, spec: ModelConfig = TINY) -> None:
     folder.mkdir(parents=True)
     models.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold})
     models.save_weights(folder / models.WEIGHTS["last"], net.state_dict())
 
 
 @pytest.fixture(scope="module")
-def job(tiny_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tiny_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportJob:
     """Two trained nets, and drawn photographs to check them on."""
-    folder, reader = tmp_path_factory.mktemp("folds"), Drawn(Source(tiny_sample))
+    folder, reader = tmp_path_factory.mktemp("folds"), Drawn(CompetitionData(tiny_sample))
     image_ids = reader.source.train.ids()
     for fold in (0, 1):
         save(trained(reader, image_ids[16 + fold :: 3], fold), folder / str(fold), fold)
-    return Job(
+    return ExportJob(
         model="tiny",
         fold=0,
         folders={fold: folder / str(fold) for fold in (0, 1)},
@@ -112,26 +112,26 @@ def job(tiny_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
         ensemble=(0, 1),
         weights="last",
         views=VIEWS,
-        merge="probability",
+        merge="mean_probability",
         threshold=0.5,
         reader=reader,
-        checked=image_ids[:16:5],
+        check_ids=image_ids[:16:5],
         calibration=image_ids[16::6],
     )
 
 
 @pytest.fixture(scope="module")
-def material(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return Material(job, tmp_path_factory.mktemp("material"))
+def material(job: ExportJob, tmp_path_factory: pytest.TempPathFactory) -> ExportContext:
+    return ExportContext(job, tmp_path_factory.mktemp("material"))
 
 
 OWN = {"dice": 0.98765, "images": 64, "cars": 4}
 
 
 @pytest.fixture(scope="module")
-def exported(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+def exported(job: ExportJob, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportResult]:
     """What became of each format, all of them in one folder."""
-    done = export(job, list(FORMATS), OWN, tmp_path_factory.mktemp("exports"))
+    done = export_net(job, list(FORMATS), OWN, tmp_path_factory.mktemp("exports"))
     return dict(zip(FORMATS, done, strict=True))
 
 
@@ -154,7 +154,7 @@ def runner(path: Path) -> Run:
     if path.suffix == ".onnx":
         return OnnxPredictor(path).logits
     net = {
-        "hub": lambda: models.load(path)[0],
+        "hub": lambda: models.load_model(path)[0],
         "model.torchscript.pt": lambda: jit_load(path),
         "model.pt2": lambda: torch.export.load(path).module(),
     }[path.name]()
@@ -163,26 +163,26 @@ def runner(path: Path) -> Run:
 
 class TestFormats:
     @pytest.mark.parametrize("name", FORMATS)
-    def test_each_passes_its_check_and_is_on_the_card(self, job: Job, exported: dict[str, Done], name: str) -> None:
+    def test_each_passes_its_check_and_is_on_the_card(self, job: ExportJob, exported: dict[str, ExportResult], name: str) -> None:
         path, measured = exported[name].path, exported[name].result
-        assert isinstance(measured, check.Measured), measured
+        assert isinstance(measured, check.ExportReport), measured
         assert path.name == FORMATS[name].file
-        assert measured.images == len(job.checked)
+        assert measured.images == len(job.check_ids)
         assert measured.bytes == sum(p.stat().st_size for p in (path, *path.glob("*")) if p.is_file())
         assert measured.dice > 0.6, "the nets have not learned enough to tell anything"
         assert 0 < measured.images_per_second < 1e5
         if name == "int8":
-            assert abs(measured.dice_lost) <= 0.003
+            assert abs(measured.dice_drop) <= 0.003
         else:
             assert measured.difference < 1e-4
-        entry = json.loads((path.parent / CARD).read_text())["formats"][name]
+        entry = json.loads((path.parent / CARD_FILE).read_text())["formats"][name]
         assert entry.items() >= asdict(measured).items()
         assert entry["folds"] == ([0, 1] if name == "ensemble" else [0])
-        assert f"| `{path.name}` | {FORMATS[name].words} |" in (path.parent / README).read_text()
+        assert f"| `{path.name}` | {FORMATS[name].words} |" in (path.parent / README_FILE).read_text()
 
-    def test_nothing_else_is_left_and_no_path_of_this_machine(self, exported: dict[str, Done]) -> None:
+    def test_nothing_else_is_left_and_no_path_of_this_machine(self, exported: dict[str, ExportResult]) -> None:
         folder = exported["hub"].path.parent
-        assert {path.name for path in folder.iterdir()} == {f.file for f in FORMATS.values()} | {CARD, README}
+        assert {path.name for path in folder.iterdir()} == {f.file for f in FORMATS.values()} | {CARD_FILE, README_FILE}
         for path in folder.rglob("*"):
             if path.is_file():
                 assert str(ROOT).encode() not in path.read_bytes(), path
@@ -193,7 +193,7 @@ class TestFormats:
     @pytest.mark.parametrize("size", SIZES, ids=str)
     @pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].exact and not FORMATS[name].ensemble])
     def test_a_float_format_says_what_the_net_says_at_every_size(
-        self, material: Material, exported: dict[str, Done], name: str, size: tuple[int, int, int]
+        self, material: ExportContext, exported: dict[str, ExportResult], name: str, size: tuple[int, int, int]
     ) -> None:
         pixels = batch(size)
         assert size[1] > material.net.stride
@@ -205,9 +205,9 @@ class TestFormats:
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     def test_int8_is_near_at_every_size(
-        self, material: Material, exported: dict[str, Done], size: tuple[int, int, int]
+        self, material: ExportContext, exported: dict[str, ExportResult], size: tuple[int, int, int]
     ) -> None:
-        photograph = material.job.reader.image(material.job.checked[0])
+        photograph = material.job.reader.image(material.job.check_ids[0])
         seen = cv2.resize(photograph, size[:0:-1], interpolation=cv2.INTER_AREA)
         pixels = np.stack([seen.transpose(2, 0, 1)] * size[0]).astype(np.float32)
         with torch.inference_mode():
@@ -216,7 +216,7 @@ class TestFormats:
         assert said.shape == expected.shape
         assert np.abs(said - expected).mean() < 0.02
 
-    def test_int8_is_in_8_bits(self, exported: dict[str, Done]) -> None:
+    def test_int8_is_in_8_bits(self, exported: dict[str, ExportResult]) -> None:
         weights = {"int8": 0, "onnx": 0}
         for name in weights:
             model = onnx.load(exported[name].path)
@@ -226,7 +226,7 @@ class TestFormats:
         assert weights["int8"] < weights["onnx"] / 4
         assert exported["int8"].path.read_bytes() != exported["onnx"].path.read_bytes()
 
-    def test_an_ensemble_holds_the_weights_of_each_net_once(self, exported: dict[str, Done]) -> None:
+    def test_an_ensemble_holds_the_weights_of_each_net_once(self, exported: dict[str, ExportResult]) -> None:
         names = [tensor.name for tensor in onnx.load(exported["ensemble"].path).graph.initializer]
         single = [tensor.name for tensor in onnx.load(exported["onnx"].path).graph.initializer]
         convolutions = [name for name in names if "weight" in name]
@@ -237,16 +237,16 @@ class TestFormats:
     @pytest.mark.parametrize(
         "spec",
         [
-            EncoderUNet(net="encoder", encoder="resnet18", decoder_channels=(16, 8, 8, 8, 8)),
-            EncoderUNet(net="encoder", encoder="mobilenet_v2", decoder="transposed", decoder_channels=(8, 8, 8)),
+            SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8, 8, 8, 8)),
+            SmpUNetConfig(architecture="smp_unet", encoder="mobilenet_v2", upsampling="transposed", decoder_channels=(8, 8, 8)),
         ],
         ids=lambda spec: spec.encoder,
     )
-    def test_nets_with_encoders_too(self, tmp_path: Path, spec: EncoderUNet, write: Callable[..., None]) -> None:
-        net = models.build(spec, InputSettings(size=(64, 96), channels="grey")).eval()
+    def test_nets_with_encoders_too(self, tmp_path: Path, spec: SmpUNetConfig, write: Callable[..., None]) -> None:
+        net = models.build_model(spec, InputSettings(size=(64, 96), channels="gray")).eval()
         if write is write_onnx:
             path = tmp_path / "model.onnx"
-            write(net, Facts(kind="net", model="tiny", folds=(0,), input=INPUT), path)
+            write(net, OnnxMetadata(kind="net", model="tiny", folds=(0,), input=INPUT), path)
         else:
             path = tmp_path / "model.torchscript.pt"
             write(net, path)
@@ -261,8 +261,8 @@ class TestFormats:
     def test_grey_128_in_8_bits_is_at_most_2_and_a_half_megabytes(self, tmp_path: Path) -> None:
         overlay = YAML(typ="safe").load((ROOT / "recipes" / "grey-128.yaml").read_text())["models"]["specs"]["grey-128"]
         input = InputSettings.model_validate(overlay["input"])
-        net = models.build(ClassicUNet(net="classic", widths=tuple(overlay["widths"])), input).eval()
-        facts = Facts(kind="net", model="grey-128", folds=(0,), input=input)
+        net = models.build_model(UNetConfig(architecture="unet", widths=tuple(overlay["widths"])), input).eval()
+        facts = OnnxMetadata(kind="net", model="grey-128", folds=(0,), input=input)
         write_onnx(net, facts, tmp_path / "model.onnx")
         noise = np.random.default_rng(0).integers(0, 256, (4, input.height, input.width, 1)).astype(np.uint8)
         write_int8(tmp_path / "model.onnx", noise, facts, tmp_path / "model.int8.onnx")
@@ -276,46 +276,46 @@ class TestFormats:
 
 
 class TestEnsemble:
-    @pytest.mark.parametrize("merge", ["probability", "logit", "vote"])
+    @pytest.mark.parametrize("merge", ["mean_probability", "mean_logit", "majority_vote"])
     @pytest.mark.parametrize("threshold", [0.5, 0.3])
     def test_its_masks_are_those_of_the_pipeline(
-        self, job: Job, material: Material, tmp_path: Path, merge: MergeName, threshold: float
+        self, job: ExportJob, material: ExportContext, tmp_path: Path, merge: MergeName, threshold: float
     ) -> None:
-        other = Material(replace(job, merge=merge, threshold=threshold), tmp_path)
+        other = ExportContext(replace(job, merge=merge, threshold=threshold), tmp_path)
         other.onnx = material.onnx  # type: ignore[method-assign]
         FORMATS["ensemble"].write(other, tmp_path / "ensemble.onnx")
-        predictor, cut = OnnxPredictor(tmp_path / "ensemble.onnx"), other.facts().cut
-        for image_id in job.checked[:2]:
+        predictor, cut = OnnxPredictor(tmp_path / "ensemble.onnx"), other.facts().decision_threshold
+        for image_id in job.check_ids[:2]:
             image_HWC = job.reader.image(image_id)
             maps = []
             for fold in job.ensemble:
-                net = Predictor(job.folders[fold], views=VIEWS, device="cpu", precision="32")
-                maps.append(sum_views(image_id, "all", net.levels([net.prepare(image_HWC)], HEIGHT, WIDTH)[0]))
-            expected = Merge(merge, threshold, (len(VIEWS),) * 2, (1, 1)).mask(maps)
-            said = predictor.probability([predictor.prepare(image_HWC)], HEIGHT, WIDTH)[0]
+                net = TorchPredictor(job.folders[fold], views=VIEWS, device="cpu", precision="32")
+                maps.append(sum_views(image_id, "all", net.predict_u8([net.preprocess(image_HWC)], HEIGHT, WIDTH)[0]))
+            expected = MergeRule(merge, threshold, (len(VIEWS),) * 2, (1, 1)).mask(maps)
+            said = predictor.probability([predictor.preprocess(image_HWC)], HEIGHT, WIDTH)[0]
             assert 0.05 < expected.mean() < 0.95
             # The pipeline rounds what each view says to 255 levels.
             assert ((said >= cut) != expected).mean() < 5e-4
-            assert count(said >= cut, expected).dice > 0.998
+            assert confusion_counts(said >= cut, expected).dice > 0.998
 
-    def test_pictures_of_any_batch_and_size(self, job: Job, exported: dict[str, Done]) -> None:
+    def test_pictures_of_any_batch_and_size(self, job: ExportJob, exported: dict[str, ExportResult]) -> None:
         predictor = OnnxPredictor(exported["ensemble"].path)
-        nets = [Predictor(job.folders[f], views=VIEWS, device="cpu", precision="32") for f in job.ensemble]
+        nets = [TorchPredictor(job.folders[f], views=VIEWS, device="cpu", precision="32") for f in job.ensemble]
         for size, wanted in [((3, 37, 51), (90, 70)), ((1, 40, 60), (40, 60)), ((2, 64, 33), (20, 31))]:
             inputs = list(batch(size).transpose(0, 2, 3, 1).astype(np.uint8))
-            levels = np.concatenate([net.levels(inputs, *wanted) for net in nets], axis=1)
+            levels = np.concatenate([net.predict_u8(inputs, *wanted) for net in nets], axis=1)
             said = predictor.probability(inputs, *wanted)
             assert said.shape == (size[0], *wanted)
             assert np.abs(said - levels.mean(axis=1) / 255).max() < 0.6 / 255
 
-    def test_nets_that_see_different_pictures_are_refused(self, job: Job, tmp_path: Path) -> None:
+    def test_nets_that_see_different_pictures_are_refused(self, job: ExportJob, tmp_path: Path) -> None:
         folder = tmp_path / "other"
         folder.mkdir()
         models.save_config(folder, TINY, InputSettings(size=(48, 64)), {"model": "tiny", "fold": 1})
-        models.save_weights(folder / models.WEIGHTS["last"], models.build(TINY, INPUT).state_dict())
+        models.save_weights(folder / models.WEIGHTS["last"], models.build_model(TINY, INPUT).state_dict())
         mixed = replace(job, folders={0: job.folders[0], 1: folder})
-        with pytest.raises(PipelineError, match="folds 0 and 1 want to see different pictures"):
-            next(export(mixed, ["ensemble"], {}, tmp_path / "exports"))
+        with pytest.raises(CarvanaError, match="folds 0 and 1 want to see different pictures"):
+            next(export_net(mixed, ["ensemble"], {}, tmp_path / "exports"))
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -328,12 +328,12 @@ class TestChecks:
         """Lets a format hold another net than it should."""
 
         def spoil(name: str) -> None:
-            def write(material: Material, path: Path) -> None:
+            def write(material: ExportContext, path: Path) -> None:
                 with torch.no_grad():
-                    for parameter in material.net.body.parameters():
+                    for parameter in material.net.network.parameters():
                         parameter.mul_(0.9)
                     FORMATS_AS_THEY_ARE[name].write(material, path)
-                    for parameter in material.net.body.parameters():
+                    for parameter in material.net.network.parameters():
                         parameter.div_(0.9)
 
             monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], write=write))
@@ -341,61 +341,61 @@ class TestChecks:
         return spoil
 
     def test_what_fails_is_not_kept_and_nothing_else_changes(
-        self, job: Job, tmp_path: Path, spoilt: Callable[[str], None]
+        self, job: ExportJob, tmp_path: Path, spoilt: Callable[[str], None]
     ) -> None:
-        good = list(export(job, ["torchscript", "hub"], {}, tmp_path))
-        assert all(isinstance(done.result, check.Measured) for done in good)
+        good = list(export_net(job, ["torchscript", "hub"], {}, tmp_path))
+        assert all(isinstance(done.result, check.ExportReport) for done in good)
         before = content(tmp_path)
         spoilt("torchscript")
-        (done,) = export(job, ["torchscript"], {}, tmp_path)
+        (done,) = export_net(job, ["torchscript"], {}, tmp_path)
         assert re.search(r"model\.torchscript\.pt is not kept: on 4 images, its probability differs", str(done.result))
         assert content(tmp_path) == before
 
     def test_of_several_formats_only_the_failing_one_is_missing(
-        self, job: Job, tmp_path: Path, spoilt: Callable[[str], None]
+        self, job: ExportJob, tmp_path: Path, spoilt: Callable[[str], None]
     ) -> None:
         spoilt("torchscript")
-        done = list(export(job, ["torchscript", "hub"], {}, tmp_path))
-        assert [isinstance(one.result, check.Measured) for one in done] == [False, True]
-        assert sorted(path.name for path in tmp_path.iterdir()) == [README, CARD, "hub"]
-        assert json.loads((tmp_path / CARD).read_text())["formats"].keys() == {"hub"}
+        done = list(export_net(job, ["torchscript", "hub"], {}, tmp_path))
+        assert [isinstance(one.result, check.ExportReport) for one in done] == [False, True]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [README_FILE, CARD_FILE, "hub"]
+        assert json.loads((tmp_path / CARD_FILE).read_text())["formats"].keys() == {"hub"}
 
     def test_a_format_that_can_not_be_written_says_so(
-        self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, job: ExportJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def write(material: Material, path: Path) -> None:
+        def write(material: ExportContext, path: Path) -> None:
             raise RuntimeError("no such operator")
 
         monkeypatch.setitem(FORMATS, "torch-export", replace(FORMATS["torch-export"], write=write))
-        (done,) = export(job, ["torch-export"], {}, tmp_path)
+        (done,) = export_net(job, ["torch-export"], {}, tmp_path)
         assert str(done.result) == "model.pt2 can't be made of this net (RuntimeError: no such operator)."
         assert not list(tmp_path.iterdir())
 
     def test_a_picture_that_a_format_does_not_take_says_so(
-        self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, job: ExportJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Such as one of a single stride, of which torch.export makes another case."""
-        monkeypatch.setattr("pipeline.exporting.material.to_input", lambda image_HWC, _: image_HWC[:8, :8])
-        (done,) = export(job, ["torch-export"], {}, tmp_path)
+        monkeypatch.setattr("pipeline.exporting.material.to_network_input", lambda image_HWC, _: image_HWC[:8, :8])
+        (done,) = export_net(job, ["torch-export"], {}, tmp_path)
         assert "model.pt2 can't be made of this net" in str(done.result)
         assert not list(tmp_path.iterdir())
 
-    def test_int8_without_photographs_is_refused(self, job: Job, tmp_path: Path) -> None:
-        (done,) = export(replace(job, calibration=()), ["int8"], {}, tmp_path)
+    def test_int8_without_photographs_is_refused(self, job: ExportJob, tmp_path: Path) -> None:
+        (done,) = export_net(replace(job, calibration=()), ["int8"], {}, tmp_path)
         assert "int8 needs photographs to be calibrated on" in str(done.result)
         assert not list(tmp_path.iterdir())
 
-    def test_what_a_kill_left_is_removed(self, job: Job, tmp_path: Path) -> None:
+    def test_what_a_kill_left_is_removed(self, job: ExportJob, tmp_path: Path) -> None:
         (tmp_path / ".abc.part").mkdir()
         (tmp_path / ".abc.part" / "model.onnx").touch()
-        list(export(job, ["hub"], {}, tmp_path))
-        assert sorted(path.name for path in tmp_path.iterdir()) == [README, CARD, "hub"]
+        list(export_net(job, ["hub"], {}, tmp_path))
+        assert sorted(path.name for path in tmp_path.iterdir()) == [README_FILE, CARD_FILE, "hub"]
 
-    def test_a_net_that_was_trained_anew_is_told_on_the_card(self, job: Job, tmp_path: Path) -> None:
-        list(export(job, ["hub", "torchscript"], {}, tmp_path))
-        assert "trained anew" not in (tmp_path / README).read_text()
-        list(export(replace(job, digests={0: "later", 1: "b"}), ["hub"], {}, tmp_path))
-        (told,) = [line for line in (tmp_path / README).read_text().splitlines() if "trained anew" in line]
+    def test_a_net_that_was_trained_anew_is_told_on_the_card(self, job: ExportJob, tmp_path: Path) -> None:
+        list(export_net(job, ["hub", "torchscript"], {}, tmp_path))
+        assert "trained anew" not in (tmp_path / README_FILE).read_text()
+        list(export_net(replace(job, digests={0: "later", 1: "b"}), ["hub"], {}, tmp_path))
+        (told,) = [line for line in (tmp_path / README_FILE).read_text().splitlines() if "trained anew" in line]
         assert told == "`model.torchscript.pt` holds a net that was trained anew since: export it again."
 
     @pytest.mark.parametrize(
@@ -415,20 +415,20 @@ class TestChecks:
         said = right.copy()
         for place, value in changed.items():
             said[place] = value
-        proof = Proof(np.zeros((1, 1, 3), np.uint8), right, right > 0, 1.0)
-        measured = measure(tmp_path / "file", Exported(lambda _: said, lambda raster: raster), [proof], 0.5)
+        proof = ReferencePrediction(np.zeros((1, 1, 3), np.uint8), right, right > 0, 1.0)
+        measured = benchmark_export(tmp_path / "file", LoadedExport(lambda _: said, lambda raster: raster), [proof], 0.5)
         assert (measured.bytes, measured.images) == (3, 1)
         assert measured.difference == pytest.approx(difference)
-        assert measured.dice_lost == pytest.approx(lost)
+        assert measured.dice_drop == pytest.approx(lost)
 
     def test_where_rounding_turns_votes_probabilities_are_not_compared(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         right = np.asarray([[0, 1], [0, 1]], np.float32)
         undecided = np.asarray([[True, False], [False, False]])
-        proof = Proof(np.zeros((1, 1, 3), np.uint8), right, right > 0, 1.0, undecided)
+        proof = ReferencePrediction(np.zeros((1, 1, 3), np.uint8), right, right > 0, 1.0, undecided)
         for said, difference in (([[0.5, 1], [0, 1]], 0), ([[0.5, 1], [0.5, 1]], 0.5)):
-            exported = Exported(lambda _, said=said: np.asarray(said, np.float32), lambda raster: raster)  # type: ignore[misc]
-            assert measure(tmp_path / "file", exported, [proof], 0.5).difference == difference
+            exported = LoadedExport(lambda _, said=said: np.asarray(said, np.float32), lambda raster: raster)  # type: ignore[misc]
+            assert benchmark_export(tmp_path / "file", exported, [proof], 0.5).difference == difference
 
     @pytest.mark.parametrize(
         ("difference", "lost", "exact", "words"),
@@ -444,24 +444,24 @@ class TestChecks:
         ],
     )
     def test_what_is_refused(self, difference: float, lost: float, exact: bool, words: str | None) -> None:
-        measured = check.Measured(1, difference, 0.9, lost, 16, 1.0, "here")
+        measured = check.ExportReport(1, difference, 0.9, lost, 16, 1.0, "here")
         if words is None:
-            demand("model.onnx", measured, exact=exact)
+            assert_close("model.onnx", measured, exact=exact)
         else:
-            with pytest.raises(PipelineError, match=f"model.onnx is not kept: on 16 images.*{words}"):
-                demand("model.onnx", measured, exact=exact)
+            with pytest.raises(CarvanaError, match=f"model.onnx is not kept: on 16 images.*{words}"):
+                assert_close("model.onnx", measured, exact=exact)
 
 
 class TestRuntime:
     @pytest.mark.parametrize("view", ["identity", "hflip", "scale:0.75", "hflip+scale:1.25", "scale:0.33"])
-    def test_a_file_looks_in_every_view_as_the_net_does(self, job: Job, exported: dict[str, Done], view: str) -> None:
-        image_HWC = job.reader.image(job.checked[1])
-        net = Predictor(job.folders[0], views=[view], device="cpu", precision="32")
+    def test_a_file_looks_in_every_view_as_the_net_does(self, job: ExportJob, exported: dict[str, ExportResult], view: str) -> None:
+        image_HWC = job.reader.image(job.check_ids[1])
+        net = TorchPredictor(job.folders[0], views=[view], device="cpu", precision="32")
         file = OnnxPredictor(exported["onnx"].path, views=[view])
         assert (file.views, file.input) == ([view], net.input)
-        inputs = [net.prepare(image_HWC), net.prepare(image_HWC[:, ::-1])]
-        assert np.array_equal(file.prepare(image_HWC), inputs[0])
-        expected, said = net.levels(inputs, 128, 192), file.levels(inputs, 128, 192)
+        inputs = [net.preprocess(image_HWC), net.preprocess(image_HWC[:, ::-1])]
+        assert np.array_equal(file.preprocess(image_HWC), inputs[0])
+        expected, said = net.predict_u8(inputs, 128, 192), file.predict_u8(inputs, 128, 192)
         assert said.shape == expected.shape == (2, 1, 128, 192)
         assert said.dtype == expected.dtype == np.uint8
         apart = np.abs(said.astype(int) - expected)
@@ -469,43 +469,43 @@ class TestRuntime:
         assert (apart > 0).mean() < 1e-3
 
     @pytest.mark.parametrize("name", ["onnx", "ensemble"])
-    def test_it_has_the_face_of_a_predictor(self, job: Job, exported: dict[str, Done], name: str) -> None:
+    def test_it_has_the_face_of_a_predictor(self, job: ExportJob, exported: dict[str, ExportResult], name: str) -> None:
         views = ["identity", "hflip"]
         file = OnnxPredictor(exported[name].path, views=views)
         assert file.views == (["ensemble"] if name == "ensemble" else views)
-        image_HWC = job.reader.image(job.checked[0])[:400, :301]
+        image_HWC = job.reader.image(job.check_ids[0])[:400, :301]
         said_HW = file(image_HWC)
         assert (said_HW.shape, said_HW.dtype) == ((400, 301), np.float32)
         assert 0 <= said_HW.min() < said_HW.max() <= 1
-        pixels = file.prepare(image_HWC)
-        levels = file.levels_at([pixels, pixels], [(400, 301), (20, 30)])
+        pixels = file.preprocess(image_HWC)
+        levels = file.predict_u8_at_sizes([pixels, pixels], [(400, 301), (20, 30)])
         assert [raster.shape for raster in levels] == [(len(file.views), 400, 301), (len(file.views), 20, 30)]
         assert np.allclose(levels[0].mean(axis=0) / 255, said_HW, atol=1e-6)
 
-    def test_a_file_says_what_it_wants_to_see(self, exported: dict[str, Done]) -> None:
+    def test_a_file_says_what_it_wants_to_see(self, exported: dict[str, ExportResult]) -> None:
         facts = OnnxPredictor(exported["ensemble"].path).facts
-        assert facts == Facts(kind="ensemble", model="tiny", folds=(0, 1), input=INPUT, views=VIEWS)
-        assert OnnxPredictor(exported["int8"].path).facts == Facts(kind="net", model="tiny", folds=(0,), input=INPUT)
+        assert facts == OnnxMetadata(kind="ensemble", model="tiny", folds=(0, 1), input=INPUT, views=VIEWS)
+        assert OnnxPredictor(exported["int8"].path).facts == OnnxMetadata(kind="net", model="tiny", folds=(0,), input=INPUT)
 
-    def test_files_that_are_none_of_ours(self, exported: dict[str, Done], tmp_path: Path) -> None:
-        with pytest.raises(PipelineError, match=r"There is no .*gone\.onnx: make it with 'carvana export'"):
+    def test_files_that_are_none_of_ours(self, exported: dict[str, ExportResult], tmp_path: Path) -> None:
+        with pytest.raises(CarvanaError, match=r"There is no .*gone\.onnx: make it with 'carvana export'"):
             OnnxPredictor(tmp_path / "gone.onnx")
         (tmp_path / "torn.onnx").write_bytes(exported["onnx"].path.read_bytes()[:1000])
-        with pytest.raises(PipelineError, match=r"torn\.onnx can't be run as ONNX"):
+        with pytest.raises(CarvanaError, match=r"torn\.onnx can't be run as ONNX"):
             OnnxPredictor(tmp_path / "torn.onnx")
         model = onnx.load(exported["onnx"].path)
         del model.metadata_props[:]
         onnx.save(model, tmp_path / "plain.onnx")
-        with pytest.raises(PipelineError, match=r"plain\.onnx does not say what it wants to see"):
+        with pytest.raises(CarvanaError, match=r"plain\.onnx does not say what it wants to see"):
             OnnxPredictor(tmp_path / "plain.onnx")
 
-    def test_no_numbers_are_no_prediction(self, job: Job, exported: dict[str, Done], tmp_path: Path) -> None:
+    def test_no_numbers_are_no_prediction(self, job: ExportJob, exported: dict[str, ExportResult], tmp_path: Path) -> None:
         model = onnx.load(exported["onnx"].path)
         (head,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias")]
         head.CopyFrom(onnx.numpy_helper.from_array(np.asarray([np.nan], np.float32), head.name))
         onnx.save(model, tmp_path / "model.onnx")
-        with pytest.raises(PipelineError, match=r"model\.onnx gives no finite numbers"):
-            OnnxPredictor(tmp_path / "model.onnx")(job.reader.image(job.checked[0]))
+        with pytest.raises(CarvanaError, match=r"model\.onnx gives no finite numbers"):
+            OnnxPredictor(tmp_path / "model.onnx")(job.reader.image(job.check_ids[0]))
 
 
 @pytest.fixture(scope="module")
@@ -539,13 +539,13 @@ class TestWithoutTorch:
     @pytest.mark.parametrize("name", ["onnx", "int8", "ensemble"])
     def test_a_file_predicts(
         self,
-        job: Job,
-        exported: dict[str, Done],
+        job: ExportJob,
+        exported: dict[str, ExportResult],
         without_torch: Callable[[str, Path], str],
         tmp_path: Path,
         name: str,
     ) -> None:
-        image_HWC = job.reader.image(job.checked[0])
+        image_HWC = job.reader.image(job.check_ids[0])
         np.save(tmp_path / "image.npy", image_HWC)
         code = f"""
 import numpy as np
@@ -562,14 +562,14 @@ assert "torch" not in sys.modules
     @pytest.mark.parametrize("name", ["onnx", "int8", "ensemble"])
     def test_the_cards_example_runs_as_it_stands(
         self,
-        job: Job,
-        exported: dict[str, Done],
+        job: ExportJob,
+        exported: dict[str, ExportResult],
         without_torch: Callable[[str, Path], str],
         tmp_path: Path,
         name: str,
     ) -> None:
         file = exported[name].path
-        card = (file.parent / README).read_text()
+        card = (file.parent / README_FILE).read_text()
         examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
         if name == "int8":
             assert "`model.int8.onnx` is used alike." in card
@@ -577,7 +577,7 @@ assert "torch" not in sys.modules
         (example,) = [example for example in examples if f'"{file.name}"' in example]
         assert "pipeline" not in example
         (tmp_path / file.name).symlink_to(file)
-        photograph = job.reader.image(job.checked[0])[:900, :1501]
+        photograph = job.reader.image(job.check_ids[0])[:900, :1501]
         cv2.imwrite(str(tmp_path / "photo.jpg"), cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR))
         without_torch(example, tmp_path)
         mask_HW = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_GRAYSCALE)
@@ -586,11 +586,11 @@ assert "torch" not in sys.modules
         assert set(np.unique(mask_HW)) == {0, 255}
         assert ((mask_HW > 0) != expected).mean() < 1e-4
 
-    def test_grey_and_native_examples_are_complete(self, exported: dict[str, Done]) -> None:
-        card = json.loads((exported["onnx"].path.parent / CARD).read_text())
+    def test_grey_and_native_examples_are_complete(self, exported: dict[str, ExportResult]) -> None:
+        card = json.loads((exported["onnx"].path.parent / CARD_FILE).read_text())
         card["formats"] = {"onnx": card["formats"]["onnx"]}
-        card["net"]["input"] = {"size": "native", "channels": "grey"}
-        text = render(card, {"onnx": "ONNX"})
+        card["net"]["input"] = {"size": "native", "channels": "gray"}
+        text = render_card(card, {"onnx": "ONNX"})
         assert "cv2.COLOR_BGR2GRAY" in text
         assert "INTER_AREA" not in text
         assert "(1, 1, h, w)" in text
@@ -598,18 +598,18 @@ assert "torch" not in sys.modules
 
 class TestCommand:
     @pytest.fixture
-    def project(self, job: Job, tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def project(self, job: ExportJob, tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A project with two trained nets of the model ``tiny``, as the stages leave it."""
         yaml, source = YAML(), job.reader.source  # type: ignore[attr-defined]
         settings = yaml.load(ROOT / "params.yaml")
         settings["data"]["directory"] = str(tiny_sample)
         settings["folds"] |= {"count": 3, "active": [0, 1], "holdout_cars": 0}
-        settings["ensemble"]["merge"] = "logit"
+        settings["ensemble"]["merge"] = "mean_logit"
         yaml.dump(settings, tmp_path / "params.yaml")
         parts = {"train": source.train.archive, "masks": source.masks, "test": source.test.archive}
         digests = {part: {"digest": files.fingerprint()} for part, files in parts.items()}
         write_json(tmp_path / "data" / "manifest.json", digests | {"unreadable": {}})
-        cars = sorted({car_of(image_id) for image_id in source.train.ids()})
+        cars = sorted({car_id(image_id) for image_id in source.train.ids()})
         write_folds(tmp_path / "folds" / "folds.csv", {car: number % 3 for number, car in enumerate(cars)})
         for fold, folder in job.folders.items():
             shutil.copytree(folder, tmp_path / "folds" / "tiny" / str(fold))
@@ -635,19 +635,19 @@ class TestCommand:
             re.search(r"  [\d.]+ [kM]B  difference \S+  Dice lost [+-]\d\.\d{4}  \S+ images/s$", line)
             for line in lines[:-1]
         )
-        card = json.loads((project / "exports" / "tiny" / CARD).read_text())
+        card = json.loads((project / "exports" / "tiny" / CARD_FILE).read_text())
         assert list(card["formats"]) == list(FORMATS)
-        assert all(entry["images"] == check.IMAGES for entry in card["formats"].values())
+        assert all(entry["images"] == check.CHECK_IMAGES for entry in card["formats"].values())
         assert (card["net"]["model"], card["net"]["fold"]) == ("tiny", 0)
         ensemble = card["formats"]["ensemble"]
-        assert (ensemble["merge"], ensemble["views"], ensemble["folds"]) == ("logit", ["identity", "hflip"], [0, 1])
-        text = (project / "exports" / "tiny" / README).read_text()
+        assert (ensemble["merge"], ensemble["views"], ensemble["folds"]) == ("mean_logit", ["identity", "hflip"], [0, 1])
+        text = (project / "exports" / "tiny" / README_FILE).read_text()
         assert "| Dice of its model out of fold | 0.9877, on 64 images of 4 cars |" in text
         assert "| architecture | classic U-Net, 8-16-16-16 channels |" in text
 
     def test_the_fold_that_is_named(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("tiny", "--fold", "1", "--format", "hub") == 0
-        card = json.loads((project / "exports" / "tiny" / CARD).read_text())
+        card = json.loads((project / "exports" / "tiny" / CARD_FILE).read_text())
         assert (card["net"]["fold"], card["formats"]["hub"]["folds"]) == (1, [1])
         exported = (project / "exports" / "tiny" / "hub" / "model.safetensors").read_bytes()
         assert exported == (project / "folds" / "tiny" / "1" / "model.safetensors").read_bytes()
@@ -655,15 +655,15 @@ class TestCommand:
     def test_checked_on_cars_of_its_fold_and_calibrated_on_those_it_learned_from(
         self, project: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        jobs: list[Job] = []
-        monkeypatch.setattr(command, "export", lambda job, *_: jobs.append(job) or [])  # type: ignore[func-returns-value]
+        jobs: list[ExportJob] = []
+        monkeypatch.setattr(command, "export_net", lambda job, *_: jobs.append(job) or [])  # type: ignore[func-returns-value]
         assert self.run("tiny", "--fold", "1", "--images", "9") == 0
         fold_of = read_folds(Path("folds/folds.csv"))
         (job,) = jobs
-        assert len(job.checked) == len(set(job.checked)) == 16
+        assert len(job.check_ids) == len(set(job.check_ids)) == 16
         assert len(job.calibration) == len(set(job.calibration)) == 9
-        assert {fold_of[car_of(image_id)] for image_id in job.checked} == {1}
-        assert {fold_of[car_of(image_id)] for image_id in job.calibration} == {0, 2}
+        assert {fold_of[car_id(image_id)] for image_id in job.check_ids} == {1}
+        assert {fold_of[car_id(image_id)] for image_id in job.calibration} == {0, 2}
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -678,7 +678,7 @@ class TestCommand:
         assert self.run(*arguments) == 1
         printed = capsys.readouterr()
         assert words in printed.err
-        assert README not in printed.out
+        assert README_FILE not in printed.out
         assert not list(project.glob("exports/*/*"))
 
     def test_before_any_training(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

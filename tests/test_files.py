@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import publish, remove, sha256_of, whole_file, write_json, write_text
-from pipeline.places import home
+from pipeline.files import atomic_write, publish_tree, remove_path, sha256_of, write_json, write_text
+from pipeline.places import project_root
 
 LARGE = b"x" * (1 << 20)
 
@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a.txt"
-    with whole_file(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(b"half")
         assert not target.exists()
         temporary.write_bytes(b"whole")
@@ -41,7 +41,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing_new_and_the_old_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"old")
     for target in (tmp_path / "a.txt", tmp_path / "b.txt"):
-        with pytest.raises(OSError, match="no space"), whole_file(target) as temporary:
+        with pytest.raises(OSError, match="no space"), atomic_write(target) as temporary:
             temporary.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "no space")
     assert read(tmp_path) == {"a.txt": b"old"}
@@ -64,15 +64,15 @@ def test_borders_of_parts_count_in_a_digest() -> None:
 def test_publish_replaces_a_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"a": b"new", "deep/b": b"new too"})
     target = write(tmp_path / "out" / "target", {"a": b"old", "gone": b"old"})
-    publish(source, target)
-    publish(source, target)
+    publish_tree(source, target)
+    publish_tree(source, target)
     assert read(target) == read(source) == {"a": b"new", "deep/b": b"new too"}
     assert names(tmp_path / "out") == ["target"]
 
 
 def test_publish_replaces_a_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     write(tmp_path, {"source": b"new", "out/target": b"old"})
-    publish(tmp_path / "source", tmp_path / "out" / "target")
+    publish_tree(tmp_path / "source", tmp_path / "out" / "target")
     assert read(tmp_path) == {"source": b"new", "out/target": b"new"}
 
 
@@ -88,7 +88,7 @@ def test_a_publish_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(shutil, "copyfile", copy_once)
     with pytest.raises((OSError, shutil.Error), match="no space"):
-        publish(source, target)
+        publish_tree(source, target)
     assert done
     assert read(tmp_path / "out") == {"target/a": b"old"}
 
@@ -96,14 +96,14 @@ def test_a_publish_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch:
 def test_what_a_killed_publish_left_goes_with_the_next(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"a": b"new"})
     write(tmp_path / "out", {".target.0123abcd.part/a": b"half", ".targets.0123abcd.part": b"another's"})
-    publish(source, tmp_path / "out" / "target")
+    publish_tree(source, tmp_path / "out" / "target")
     assert names(tmp_path / "out") == [".targets.0123abcd.part", "target"]
 
 
 def test_large_files_are_linked_and_small_ones_copied(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"large": LARGE, "small": b"x"})
-    publish(source, tmp_path / "folder")
-    publish(source / "large", tmp_path / "file")
+    publish_tree(source, tmp_path / "folder")
+    publish_tree(source / "large", tmp_path / "file")
     assert (tmp_path / "folder" / "large").samefile(source / "large")
     assert (tmp_path / "file").samefile(source / "large")
     assert not (tmp_path / "folder" / "small").samefile(source / "small")
@@ -115,7 +115,7 @@ def test_large_files_are_copied_where_links_can_not_be_made(tmp_path: Path, monk
 
     source = write(tmp_path / "source", {"large": LARGE})
     monkeypatch.setattr(os, "link", refuse)
-    publish(source, tmp_path / "target")
+    publish_tree(source, tmp_path / "target")
     assert read(tmp_path / "target") == {"large": LARGE}
     assert not (tmp_path / "target" / "large").samefile(source / "large")
 
@@ -124,7 +124,7 @@ def test_remove_takes_files_folders_links_and_nothing(tmp_path: Path) -> None:
     write(tmp_path, {"file": b"", "folder/a": b"", "kept/a": b""})
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     for name in ("file", "folder", "link", "nothing"):
-        remove(tmp_path / name)
+        remove_path(tmp_path / name)
     assert read(tmp_path) == {"kept/a": b""}
     assert names(tmp_path) == ["kept"]
 
@@ -134,10 +134,10 @@ def test_remove_takes_files_folders_links_and_nothing(tmp_path: Path) -> None:
 
 def test_home_is_the_workspace_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert home() == home(tmp_path) == tmp_path.resolve()
-    assert home(tmp_path / ".dvc" / "tmp") == (tmp_path / ".dvc" / "tmp").resolve()
+    assert project_root() == project_root(tmp_path) == tmp_path.resolve()
+    assert project_root(tmp_path / ".dvc" / "tmp") == (tmp_path / ".dvc" / "tmp").resolve()
 
 
 @pytest.mark.parametrize("copy", ["x", "standalone/tmpabc", "tmpabc/sub/folder"])
 def test_home_of_a_temporary_experiment_is_the_projects_own_root(tmp_path: Path, copy: str) -> None:
-    assert home(tmp_path / ".dvc" / "tmp" / "exps" / copy) == tmp_path.resolve()
+    assert project_root(tmp_path / ".dvc" / "tmp" / "exps" / copy) == tmp_path.resolve()

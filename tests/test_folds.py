@@ -5,9 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.competition.layout import join_id
-from pipeline.data.folds import HELD_OUT, deal, mean_areas, read_folds, select, training_folds, write_folds
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import format_image_id
+from pipeline.data.folds import (
+    HOLDOUT_FOLD,
+    assign_folds,
+    images_in_folds,
+    mean_areas,
+    read_folds,
+    training_folds,
+    write_folds,
+)
+from pipeline.errors import CarvanaError
 
 
 def drawn_areas(cars: int, seed: int = 0) -> dict[str, float]:
@@ -25,14 +33,14 @@ def test_every_car_has_one_fold_and_every_fold_its_share(cars: int, count: int, 
     areas = drawn_areas(cars)
     if cars - holdout < count:
         with pytest.raises(
-            PipelineError, match=rf"{cars} cars are too few .*lower folds\.count or folds\.holdout_cars"
+            CarvanaError, match=rf"{cars} cars are too few .*lower folds\.count or folds\.holdout_cars"
         ):
-            deal(areas, count, holdout, seed)
+            assign_folds(areas, count, holdout, seed)
         return
-    folds = deal(areas, count, holdout, seed)
+    folds = assign_folds(areas, count, holdout, seed)
     assert list(folds) == sorted(areas)
-    assert set(folds.values()) == set(range(count)) | ({HELD_OUT} if holdout else set())
-    assert len(cars_of(folds, HELD_OUT)) == holdout
+    assert set(folds.values()) == set(range(count)) | ({HOLDOUT_FOLD} if holdout else set())
+    assert len(cars_of(folds, HOLDOUT_FOLD)) == holdout
     sizes = [len(cars_of(folds, fold)) for fold in range(count)]
     assert max(sizes) - min(sizes) <= 1
 
@@ -40,8 +48,8 @@ def test_every_car_has_one_fold_and_every_fold_its_share(cars: int, count: int, 
 @pytest.mark.parametrize("seed", range(5))
 def test_folds_and_held_out_cars_are_alike_in_area(seed: int) -> None:
     areas = drawn_areas(318, seed)
-    folds = deal(areas, 5, 16, seed)
-    means = [np.mean([areas[car] for car in cars_of(folds, fold)]) for fold in (HELD_OUT, 0, 1, 2, 3, 4)]
+    folds = assign_folds(areas, 5, 16, seed)
+    means = [np.mean([areas[car] for car in cars_of(folds, fold)]) for fold in (HOLDOUT_FOLD, 0, 1, 2, 3, 4)]
     mean = np.mean(list(areas.values()))
     assert np.ptp(means[1:]) < 0.02 * mean
     assert abs(means[0] - mean) < 0.05 * mean
@@ -49,26 +57,26 @@ def test_folds_and_held_out_cars_are_alike_in_area(seed: int) -> None:
 
 def test_no_car_straddles_training_and_validation() -> None:
     areas = drawn_areas(12)
-    image_ids = [join_id(car, angle) for car in areas for angle in range(1, 17)]
-    folds = deal(areas, 3, 2, 0)
-    parts = {fold: select(image_ids, folds, [fold]) for fold in (HELD_OUT, 0, 1, 2)}
+    image_ids = [format_image_id(car, angle) for car in areas for angle in range(1, 17)]
+    folds = assign_folds(areas, 3, 2, 0)
+    parts = {fold: images_in_folds(image_ids, folds, [fold]) for fold in (HOLDOUT_FOLD, 0, 1, 2)}
     assert sorted(image_id for part in parts.values() for image_id in part) == sorted(image_ids)
     for fold in range(3):
-        training = select(image_ids, folds, training_folds(fold, 3))
+        training = images_in_folds(image_ids, folds, training_folds(fold, 3))
         cars = {image_id[:12] for image_id in training}
         assert len(training) == 16 * len(cars)
-        for other in (fold, HELD_OUT):
+        for other in (fold, HOLDOUT_FOLD):
             assert cars.isdisjoint(image_id[:12] for image_id in parts[other])
 
 
 def test_the_seed_decides_and_nothing_else() -> None:
     areas = drawn_areas(30)
-    assert deal(areas, 4, 3, 7) == deal(dict(reversed(areas.items())), 4, 3, 7)
-    assert deal(areas, 4, 3, 7) != deal(areas, 4, 3, 8)
+    assert assign_folds(areas, 4, 3, 7) == assign_folds(dict(reversed(areas.items())), 4, 3, 7)
+    assert assign_folds(areas, 4, 3, 7) != assign_folds(areas, 4, 3, 8)
 
 
 def test_cars_of_one_area_are_dealt_too() -> None:
-    assert sorted(deal(dict.fromkeys("abcdef", 0.2), 3, 0, 0).values()) == [0, 0, 1, 1, 2, 2]
+    assert sorted(assign_folds(dict.fromkeys("abcdef", 0.2), 3, 0, 0).values()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_area_of_a_car_is_the_mean_over_its_masks() -> None:
@@ -81,9 +89,9 @@ def test_area_of_a_car_is_the_mean_over_its_masks() -> None:
 
 def test_folds_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "folds.csv"
-    write_folds(path, {"b": 1, "a": HELD_OUT, "c": 0})
+    write_folds(path, {"b": 1, "a": HOLDOUT_FOLD, "c": 0})
     assert path.read_bytes() == b"car,fold\na,-1\nb,1\nc,0\n"
-    assert read_folds(path) == {"a": HELD_OUT, "b": 1, "c": 0}
+    assert read_folds(path) == {"a": HOLDOUT_FOLD, "b": 1, "c": 0}
 
 
 @pytest.mark.parametrize(
@@ -93,10 +101,10 @@ def test_a_damaged_folds_csv_is_named(tmp_path: Path, damage: bytes | None) -> N
     path = tmp_path / "folds.csv"
     if damage is not None:
         path.write_bytes(damage)
-    with pytest.raises(PipelineError, match=r"folds\.csv can't be read as folds .*dvc repro --force folds"):
+    with pytest.raises(CarvanaError, match=r"folds\.csv can't be read as folds .*dvc repro --force folds"):
         read_folds(path)
 
 
 def test_a_car_that_folds_csv_lacks_is_named() -> None:
-    with pytest.raises(PipelineError, match=r"no car '02159e548029'.*dvc repro --force folds"):
-        select(["02159e548029_01"], {"00087a6bd4dc": 0}, [0])
+    with pytest.raises(CarvanaError, match=r"no car '02159e548029'.*dvc repro --force folds"):
+        images_in_folds(["02159e548029_01"], {"00087a6bd4dc": 0}, [0])

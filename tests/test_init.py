@@ -14,23 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import PipelineError
-from pipeline.learning.models import build, init_file, save_weights, weights_digest
-from pipeline.learning.settings import ClassicUNet, Design, EncoderUNet, InputSettings
-from pipeline.learning.training import Job, train
+from pipeline.errors import CarvanaError
+from pipeline.learning.models import build_model, init_checkpoint_path, initial_weights_digest, save_weights
+from pipeline.learning.settings import InputSettings, ResolvedModel, SmpUNetConfig, UNetConfig
+from pipeline.learning.training import TrainJob, train
 from pipeline.params import read_params
 from pipeline.stages import train as stage
 from tests.project import ROOT
 from tests.test_training import job
 
 # Not batch norm, whose running statistics would follow the images even where no step changes a weight.
-SPEC = ClassicUNet(net="classic", widths=(4, 8), norm="group")
+SPEC = UNetConfig(architecture="unet", widths=(4, 8), norm="group")
 INPUT = InputSettings(size=(32, 48))
 
 
-def plain(init: Path | None = None, **changes: Any) -> Job:
-    made = job(warmup=0.0, ema=None, **changes)
-    return replace(made, design=Design(spec=SPEC, input=INPUT, train=made.design.train), init=init)
+def plain(init: Path | None = None, **changes: Any) -> TrainJob:
+    made = job(warmup_fraction=0.0, ema_decay=None, **changes)
+    return replace(made, design=ResolvedModel(spec=SPEC, input=INPUT, train=made.model.train), init_checkpoint=init)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "start.safetensors"
-    save_weights(path, build(SPEC, INPUT, seed=1).state_dict())
+    save_weights(path, build_model(SPEC, INPUT, seed=1).state_dict())
     return path
 
 
@@ -68,25 +68,25 @@ def test_training_without_steps_to_speak_of_keeps_what_it_started_from(
 
 def test_the_fold_stands_in_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert init_file("nets/{fold}/a.safetensors", 2) == tmp_path / "nets/2/a.safetensors"
-    assert init_file(None, 2) is None
+    assert init_checkpoint_path("nets/{fold}/a.safetensors", 2) == tmp_path / "nets/2/a.safetensors"
+    assert init_checkpoint_path(None, 2) is None
 
 
 def test_a_folder_stands_for_its_last_weights(trained: Path) -> None:
-    assert init_file(str(trained), 0) == trained / "model.safetensors"
+    assert init_checkpoint_path(str(trained), 0) == trained / "model.safetensors"
 
 
 def test_a_relative_path_is_of_the_projects_own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = tmp_path / ".dvc/tmp/exps/tmp1234"
     experiment.mkdir(parents=True)
     monkeypatch.chdir(experiment)
-    assert init_file("start.safetensors", 0) == tmp_path / "start.safetensors"
-    assert init_file("/elsewhere/start.safetensors", 0) == Path("/elsewhere/start.safetensors")
+    assert init_checkpoint_path("start.safetensors", 0) == tmp_path / "start.safetensors"
+    assert init_checkpoint_path("/elsewhere/start.safetensors", 0) == Path("/elsewhere/start.safetensors")
 
 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"There are no weights at .*/none\.safetensors: check train\.init"):
-        weights_digest(SPEC, tmp_path / "none.safetensors")
+    with pytest.raises(CarvanaError, match=r"There are no weights at .*/none\.safetensors: check train\.init"):
+        initial_weights_digest(SPEC, tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
 def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reason: str) -> None:
     other = SPEC.model_copy(update=changes)
     sentence = rf"start\.safetensors holds weights of another architecture: {reason} \(\d+ such\)\. Set train\.init to"
-    with pytest.raises(PipelineError, match=sentence):
-        build(other, INPUT, init=weights)
+    with pytest.raises(CarvanaError, match=sentence):
+        build_model(other, INPUT, init_checkpoint=weights)
 
 
 def test_weights_of_another_number_of_channels(weights: Path) -> None:
-    with pytest.raises(PipelineError, match=r"is \[4, 3, 3, 3\], not \[4, 1, 3, 3\] \(1 such\)\. Set train\.init"):
-        build(SPEC, InputSettings(size=(32, 48), channels="grey"), init=weights)
+    with pytest.raises(CarvanaError, match=r"is \[4, 3, 3, 3\], not \[4, 1, 3, 3\] \(1 such\)\. Set train\.init"):
+        build_model(SPEC, InputSettings(size=(32, 48), channels="gray"), init_checkpoint=weights)
 
 
 def test_more_weights_than_the_net_has(weights: Path) -> None:
     save_file({**load_file(weights), "teacher.weight": torch.zeros(3)}, weights)
-    with pytest.raises(PipelineError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init to"):
-        build(SPEC, INPUT, init=weights)
+    with pytest.raises(CarvanaError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init to"):
+        build_model(SPEC, INPUT, init_checkpoint=weights)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", [torch.zeros(1)], {"state_dict": 3}])
@@ -122,14 +122,14 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, content: Any) -> None:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(PipelineError, match=r"start\.pt .* Set train\.init to"):
-        build(SPEC, INPUT, init=path)
+    with pytest.raises(CarvanaError, match=r"start\.pt .* Set train\.init to"):
+        build_model(SPEC, INPUT, init_checkpoint=path)
 
 
 def test_no_other_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = EncoderUNet(net="encoder", encoder="resnet18", decoder_channels=(16, 8), encoder_weights="imagenet")
+    spec = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8), encoder_weights="imagenet")
     init = tmp_path / "start.safetensors"
-    save_weights(init, build(spec, INPUT, seed=5, pretrained=False).state_dict())
+    save_weights(init, build_model(spec, INPUT, seed=5, pretrained=False).state_dict())
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("asked the network")
@@ -137,7 +137,7 @@ def test_no_other_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    state = build(spec, INPUT, init=init).state_dict()
+    state = build_model(spec, INPUT, init_checkpoint=init).state_dict()
     assert all(torch.equal(state[name], value) for name, value in load_file(init).items())
 
 
@@ -151,7 +151,7 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "training_images", lambda _: SimpleNamespace(ids=lambda: []))
-    monkeypatch.setattr(stage, "folds", dict)
+    monkeypatch.setattr(stage, "read_fold_by_car", dict)
     monkeypatch.setattr(stage, "read_manifest", lambda: {part: {"digest": "0"} for part in ("train", "masks")})
 
     @contextmanager
@@ -159,11 +159,11 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         raise Held(facts)
         yield
 
-    monkeypatch.setattr(stage, "hold", hold)
+    monkeypatch.setattr(stage, "acquire_run_state", hold)
 
     def call(init: str | None) -> Any:
         params = read_params()
-        learning = params.train.model_copy(update={"init": init})
+        learning = params.train.model_copy(update={"init_checkpoint": init})
         with pytest.raises(Held) as caught:
             stage.run(params.model_copy(update={"train": learning}), "small", 0)
         return caught.value.args[0]
@@ -174,7 +174,7 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_other_bytes_are_another_training(facts: Any, weights: Path) -> None:
     without, first = facts(None), facts("start.safetensors")
     assert without["starts_from"] is None
-    save_weights(weights, build(SPEC, INPUT, seed=2).state_dict())
+    save_weights(weights, build_model(SPEC, INPUT, seed=2).state_dict())
     second = facts("start.safetensors")
     assert len({without["starts_from"], first["starts_from"], second["starts_from"]}) == 3
     assert facts(str(weights))["starts_from"] == second["starts_from"]
@@ -182,7 +182,7 @@ def test_other_bytes_are_another_training(facts: Any, weights: Path) -> None:
 
 def test_the_nets_own_folder_which_is_removed_before_training(facts: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match=r"train\.init leads to .*folds/small/0/model.safetensors, which DVC removes"
+        CarvanaError, match=r"train\.init leads to .*folds/small/0/model.safetensors, which DVC removes"
     ):
         facts("folds/small/{fold}/model.safetensors")
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.intake import bring_in, inspect, write_truth
-from pipeline.data.settings import DRAWING, DataSettings, SampleSettings, locate
-from pipeline.data.source import Source, open_test, open_training
-from pipeline.errors import PipelineError
+from pipeline.data.intake import build_manifest, ensure_data, write_truth
+from pipeline.data.settings import DRAWING, DataSettings, SampleSettings, data_dir
+from pipeline.data.source import CompetitionData, open_test, open_training
+from pipeline.errors import CarvanaError
 from pipeline.stages.code import imports
 
 Files = dict[str, dict[str, bytes]]
@@ -71,7 +71,7 @@ def files(sound: Files) -> Files:
     return deepcopy(sound)
 
 
-def zipped(folder: Path, files: Files) -> Source:
+def zipped(folder: Path, files: Files) -> CompetitionData:
     folder.mkdir(exist_ok=True)
     for name, members in files.items():
         if not name.endswith(".zip"):
@@ -80,17 +80,17 @@ def zipped(folder: Path, files: Files) -> Source:
         with zipfile.ZipFile(folder / name, "w") as archive:
             for member, data in members.items():
                 archive.writestr(member, data)
-    return Source(folder)
+    return CompetitionData(folder)
 
 
-def unpacked(folder: Path, files: Files) -> Source:
+def unpacked(folder: Path, files: Files) -> CompetitionData:
     folder.mkdir(exist_ok=True)
     for members in files.values():
         for member, data in members.items():
             path = folder / PurePosixPath(member)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
-    return Source(folder)
+    return CompetitionData(folder)
 
 
 def without_csv(files: Files) -> Files:
@@ -109,28 +109,28 @@ def edit_row(files: Files, edit: Callable[[bytes], bytes]) -> None:
 
 
 def test_the_manifest_says_what_came_in(tmp_path: Path, files: Files) -> None:
-    manifest = inspect(zipped(tmp_path, files), "error")
+    manifest = build_manifest(zipped(tmp_path, files), "error")
     assert {part: manifest[part]["images"] for part in ("train", "masks", "test")} == {
         "train": 4,
         "masks": 4,
         "test": 2,
     }
     assert manifest["unreadable"] == manifest["suspect_test_images"] == {}
-    labelled = open_training(Source(tmp_path), manifest)
+    labelled = open_training(CompetitionData(tmp_path), manifest)
     assert labelled.ids() == TRAIN
     assert labelled.image(FIRST).shape == (HEIGHT, WIDTH, 3)
     np.testing.assert_array_equal(labelled.mask(FIRST), disc(0))
-    assert open_test(Source(tmp_path), manifest).ids() == TEST
+    assert open_test(CompetitionData(tmp_path), manifest).ids() == TEST
 
 
 @pytest.mark.parametrize("masks", ["csv", "gif"])
 @pytest.mark.parametrize("write", [zipped, unpacked])
 def test_zipped_and_unpacked_data_are_the_same_data(
-    tmp_path: Path, files: Files, sound: Files, write: Callable[[Path, Files], Source], masks: str
+    tmp_path: Path, files: Files, sound: Files, write: Callable[[Path, Files], CompetitionData], masks: str
 ) -> None:
-    reference = inspect(zipped(tmp_path / "reference", sound), "error")
+    reference = build_manifest(zipped(tmp_path / "reference", sound), "error")
     source = write(tmp_path / "data", files if masks == "csv" else without_csv(files))
-    manifest = inspect(source, "error")
+    manifest = build_manifest(source, "error")
     for part in ("train", "masks", "test"):
         assert manifest[part]["images"] == reference[part]["images"]
     labelled = open_training(source, manifest)
@@ -149,7 +149,7 @@ def test_white_is_1_or_255_by_reader(tmp_path: Path, files: Files, white: int) -
 def test_an_empty_mask_is_a_mask(tmp_path: Path, files: Files) -> None:
     edit_row(files, lambda line: line.partition(b",")[0] + b",\n")
     source = zipped(tmp_path, files)
-    assert inspect(source, "error")["unreadable"] == {}
+    assert build_manifest(source, "error")["unreadable"] == {}
     assert not source.masks.mask(FIRST).any()
 
 
@@ -238,38 +238,38 @@ def test_a_faulty_image_or_mask_stops_or_is_skipped(
 ) -> None:
     spoil(files)
     source = zipped(tmp_path, files)
-    with pytest.raises(PipelineError, match=PER_IMAGE[spoil] + r".*\(1 such in all; data\.on_corrupt: skip"):
-        inspect(source, "error")
-    manifest = inspect(source, "skip")
+    with pytest.raises(CarvanaError, match=PER_IMAGE[spoil] + r".*\(1 such in all; data\.on_corrupt: skip"):
+        build_manifest(source, "error")
+    manifest = build_manifest(source, "skip")
     assert list(manifest["unreadable"]) == [FIRST]
     assert manifest["train"]["images"] == 3
-    assert open_training(Source(tmp_path), manifest).ids() == TRAIN[1:]
+    assert open_training(CompetitionData(tmp_path), manifest).ids() == TRAIN[1:]
 
 
 def test_a_drive_that_fails_is_not_skipped(tmp_path: Path, files: Files) -> None:
     source = unpacked(tmp_path, files)
     source.train.ids()
     (tmp_path / JPEG).unlink()
-    with pytest.raises(PipelineError, match=rf"{FIRST}\.jpg can't be read \(No such file or directory\): see that its"):
-        inspect(source, "skip")
+    with pytest.raises(CarvanaError, match=rf"{FIRST}\.jpg can't be read \(No such file or directory\): see that its"):
+        build_manifest(source, "skip")
 
 
 def test_all_faulty_images_are_counted_and_listed(tmp_path: Path, files: Files) -> None:
     files["train.zip"][JPEG] = b""
     files["train.zip"][f"train/{TRAIN[2]}.jpg"] = b""
     source = zipped(tmp_path, files)
-    with pytest.raises(PipelineError, match="2 such in all"):
-        inspect(source, "error")
-    assert list(inspect(source, "skip")["unreadable"]) == [TRAIN[0], TRAIN[2]]
+    with pytest.raises(CarvanaError, match="2 such in all"):
+        build_manifest(source, "error")
+    assert list(build_manifest(source, "skip")["unreadable"]) == [TRAIN[0], TRAIN[2]]
 
 
 @pytest.mark.parametrize("write", [zipped, unpacked])
 @pytest.mark.parametrize("spoil", PER_IMAGE)
 def test_the_manifest_has_no_path_of_this_machine(
-    tmp_path: Path, files: Files, spoil: Callable[[Files], None], write: Callable[[Path, Files], Source]
+    tmp_path: Path, files: Files, spoil: Callable[[Files], None], write: Callable[[Path, Files], CompetitionData]
 ) -> None:
     spoil(files)
-    manifest = inspect(write(tmp_path, files), "skip")
+    manifest = build_manifest(write(tmp_path, files), "skip")
     assert str(tmp_path) not in json.dumps(manifest)
     assert FIRST in manifest["unreadable"][FIRST]
 
@@ -355,8 +355,8 @@ def test_a_fault_of_the_whole_stops_in_any_case(tmp_path: Path, files: Files, sp
     spoil(files)
     source = zipped(tmp_path, files)
     for on_corrupt in ("error", "skip"):
-        with pytest.raises(PipelineError, match=OF_ALL[spoil]) as caught:
-            inspect(source, on_corrupt)
+        with pytest.raises(CarvanaError, match=OF_ALL[spoil]) as caught:
+            build_manifest(source, on_corrupt)
         assert str(tmp_path) in str(caught.value)
 
 
@@ -364,13 +364,13 @@ def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files:
     no_jpeg, wrong_size, cut = f"test/{TEST[0]}.jpg", f"test/{TEST[1]}.jpg", "test/0004d4463b50_03.jpg"
     files["test.zip"] |= {no_jpeg: b"", wrong_size: jpeg(0, 640, 960), cut: jpeg(0)[:-2000]}
     del files["sample_submission.csv.zip"]
-    manifest = inspect(zipped(tmp_path, files), "error")
+    manifest = build_manifest(zipped(tmp_path, files), "error")
     assert list(manifest["suspect_test_images"]) == TEST
     assert f"{TEST[0]}.jpg in test.zip is no JPEG" in manifest["suspect_test_images"][TEST[0]]
-    photos = open_test(Source(tmp_path), manifest)
+    photos = open_test(CompetitionData(tmp_path), manifest)
     assert photos.ids() == [*TEST, "0004d4463b50_03"]
     for image_id in photos.ids():
-        with pytest.raises(PipelineError, match=rf"{image_id}\.jpg in .*test\.zip"):
+        with pytest.raises(CarvanaError, match=rf"{image_id}\.jpg in .*test\.zip"):
             photos.image(image_id)
 
 
@@ -379,37 +379,37 @@ def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files:
 
 @pytest.mark.parametrize("write", [zipped, unpacked])
 def test_data_that_changed_after_the_manifest_are_refused(
-    tmp_path: Path, files: Files, write: Callable[[Path, Files], Source]
+    tmp_path: Path, files: Files, write: Callable[[Path, Files], CompetitionData]
 ) -> None:
-    manifest = inspect(write(tmp_path, files), "error")
-    assert open_training(Source(tmp_path), manifest).ids() == TRAIN
+    manifest = build_manifest(write(tmp_path, files), "error")
+    assert open_training(CompetitionData(tmp_path), manifest).ids() == TRAIN
     original = deepcopy(files)
 
     files["test.zip"][f"test/{TEST[0]}.jpg"] = jpeg(99)
     write(tmp_path, files)
-    open_training(Source(tmp_path), manifest)
-    with pytest.raises(PipelineError, match=rf"test files in {tmp_path} are not those of .*dvc repro --force download"):
-        open_test(Source(tmp_path), manifest)
+    open_training(CompetitionData(tmp_path), manifest)
+    with pytest.raises(CarvanaError, match=rf"test files in {tmp_path} are not those of .*dvc repro --force download"):
+        open_test(CompetitionData(tmp_path), manifest)
 
     files = deepcopy(original)
     files["train.zip"][JPEG] = jpeg(98)
     write(tmp_path, files)
-    open_test(Source(tmp_path), manifest)
-    with pytest.raises(PipelineError, match="train files in"):
-        open_training(Source(tmp_path), manifest)
+    open_test(CompetitionData(tmp_path), manifest)
+    with pytest.raises(CarvanaError, match="train files in"):
+        open_training(CompetitionData(tmp_path), manifest)
 
     files = deepcopy(original)
     edit_row(files, lambda line: line.replace(b"9", b"8"))  # its size stays
     write(tmp_path, files)
-    with pytest.raises(PipelineError, match="masks files in"):
-        open_training(Source(tmp_path), manifest)
+    with pytest.raises(CarvanaError, match="masks files in"):
+        open_training(CompetitionData(tmp_path), manifest)
 
 
 def test_a_manifest_beside_the_data_does_not_change_them(tmp_path: Path, files: Files) -> None:
-    manifest = inspect(unpacked(tmp_path, files), "error")
+    manifest = build_manifest(unpacked(tmp_path, files), "error")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    open_training(Source(tmp_path), manifest)
-    open_test(Source(tmp_path), manifest)
+    open_training(CompetitionData(tmp_path), manifest)
+    open_test(CompetitionData(tmp_path), manifest)
 
 
 # ---------------------------------------------------------------- where data come from
@@ -419,7 +419,7 @@ def test_the_directory_alone_overrides_the_sample(tmp_path: Path, files: Files) 
     zipped(tmp_path / "mine", files)
     (tmp_path / "home").mkdir()
     for directory in (str(tmp_path / "mine"), "../mine"):
-        source = bring_in(DataSettings(source="sample", directory=directory), tmp_path / "home")
+        source = ensure_data(DataSettings(source="sample", directory=directory), tmp_path / "home")
         assert source.train.ids() == TRAIN
     assert list((tmp_path / "home").iterdir()) == []
 
@@ -427,7 +427,7 @@ def test_the_directory_alone_overrides_the_sample(tmp_path: Path, files: Files) 
 def test_a_sample_drawn_by_other_code_or_settings_lies_elsewhere(tmp_path: Path) -> None:
     drawn_by = files_below("pipeline/data/sample.py") - {"pipeline/data/settings.py"}
     assert {f"pipeline/data/{name}" for name in DRAWING} == {file for file in drawn_by if "/data/" in file}
-    folders = {locate(DataSettings(source="sample", sample=SampleSettings(seed=seed)), tmp_path) for seed in (0, 0, 1)}
+    folders = {data_dir(DataSettings(source="sample", sample=SampleSettings(seed=seed)), tmp_path) for seed in (0, 0, 1)}
     assert len(folders) == 2
 
 
@@ -440,12 +440,12 @@ def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path
         zipped(tmp_path / name, files)
     (tmp_path / "with" / "truth.csv").write_bytes(b"img,rle_mask\n00087a6bd4dc_01.jpg,1 1\n")
     place = tmp_path / "data" / "truth.csv"
-    write_truth(bring_in(DataSettings(source="directory", directory="with"), tmp_path), place)
+    write_truth(ensure_data(DataSettings(source="directory", directory="with"), tmp_path), place)
     assert place.read_bytes() == b"img,rle_mask\n00087a6bd4dc_01.jpg,1 1\n"
-    write_truth(bring_in(DataSettings(source="directory", directory="without"), tmp_path), place)
+    write_truth(ensure_data(DataSettings(source="directory", directory="without"), tmp_path), place)
     assert place.read_bytes() == b"img,rle_mask\n"
 
 
 def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"data\.directory is .*nowhere, which is no folder: give it the path"):
-        bring_in(DataSettings(source="sample", directory="nowhere"), tmp_path)
+    with pytest.raises(CarvanaError, match=r"data\.directory is .*nowhere, which is no folder: give it the path"):
+        ensure_data(DataSettings(source="sample", directory="nowhere"), tmp_path)

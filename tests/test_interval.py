@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.competition.interval import FEWEST_CARS, intervals, lower_bounds
+from pipeline.competition.interval import MIN_CLUSTERS, simultaneous_lower_bounds, studentized_ci
 
 ANGLES = 16
 SIMULATIONS = 2000
@@ -42,7 +42,7 @@ def coverage(kind: str, cars: int, images_C: NDArray[np.int64]) -> float:
     random = np.random.default_rng([cars, len(kind)])
     noise = random.normal(0, 0.5 * TRUTH, (cars, SIMULATIONS))
     sums = cars_of(kind, cars, random) * images_C[:, None] + noise * np.sqrt(images_C)[:, None]
-    low, high = intervals(sums, images_C).T
+    low, high = studentized_ci(sums, images_C).T
     return float(((low <= TRUTH) & (high >= TRUTH)).mean())
 
 
@@ -67,46 +67,46 @@ class TestCoverage:
 
 
 def test_fewer_cars_have_none() -> None:
-    few = FEWEST_CARS - 1
-    assert np.isnan(intervals(np.ones((few, 3)), np.full(few, ANGLES))).all()
-    assert not np.isnan(intervals(np.random.default_rng(0).random((few + 1, 3)), np.full(few + 1, ANGLES))).any()
+    few = MIN_CLUSTERS - 1
+    assert np.isnan(studentized_ci(np.ones((few, 3)), np.full(few, ANGLES))).all()
+    assert not np.isnan(studentized_ci(np.random.default_rng(0).random((few + 1, 3)), np.full(few + 1, ANGLES))).any()
 
 
 def test_where_few_cars_differ_at_all_there_are_none() -> None:
     sums = np.zeros((30, 3))
-    sums[: FEWEST_CARS - 1, 1] = 0.1
-    sums[:FEWEST_CARS, 2] = np.linspace(0.1, 0.2, FEWEST_CARS)
-    bounds = intervals(sums, np.full(30, ANGLES))
+    sums[: MIN_CLUSTERS - 1, 1] = 0.1
+    sums[:MIN_CLUSTERS, 2] = np.linspace(0.1, 0.2, MIN_CLUSTERS)
+    bounds = studentized_ci(sums, np.full(30, ANGLES))
     assert np.isnan(bounds[:2]).all()
     assert not np.isnan(bounds[2]).any()
 
 
 def test_the_same_values_have_the_same_bounds_whatever_stands_beside_them() -> None:
     values = np.random.default_rng(0).normal(0, 1, (12, 700))
-    together = intervals(values, np.full(12, ANGLES))
-    assert np.array_equal(together, intervals(values, np.full(12, ANGLES)))
-    alone = np.concatenate([intervals(values[:, [k]], np.full(12, ANGLES)) for k in (0, 300, 699)])
+    together = studentized_ci(values, np.full(12, ANGLES))
+    assert np.array_equal(together, studentized_ci(values, np.full(12, ANGLES)))
+    alone = np.concatenate([studentized_ci(values[:, [k]], np.full(12, ANGLES)) for k in (0, 300, 699)])
     assert np.allclose(together[[0, 300, 699]], alone, rtol=1e-9)
 
 
 def test_bounds_move_and_grow_with_the_values() -> None:
     values, images = np.random.default_rng(1).normal(0, 1, (10, 1)), np.full(10, ANGLES)
-    bounds = intervals(values, images)
-    assert np.allclose(intervals(3 * values + 2 * ANGLES, images), 3 * bounds + 2)
+    bounds = studentized_ci(values, images)
+    assert np.allclose(studentized_ci(3 * values + 2 * ANGLES, images), 3 * bounds + 2)
     assert bounds[0, 0] < values.mean() / ANGLES < bounds[0, 1]
 
 
 def test_the_mean_is_one_over_images_not_over_cars() -> None:
     images = np.array([16, 16, 16, 16, 16, 16, 16, 1])
     sums = images * np.array([0.1] * 7 + [5.0])
-    low, high = intervals(sums[:, None], images)[0]
+    low, high = studentized_ci(sums[:, None], images)[0]
     assert low < sums.sum() / images.sum() < high
 
 
 def test_cars_that_hardly_differ_do_not_end_nowhere() -> None:
     sums = np.full((8, 1), 1e-9)
     sums[3] = 1.0
-    low, high = intervals(sums, np.full(8, ANGLES))[0]
+    low, high = studentized_ci(sums, np.full(8, ANGLES))[0]
     assert np.isfinite([low, high]).all()
     assert low <= 0 <= high
 
@@ -125,27 +125,27 @@ class TestManyAtOnce:
 
     def test_seldom_is_any_of_them_surely_better(self, cars: int) -> None:
         images = np.full(cars, ANGLES)
-        at_once = [np.nanmax(lower_bounds(x - x[:, :1], images)) > 0 for x in self.trials(cars)]
-        each_alone = [np.nanmax(intervals(x - x[:, :1], images)[:, 0]) > 0 for x in self.trials(cars)]
+        at_once = [np.nanmax(simultaneous_lower_bounds(x - x[:, :1], images)) > 0 for x in self.trials(cars)]
+        each_alone = [np.nanmax(studentized_ci(x - x[:, :1], images)[:, 0]) > 0 for x in self.trials(cars)]
         assert np.mean(at_once) <= 0.12
         assert np.mean(each_alone) >= 0.25
 
     def test_few_are_surely_worse_than_the_luckiest(self, cars: int) -> None:
         images = np.full(cars, ANGLES)
-        worse = [(lower_bounds(x[:, [x.sum(axis=0).argmax()]] - x, images) > 0).mean() for x in self.trials(cars)]
+        worse = [(simultaneous_lower_bounds(x[:, [x.sum(axis=0).argmax()]] - x, images) > 0).mean() for x in self.trials(cars)]
         assert np.mean(worse) <= 0.08
 
 
 def test_one_that_is_better_is_found_among_many() -> None:
     values = np.random.default_rng(0).normal(0, 0.001, (32, 300))
     values[:, 7] += 0.003
-    bounds = lower_bounds(values, np.ones(32, np.int64))
+    bounds = simultaneous_lower_bounds(values, np.ones(32, np.int64))
     assert np.flatnonzero(bounds > 0).tolist() == [7]
-    assert (bounds < intervals(values, np.ones(32, np.int64))[:, 0]).all()
+    assert (bounds < studentized_ci(values, np.ones(32, np.int64))[:, 0]).all()
 
 
 def test_bounds_for_all_at_once_need_cars_too() -> None:
-    assert np.isnan(lower_bounds(np.ones((7, 2)), np.full(7, ANGLES))).all()
+    assert np.isnan(simultaneous_lower_bounds(np.ones((7, 2)), np.full(7, ANGLES))).all()
     few = np.zeros((9, 2))
     few[:, 1] = np.linspace(1, 2, 9)
-    assert np.isnan(lower_bounds(few, np.full(9, ANGLES))).tolist() == [True, False]
+    assert np.isnan(simultaneous_lower_bounds(few, np.full(9, ANGLES))).tolist() == [True, False]

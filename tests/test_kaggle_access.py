@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.kaggle_api import client
-from pipeline.kaggle_api.client import Kaggle
+from pipeline.kaggle_api.client import KaggleClient
 from tests import kaggle_server as faulty
 from tests.kaggle_server import COMPETITION, KEY, QUICK, TOKEN, USER, KaggleServer, demand_nothing_secret
 
@@ -40,9 +40,9 @@ def private(path: Path, text: str) -> None:
     path.chmod(0o600)
 
 
-def ask() -> Kaggle:
+def ask() -> KaggleClient:
     """Ask Kaggle for something, and return who asked."""
-    asking = Kaggle(COMPETITION, QUICK)
+    asking = KaggleClient(COMPETITION, QUICK)
     assert [file.name for file in asking.files()] == ["train.zip"]
     return asking
 
@@ -99,13 +99,13 @@ class TestCredentials:
         private(file, json.dumps(stored))
         answer = {"token": TOKEN, "expiresIn": 3600}
         monkeypatch.setattr(server, "_GenerateAccessToken", lambda given: faulty.found(answer), raising=False)
-        monkeypatch.setattr(faulty.Handler, "_known", lambda self: True)  # a login is renewed without credentials
+        monkeypatch.setattr(faulty.Handler, "_jsonable", lambda self: True)  # a login is renewed without credentials
         ask()
         assert json.loads(file.read_text())["access_token"] == TOKEN
 
     def test_a_login_that_is_none(self) -> None:
         private(kaggle_folder() / "credentials.json", "{}")
-        with pytest.raises(PipelineError, match=r"credentials\.json holds no token: run 'kaggle auth login' again"):
+        with pytest.raises(CarvanaError, match=r"credentials\.json holds no token: run 'kaggle auth login' again"):
             ask()
 
     def test_a_bad_token_does_not_shadow_a_good_key(
@@ -120,28 +120,28 @@ class TestCredentials:
     def test_all_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "expired")
         with pytest.raises(
-            PipelineError, match=r"refused the credentials from KAGGLE_API_TOKEN \(401\): make one at https://www\."
+            CarvanaError, match=r"refused the credentials from KAGGLE_API_TOKEN \(401\): make one at https://www\."
         ):
             ask()
 
     def test_there_are_none(self, tmp_path: Path) -> None:
         private(kaggle_folder() / "kaggle.json", "{'username': 1}")
         with pytest.raises(
-            PipelineError, match=r"No credentials .*kaggle\.json can't be read, it is no sound JSON"
+            CarvanaError, match=r"No credentials .*kaggle\.json can't be read, it is no sound JSON"
         ) as e:
-            Kaggle(COMPETITION)
+            KaggleClient(COMPETITION)
         assert "'Create New Token'" in str(e.value)
 
     @pytest.mark.parametrize("value", ["two words", "line\nbreak", "schlüssel"])
     def test_what_can_be_no_credential_is_not_shown(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", value)
-        with pytest.raises(PipelineError, match="what is in KAGGLE_API_TOKEN can't be a credential") as caught:
-            Kaggle(COMPETITION)
+        with pytest.raises(CarvanaError, match="what is in KAGGLE_API_TOKEN can't be a credential") as caught:
+            KaggleClient(COMPETITION)
         assert value not in str(caught.value)
 
     def test_they_are_in_no_representation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
-        demand_nothing_secret(repr(vars(Kaggle(COMPETITION))))
+        demand_nothing_secret(repr(vars(KaggleClient(COMPETITION))))
 
     def test_what_can_be_none_does_not_stop_one_that_is(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,8 +159,8 @@ class TestCredentials:
 
     def test_a_file_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "/no/such/file")
-        with pytest.raises(PipelineError, match="KAGGLE_API_TOKEN names a file that is not there"):
-            Kaggle(COMPETITION)
+        with pytest.raises(CarvanaError, match="KAGGLE_API_TOKEN names a file that is not there"):
+            KaggleClient(COMPETITION)
 
     def test_a_login_that_runs_out_midway_is_renewed(
         self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
@@ -172,7 +172,7 @@ class TestCredentials:
         private(file, json.dumps(stored | {"access_token_expiration": EARLIER}))
         answer = {"token": f"{TOKEN}2", "expiresIn": 36000}
         monkeypatch.setattr(server, "_GenerateAccessToken", lambda given: faulty.found(answer), raising=False)
-        monkeypatch.setattr(faulty.Handler, "_known", lambda self: True)
+        monkeypatch.setattr(faulty.Handler, "_jsonable", lambda self: True)
         server.fail("GenerateAccessToken", faulty.status(500), faulty.reset)
         asking.files()
         asking.files()
@@ -182,13 +182,13 @@ class TestCredentials:
         stored = {"refresh_token": "refresh-secret", "access_token": "old", "access_token_expiration": EARLIER}
         private(kaggle_folder() / "credentials.json", json.dumps(stored))
         server.fail("GenerateAccessToken", faulty.status(400, "refresh-secret is revoked"))
-        with pytest.raises(PipelineError, match=r"Kaggle says: \*\*\* is revoked"):
+        with pytest.raises(CarvanaError, match=r"Kaggle says: \*\*\* is revoked"):
             ask()
 
     def test_a_login_file_of_another_form(self) -> None:
         private(kaggle_folder() / "credentials.json", "[]")
         with pytest.raises(
-            PipelineError, match=r"credentials\.json can't be understood: run 'kaggle auth login' again"
+            CarvanaError, match=r"credentials\.json can't be understood: run 'kaggle auth login' again"
         ):
             ask()
 
@@ -196,7 +196,7 @@ class TestCredentials:
         monkeypatch.setenv("KAGGLE_USERNAME", USER)
         monkeypatch.setenv("KAGGLE_KEY", KEY)
         server.fail("ListDataFiles", lambda h, make: faulty.refusal(400, h.headers["Authorization"]))
-        with pytest.raises(PipelineError, match=r"Kaggle says: Basic \*\*\*"):
+        with pytest.raises(CarvanaError, match=r"Kaggle says: Basic \*\*\*"):
             ask()
 
 
@@ -223,27 +223,27 @@ class TestRefusals:
     def test_each_says_what_to_do(self, server: KaggleServer, name: str) -> None:
         code, said, words = REFUSALS[name]
         server.fail("ListDataFiles", *[faulty.status(code, said)] * QUICK.tries)
-        with pytest.raises(PipelineError) as caught:
-            Kaggle(COMPETITION, QUICK).files()
+        with pytest.raises(CarvanaError) as caught:
+            KaggleClient(COMPETITION, QUICK).files()
         for part in words.split(".*"):
             assert part in str(caught.value)
         assert said in str(caught.value)
         assert server.count("ListDataFiles") == (QUICK.tries if code in (429, 500) else 1)
 
     def test_a_mistyped_competition(self) -> None:
-        with pytest.raises(PipelineError, match="'carvana-image-masking', is the name in the competition's address"):
-            Kaggle("carvana-image-masking", QUICK).files()
+        with pytest.raises(CarvanaError, match="'carvana-image-masking', is the name in the competition's address"):
+            KaggleClient("carvana-image-masking", QUICK).files()
 
     def test_an_error_within_a_sound_answer(self, server: KaggleServer) -> None:
         server.fail("ListDataFiles", lambda h, make: faulty.replace(faulty.refusal(403, "rules"), status=200))
-        with pytest.raises(PipelineError, match="accept the competition's rules"):
-            Kaggle(COMPETITION, QUICK).files()
+        with pytest.raises(CarvanaError, match="accept the competition's rules"):
+            KaggleClient(COMPETITION, QUICK).files()
 
     def test_no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
-        with pytest.raises(PipelineError, match=r"Kaggle can't be reached: look to this machine's network"):
-            Kaggle(COMPETITION, QUICK).files()
+        with pytest.raises(CarvanaError, match=r"Kaggle can't be reached: look to this machine's network"):
+            KaggleClient(COMPETITION, QUICK).files()
 
     @pytest.mark.parametrize(
         ("name", "value", "words"),
@@ -257,25 +257,25 @@ class TestRefusals:
     ) -> None:
         monkeypatch.setenv(name, value)
         monkeypatch.setenv(name.lower(), value)
-        with pytest.raises(PipelineError, match=words):
-            Kaggle(COMPETITION, QUICK).files()
+        with pytest.raises(CarvanaError, match=words):
+            KaggleClient(COMPETITION, QUICK).files()
 
     def test_a_proxy_that_lets_nothing_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing was sent then; the true service is asked by https, through a tunnel."""
         for name in ("HTTPS_PROXY", "https_proxy"):
             monkeypatch.setenv(name, os.environ["HTTP_PROXY"])
         monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "PROD")
-        with pytest.raises(PipelineError, match=r"proxy of your network lets nothing through: look to HTTPS_PROXY"):
-            Kaggle(COMPETITION, QUICK).files()
+        with pytest.raises(CarvanaError, match=r"proxy of your network lets nothing through: look to HTTPS_PROXY"):
+            KaggleClient(COMPETITION, QUICK).files()
 
     def test_a_server_that_goes_round_in_circles(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
         answer = {"files": [{"name": "train.zip"}], "nextPageToken": "same"}
         monkeypatch.setattr(server, "_ListDataFiles", lambda given: faulty.found(answer))
-        assert len(Kaggle(COMPETITION, QUICK).files()) == 2
+        assert len(KaggleClient(COMPETITION, QUICK).files()) == 2
 
     def test_a_board_without_scores(self, server: KaggleServer) -> None:
         server.board = [("a", "0.9"), ("b", "")]
-        assert Kaggle(COMPETITION, QUICK).leaderboard(public=True) == [client.Place("a", 0.9)]
+        assert KaggleClient(COMPETITION, QUICK).leaderboard(public=True) == [client.LeaderboardEntry("a", 0.9)]
 
 
 def test_importing_the_room_asks_nothing_prints_nothing_and_makes_no_folder(

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pipeline.data.settings import DataSettings
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.kaggle_api import download, shelf, transfer
-from pipeline.kaggle_api.client import Kaggle
-from pipeline.kaggle_api.commands import fetch, preview
-from pipeline.kaggle_api.patience import retry_after
+from pipeline.kaggle_api.client import KaggleClient
+from pipeline.kaggle_api.commands import download_competition, preview_competition
+from pipeline.kaggle_api.patience import retry_after_s
 from tests import kaggle_server as faulty
 from tests.kaggle_server import (
     COMPETITION,
@@ -81,7 +81,7 @@ class TestFetch:
     def test_what_is_needed_comes_and_nothing_else(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("ListDataFiles") == 4  # 8 files in pages of 2
         assert server.count("GET") == len(WANTED)
@@ -90,28 +90,28 @@ class TestFetch:
         demand_nothing_secret(told.out + told.err + (folder / "fetched.json").read_text())
 
     def test_the_hq_photographs(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
-        fetch(DataSettings(source="kaggle", quality="hq"), tmp_path, patience=QUICK)
+        download_competition(DataSettings(source="kaggle", quality="hq"), tmp_path, patience=QUICK)
         demand_whole(folder, server, ["train_hq.zip", "test_hq.zip", *WANTED[2:]])
 
     def test_the_next_run_asks_nothing(self, server: KaggleServer, tmp_path: Path) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         server.asked.clear()
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
-        fetch(FROM_KAGGLE, tmp_path, thorough=True, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, thorough=True, patience=QUICK)
         assert server.asked == []
 
     @pytest.mark.parametrize("thorough", [True, False])
     def test_a_file_that_changed_here_is_fetched_anew(
         self, server: KaggleServer, folder: Path, tmp_path: Path, thorough: bool
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         file = folder / "test.zip"
         stat, body = file.stat(), bytearray(file.read_bytes())
         body[len(body) // 2] ^= 1
         file.write_bytes(body)
         if thorough:  # rot, which no time tells
             os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        fetch(FROM_KAGGLE, tmp_path, thorough=thorough, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, thorough=thorough, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED) + 1
 
@@ -121,7 +121,7 @@ class TestFetch:
             server.files[name.removesuffix(".zip")] = server.files.pop(name)
         server.files["sample_submission.csv"] = b"img,rle_mask\n00087a6bd4dc_01.jpg,\n"
         server.files["metadata.csv"] = b"id,year\n"
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         names = {path.name for path in folder.iterdir()}
         assert names == {"train.zip", "test.zip", "train_masks.csv.zip", "metadata.csv", "sample_submission.csv"} | {
             "fetched.json"
@@ -129,19 +129,19 @@ class TestFetch:
         assert (folder / "train.zip").read_bytes() == FILES["train.zip"]
         assert (folder / "metadata.csv").read_bytes() == b"id,year\n"
         server.asked.clear()
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert server.asked == []
 
     def test_a_file_that_is_not_listed(self, server: KaggleServer, tmp_path: Path) -> None:
         del server.files["train.zip"]
-        with pytest.raises(PipelineError, match=r"neither train\.zip nor train, but .*compare data\.competition"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"neither train\.zip nor train, but .*compare data\.competition"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_a_disk_without_room(self, server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = download.shutil.disk_usage(tmp_path)._replace(free=1_000_000 + (64 << 20))
         monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(PipelineError, match=r"needs 1\.4 MB more, and its disk has 68\.1 MB left"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"needs 1\.4 MB more, and its disk has 68\.1 MB left"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert server.count("DownloadDataFile") == 0
 
     def test_files_that_lie_there_already_are_taken_if_sound(
@@ -154,7 +154,7 @@ class TestFetch:
         damaged[1000] ^= 1
         (folder / "test.zip").write_bytes(damaged)
         (folder / "metadata.csv.zip").write_bytes(FILES["metadata.csv.zip"][:-50])
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED) - 1
         told = capsys.readouterr()
@@ -168,24 +168,24 @@ class TestFetch:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("../../outside.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
-        with pytest.raises(PipelineError, match=r"'\.\./\.\./outside\.jpg', a path that climbs out of the zip"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"'\.\./\.\./outside\.jpg', a path that climbs out of the zip"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert not (folder / "train.zip").exists()
         assert not list(tmp_path.rglob("outside.jpg"))
 
     def test_a_manifest_that_is_none(self, folder: Path, tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "fetched.json").write_text('{"train": {}}')
-        with pytest.raises(PipelineError, match=r"fetched\.json can't be read .*delete it"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"fetched\.json can't be read .*delete it"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_a_file_that_changed_at_kaggle_is_told_and_not_mixed(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         server.version = "2"
         (folder / "test.zip").unlink()
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         err = capsys.readouterr().err
         for name in WANTED:
             assert f"Kaggle has another {name} now" in err
@@ -243,8 +243,8 @@ def stop_at_the_end(home: Path, monkeypatch: pytest.MonkeyPatch, error: BaseExce
         raise error
 
     with monkeypatch.context() as stopping, pytest.raises(type(error)):
-        stopping.setattr(transfer, "demand_sound_zip", stop)
-        fetch(FROM_KAGGLE, home, patience=QUICK)
+        stopping.setattr(transfer, "check_zip", stop)
+        download_competition(FROM_KAGGLE, home, patience=QUICK)
 
 
 PLAIN: dict[str, list[Fault]] = {
@@ -272,15 +272,15 @@ class TestFaults:
         del server.files["metadata.csv.zip"]
         server.files["metadata.csv"] = b"id,year\n00087a6bd4dc,2013-14\n"
         server.fail("GET", *[lambda handler, make: make()] * 3, *PLAIN[name])
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert not server.faults["GET"], "the fault never came"
         demand_whole(folder, server, [*WANTED[:3], "metadata.csv", WANTED[4]])
 
     @pytest.mark.parametrize("name", FOREVER)
     def test_what_never_ends_well_ends(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
         server.fail("GET", *FOREVER[name] * 100)
-        with pytest.raises(PipelineError, match=r"train\.zip"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"train\.zip"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert server.count("GET") < 20
 
     def test_a_length_that_is_listed_wrong_does_no_harm(
@@ -289,7 +289,7 @@ class TestFaults:
         """Such as the length before zipping; the zip itself tells where it ends."""
         server.listed_sizes["train.zip"] = 2_000_000
         server.fail("GET", faulty.end_quietly(10_000_000))
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
 
     def test_what_is_refused_is_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
@@ -298,10 +298,10 @@ class TestFaults:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("../outside.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
-        with pytest.raises(PipelineError, match="climbs out"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match="climbs out"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         server.files["train.zip"] = FILES["train.zip"]
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
 
     def test_names_that_would_steer_a_terminal_are_refused(self, server: KaggleServer, tmp_path: Path) -> None:
@@ -309,8 +309,8 @@ class TestFaults:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("\x1b[31m.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
-        with pytest.raises(PipelineError, match="control characters") as caught:
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match="control characters") as caught:
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert "\x1b" not in str(caught.value)
 
     def test_a_file_of_another_version_than_listed_is_not_taken_for_it(
@@ -320,14 +320,14 @@ class TestFaults:
         stop_at_the_end(tmp_path, monkeypatch, KeyboardInterrupt())
         server.files["train.zip"], server.version = zipped("other", 900_000), "2"
         assert len(server.files["train.zip"]) == len(FILES["train.zip"])
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
 
     def test_all_bytes_came_before_a_kill(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stop_at_the_end(tmp_path, monkeypatch, KeyboardInterrupt())
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
 
@@ -342,35 +342,35 @@ class TestFaults:
             return faulty.Answer(302, b"", {"Location": handler.path.replace("storage.test", "elsewhere.test")})
 
         server.fail("GET", lead)
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)  # the server asserts that no credentials come
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)  # the server asserts that no credentials come
         demand_whole(folder, server)
 
     def test_what_was_fetched_is_not_overruled_by_what_lies_there(
         self, server: KaggleServer, folder: Path, tmp_path: Path
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         (folder / "test.zip").write_bytes(mine := zipped("more", 500_000))
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert [path.read_bytes() for path in folder.glob("*.aside")] == [mine]
 
     def test_a_newer_version_that_somebody_put_there_is_taken(
         self, server: KaggleServer, folder: Path, tmp_path: Path
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         server.files["test.zip"], server.version = zipped("test", 600_000), "2"
         (folder / "test.zip").write_bytes(server.files["test.zip"])
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
 
     def test_a_drive_that_fails_at_the_end_costs_nothing(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        error = PipelineError("see that its drive is there")
+        error = CarvanaError("see that its drive is there")
         error.__cause__ = OSError(5, "Input/output error")
         stop_at_the_end(tmp_path, monkeypatch, error)
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
 
@@ -379,18 +379,18 @@ class TestFaults:
     ) -> None:
         (folder / "metadata.csv").mkdir(parents=True)
         (folder / "sample_submission.csv").write_text("img,rle_mask\n")
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert len(list(folder.glob("*.aside"))) == 2
 
     def test_a_file_that_was_only_touched_is_read_once(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         (folder / "test.zip").touch()
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
-        monkeypatch.setattr(shelf, "md5_of", lambda file: pytest.fail("read again"))
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        monkeypatch.setattr(shelf, "md5_digest", lambda file: pytest.fail("read again"))
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     @pytest.mark.parametrize("name", FAULTS)
     def test_ends_with_the_right_bytes(
@@ -398,7 +398,7 @@ class TestFaults:
     ) -> None:
         call, faults = FAULTS[name]
         server.fail(call, *faults)
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert not server.faults[call], "the fault never came"
         demand_whole(folder, server)
         told = capsys.readouterr()
@@ -406,15 +406,15 @@ class TestFaults:
 
     def test_a_drop_goes_on_where_it_stopped(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("GET", faulty.cut(300_000))
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert server.ranges[:2] == [None, "bytes=300000-"]
         assert server.count("DownloadDataFile") == len(WANTED)  # the address was still good
 
     def test_patience_ends_and_what_came_stays(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", faulty.cut(300_000), *[faulty.cut(0)] * 4)
-        with pytest.raises(PipelineError, match=r"train\.zip broke off\. Run the same again later: it goes on from"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"train\.zip broke off\. Run the same again later: it goes on from"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert server.ranges[5] == "bytes=300000-"
 
@@ -430,43 +430,43 @@ class TestFaults:
             return faulty.without(*missing)(handler, make) or faulty.Answer(500)
 
         server.fail("GET", faulty.both(faulty.without(*missing), faulty.cut(300_000)), change)
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
         assert "train.zip changed at Kaggle: it is fetched anew" in capsys.readouterr().err
 
     def test_a_file_that_always_comes_damaged(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.spoil] * 3)
-        with pytest.raises(PipelineError, match=r"train\.zip came damaged 3 times: .* a proxy maybe"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"train\.zip came damaged 3 times: .* a proxy maybe"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert not (folder / "train.zip").exists()
 
     def test_an_address_that_is_always_refused(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.expire] * 4)
-        with pytest.raises(PipelineError, match=r"address of train\.zip has expired or is refused \(403\)"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"address of train\.zip has expired or is refused \(403\)"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_retry_after_is_honoured(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(503, "", {"Retry-After": "1"}))
         began = time.monotonic()
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert time.monotonic() - began >= 1
 
     def test_a_wish_for_a_long_pause_is_told(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(429, "", {"Retry-After": "3600"}))
-        with pytest.raises(PipelineError, match=r"asked too often \(429\): run the same again in 60 minutes"):
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError, match=r"asked too often \(429\): run the same again in 60 minutes"):
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_control_characters_are_not_passed_on(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(400, f"\x1b[2J\x07no\u202e {TOKEN}"))
-        with pytest.raises(PipelineError) as caught:
-            fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        with pytest.raises(CarvanaError) as caught:
+            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert str(caught.value) == "Kaggle refused this request (400). Kaggle says: [2J no ***"
 
 
 def test_retry_after_as_a_number_a_date_or_neither() -> None:
-    assert retry_after("7") == 7
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after("soon") is retry_after("") is retry_after(None) is None
+    assert retry_after_s("7") == 7
+    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after_s("soon") is retry_after_s("") is retry_after_s(None) is None
 
 
 # ---------------------------------------------------------------- kills
@@ -536,7 +536,7 @@ class TestPreview:
     def test_tells_what_would_come_and_fetches_nothing(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        preview(FROM_KAGGLE, tmp_path, QUICK)
+        preview_competition(FROM_KAGGLE, tmp_path, QUICK)
         out = capsys.readouterr().out
         assert "Credentials: those from KAGGLE_API_TOKEN work." in out
         assert f"Rules of {COMPETITION}: accepted." in out
@@ -548,20 +548,20 @@ class TestPreview:
     def test_tells_what_is_here_and_what_changed(
         self, server: KaggleServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        fetch(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         server.listed_sizes["test.zip"] = 12
-        preview(FROM_KAGGLE, tmp_path, QUICK)
+        preview_competition(FROM_KAGGLE, tmp_path, QUICK)
         told = capsys.readouterr()
         assert "Nothing to fetch" in told.out
         assert "Kaggle has another test.zip now (0.0 MB" in told.err
 
     def test_rules_that_are_not_accepted(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("DownloadDataFile", faulty.status(403, "You must accept this competition's rules before ..."))
-        with pytest.raises(PipelineError, match=r"first \(403\) to accept the competition's rules once, at http"):
-            preview(FROM_KAGGLE, tmp_path, QUICK)
+        with pytest.raises(CarvanaError, match=r"first \(403\) to accept the competition's rules once, at http"):
+            preview_competition(FROM_KAGGLE, tmp_path, QUICK)
 
     def test_says_so_where_nothing_would_be_fetched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        preview(DataSettings(source="sample"), tmp_path, QUICK)
+        preview_competition(DataSettings(source="sample"), tmp_path, QUICK)
         assert "data.source is 'sample', so that nothing is fetched" in capsys.readouterr().out
 
 
@@ -581,6 +581,6 @@ def test_a_pasted_address_is_taken_for_the_name() -> None:
 
 @pytest.mark.usefixtures("kaggle")
 def test_making_a_client_asks_nothing(server: KaggleServer, capfd: pytest.CaptureFixture[str]) -> None:
-    Kaggle(COMPETITION)
+    KaggleClient(COMPETITION)
     assert server.asked == []
     assert capfd.readouterr() == ("", "")

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.competition.layout import join_id
+from pipeline.competition.layout import format_image_id
 from pipeline.data.settings import DataSettings
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.kaggle_api import standing
-from pipeline.kaggle_api.agreement import agreements
-from pipeline.kaggle_api.client import Place
+from pipeline.kaggle_api.agreement import cv_lb_correlation
+from pipeline.kaggle_api.client import LeaderboardEntry
 from pipeline.kaggle_api.commands import show_leaderboard, show_submissions, submit
-from pipeline.kaggle_api.ledger import COLUMNS, Ledger, Row
+from pipeline.kaggle_api.ledger import LEDGER_COLUMNS, Ledger, LedgerRow
 from tests import kaggle_server as faulty
 from tests.kaggle_server import FROM_KAGGLE, QUICK, Fault, KaggleServer, demand_nothing_secret
 
-IDS = [join_id("00087a6bd4dc", angle) for angle in range(1, 17)]
+IDS = [format_image_id("00087a6bd4dc", angle) for angle in range(1, 17)]
 CAR = "1 490000"
 """A fifth of the image."""
 
@@ -76,7 +76,7 @@ def send(message: str = "first", name: str = "submission.csv.gz", **options: boo
     submit(Path("submissions") / name, message, FROM_KAGGLE, Path(), patience=QUICK, **options)
 
 
-def rows() -> list[Row]:
+def rows() -> list[LedgerRow]:
     with Path("submissions/ledger.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -105,16 +105,16 @@ class TestSubmit:
             "own_dice": {"oof": {"a": 0.99, "b": 0.98, "ensemble": 0.995}, "holdout": 0.9931},
             "nets": ["a/0", "b/0"],
             "views": ["identity", "hflip"],
-            "merge": "probability",
+            "merge": "mean_probability",
             "weights": {"a": 2},
             "threshold": 0.5,
-            "postprocess": ["edges", "largest"],
+            "postprocess": ["refine_edges", "keep_largest"],
         }
         (project / "submissions" / "submission.json").write_text(json.dumps(described))
         send("flip, two nets", wait=True)
         demand_one(server)
         (row,) = rows()
-        assert list(row) == list(COLUMNS)
+        assert list(row) == list(LEDGER_COLUMNS)
         expected = {
             "status": "complete",
             "public_score": "0.99651",
@@ -227,7 +227,7 @@ class TestSubmit:
         self, server: KaggleServer, project: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server.fail("GetSubmissionLimits", lambda h, make: (write(project, dict.fromkeys(IDS, "1 500000")), make())[1])
-        with pytest.raises(PipelineError, match=r"submission\.csv\.gz changed after it was checked"):
+        with pytest.raises(CarvanaError, match=r"submission\.csv\.gz changed after it was checked"):
             send()
         assert server.submissions == []
         assert list(Path("submissions/sent").iterdir()) == []
@@ -271,7 +271,7 @@ class TestSubmit:
     def test_no_score_in_an_hour(self, server: KaggleServer) -> None:
         server.scored_after = 10**9
         brief = faulty.replace(QUICK, longest_wait_s=0.1)
-        with pytest.raises(PipelineError, match=r"No score of 1000 after 0 minutes: it is sent"):
+        with pytest.raises(CarvanaError, match=r"No score of 1000 after 0 minutes: it is sent"):
             submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), wait=True, patience=brief)
         assert rows()[0]["status"] == "pending"
 
@@ -287,7 +287,7 @@ class TestSubmit:
     def test_the_same_content_is_refused(self, server: KaggleServer, project: Path) -> None:
         send(wait=True)
         write(project, dict.fromkeys(IDS, CAR), "copy.csv")
-        with pytest.raises(PipelineError, match=r"sent before, on .* as 1000, and scored 0\.99651: --again sends"):
+        with pytest.raises(CarvanaError, match=r"sent before, on .* as 1000, and scored 0\.99651: --again sends"):
             send(name="copy.csv")
         assert len(server.submissions) == 1
         send("again", name="copy.csv", again=True)
@@ -297,16 +297,16 @@ class TestSubmit:
     def test_the_same_content_sent_from_another_machine_is_refused(self, server: KaggleServer) -> None:
         send()
         Path("submissions/ledger.csv").unlink()
-        with pytest.raises(PipelineError, match=r"from another place, as 1000 .*--again"):
+        with pytest.raises(CarvanaError, match=r"from another place, as 1000 .*--again"):
             send()
 
     def test_no_allowance(self, server: KaggleServer) -> None:
         server.allowed = 0
         server.submissions.append({"ref": 7, "description": "by hand"})
-        with pytest.raises(PipelineError, match=r"no further submission now, after 1 today: .* midnight, UTC"):
+        with pytest.raises(CarvanaError, match=r"no further submission now, after 1 today: .* midnight, UTC"):
             send()
         server.limited_by_total = True
-        with pytest.raises(PipelineError, match=r"after 1 today: no more may be sent in all"):
+        with pytest.raises(CarvanaError, match=r"after 1 today: no more may be sent in all"):
             send()
         assert server.uploads == {}
         assert not Path("submissions/ledger.csv").exists()
@@ -343,14 +343,14 @@ class TestSubmit:
             ({IDS[3]: "5 2 6 1"}, rf"row 5 \({IDS[3]}\.jpg\): Run 2 \('6 1'\) overlaps"),
             ({IDS[3]: "9 1 2 1"}, "out of order"),
             ({IDS[3]: "2455040 2"}, "has only 2455040"),
-            ({join_id("00087a6bd4dd", 1): CAR}, "not one of the images expected"),
+            ({format_image_id("00087a6bd4dd", 1): CAR}, "not one of the images expected"),
         ],
     )
     def test_an_unsound_csv_is_refused_before_anything_is_sent(
         self, server: KaggleServer, project: Path, changes: dict[str, str], words: str
     ) -> None:
         write(project, dict.fromkeys(IDS, CAR) | changes)
-        with pytest.raises(PipelineError, match=words):
+        with pytest.raises(CarvanaError, match=words):
             send()
         assert server.uploads == {}
         assert not Path("submissions/ledger.csv").exists()
@@ -367,13 +367,13 @@ class TestSubmit:
         self, server: KaggleServer, project: Path, content: bytes, words: str
     ) -> None:
         (project / "submissions" / "odd.csv").write_bytes(content)
-        with pytest.raises(PipelineError, match=words):
+        with pytest.raises(CarvanaError, match=words):
             send(name="odd.csv")
         assert server.uploads == {}
 
     def test_the_order_of_rows_is_free_and_none_may_miss(self, server: KaggleServer, project: Path) -> None:
         write(project, dict.fromkeys(IDS[1:], CAR))
-        with pytest.raises(PipelineError, match=f"misses 1 of 16 images, first {IDS[0]}"):
+        with pytest.raises(CarvanaError, match=f"misses 1 of 16 images, first {IDS[0]}"):
             send()
         write(project, dict.fromkeys(reversed(IDS), CAR))
         send()
@@ -381,26 +381,26 @@ class TestSubmit:
 
     def test_ids_of_the_drawn_sample_are_none_of_kaggles(self, server: KaggleServer, project: Path) -> None:
         """Even where the sample is what the pipeline runs on."""
-        write(project, {join_id("0123456789ab", angle): CAR for angle in range(1, 17)})
-        with pytest.raises(PipelineError, match="not one of the images expected"):
+        write(project, {format_image_id("0123456789ab", angle): CAR for angle in range(1, 17)})
+        with pytest.raises(CarvanaError, match="not one of the images expected"):
             submit(Path("submissions/submission.csv.gz"), "x", DataSettings(source="sample"), Path(), patience=QUICK)
 
     def test_why_kaggle_calls_it_an_error(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             server, "score", lambda item: item.update(status="ERROR", errorDescription="\x1b[31mwrong column")
         )
-        with pytest.raises(PipelineError, match=r"could not score submission 1000: \[31mwrong column"):
+        with pytest.raises(CarvanaError, match=r"could not score submission 1000: \[31mwrong column"):
             send(wait=True)
         assert (rows()[0]["status"], rows()[0]["error"]) == ("error", "[31mwrong column")
 
     def test_messages(self) -> None:
-        with pytest.raises(PipelineError, match="-m is empty"):
+        with pytest.raises(CarvanaError, match="-m is empty"):
             send(" \x1b ")
-        with pytest.raises(PipelineError, match="-m is longer than 250"):
+        with pytest.raises(CarvanaError, match="-m is longer than 250"):
             send("x" * 251)
 
     def test_a_file_that_is_not_there(self) -> None:
-        with pytest.raises(PipelineError, match=r"none\.csv does not exist: 'dvc repro' makes"):
+        with pytest.raises(CarvanaError, match=r"none\.csv does not exist: 'dvc repro' makes"):
             send(name="none.csv")
 
 
@@ -485,12 +485,12 @@ class TestOnce:
         for number in range(5):
             server.submissions.insert(0, {"ref": 2000 + number, "description": "by hand"})
         Path("submissions/ledger.csv").unlink()
-        with pytest.raises(PipelineError, match="from another place, as 1000"):
+        with pytest.raises(CarvanaError, match="from another place, as 1000"):
             send()
 
     def test_no_reference_and_nothing_there(self, server: KaggleServer) -> None:
         server.fail("CreateSubmission", lambda handler, make: faulty.found({"message": "Could not submit"}))
-        with pytest.raises(PipelineError, match="made no submission of it, and says: Could not submit"):
+        with pytest.raises(CarvanaError, match="made no submission of it, and says: Could not submit"):
             send()
         assert [row["status"] for row in rows()] == ["not sent"]
         send()
@@ -498,7 +498,7 @@ class TestOnce:
 
     def test_the_upload_is_never_taken(self, server: KaggleServer) -> None:
         server.fail("PUT", *[faulty.page(403)] * 2)
-        with pytest.raises(PipelineError, match=r"did not take the upload \(403\); nothing was submitted"):
+        with pytest.raises(CarvanaError, match=r"did not take the upload \(403\); nothing was submitted"):
             send()
         assert server.count("CreateSubmission") == 0
         assert [row["status"] for row in rows()] == ["not sent"]
@@ -508,7 +508,7 @@ class TestOnce:
     def test_refused_with_a_reason(self, server: KaggleServer) -> None:
         server.fail("CreateSubmission", faulty.status(400, "Late submissions are off"))
         with pytest.raises(
-            PipelineError, match=r"refused this request \(400\)\. Kaggle says: Late submissions are off"
+            CarvanaError, match=r"refused this request \(400\)\. Kaggle says: Late submissions are off"
         ):
             send()
         (row,) = rows()
@@ -530,7 +530,7 @@ class TestOnce:
         """Kaggle may be slower than any look-up: the next command looks once more."""
         server.fail("CreateSubmission", fault)
         with pytest.raises(
-            PipelineError, match="run the same again in a minute, which looks once more before it sends"
+            CarvanaError, match="run the same again in a minute, which looks once more before it sends"
         ):
             send()
         assert server.count("CreateSubmission") == 1
@@ -551,7 +551,7 @@ class TestOnce:
             return faulty.Answer(504)
 
         server.fail("CreateSubmission", late)
-        with pytest.raises(PipelineError, match="not at Kaggle so far"):
+        with pytest.raises(CarvanaError, match="not at Kaggle so far"):
             send("x", again=True)
         server.faults["ListSubmissions"].clear()
         assert [row["status"] for row in rows()] == ["pending", "pending"]
@@ -566,7 +566,7 @@ class TestOnce:
     )
     def test_a_look_up_that_fails_leaves_the_row_open(self, server: KaggleServer, fault: Fault) -> None:
         server.fail("CreateSubmission", after_all(then_fail("ListSubmissions", *[fault] * QUICK.tries)))
-        with pytest.raises(PipelineError, match="can't be looked up now"):
+        with pytest.raises(CarvanaError, match="can't be looked up now"):
             send()
         server.faults["ListSubmissions"].clear()
         assert [row["status"] for row in rows()] == ["pending"]
@@ -580,7 +580,7 @@ class TestOnce:
         """The list shows the first one late."""
         hide = then_fail("ListSubmissions", *[lambda handler, make: faulty.found({})] * 12)
         server.fail("CreateSubmission", after_all(hide), second)
-        with pytest.raises(PipelineError, match="not at Kaggle so far"):
+        with pytest.raises(CarvanaError, match="not at Kaggle so far"):
             send()
         assert [row["status"] for row in rows()] == ["pending"]
         server.faults["ListSubmissions"].clear()
@@ -590,21 +590,21 @@ class TestOnce:
     def test_an_upload_that_comes_no_further_ends(self, server: KaggleServer) -> None:
         forgets = [faulty.Take(40), known, faulty.reset, faulty.page(410)]
         server.fail("PUT", *forgets * 20)
-        with pytest.raises(PipelineError, match="upload broke off; nothing was submitted"):
+        with pytest.raises(CarvanaError, match="upload broke off; nothing was submitted"):
             send()
         assert server.count("PUT") < 30
         assert [row["status"] for row in rows()] == ["not sent"]
 
     def test_a_start_of_the_upload_that_fails_leaves_no_open_row(self, server: KaggleServer) -> None:
         server.fail("StartSubmissionUpload", *[faulty.status(500)] * QUICK.tries)
-        with pytest.raises(PipelineError, match="fault of its own"):
+        with pytest.raises(CarvanaError, match="fault of its own"):
             send()
         assert [row["status"] for row in rows()] == ["not sent"]
 
     def test_a_long_pause_that_is_asked_for_is_not_waited_for(self, server: KaggleServer) -> None:
         server.fail("CreateSubmission", faulty.status(503, "", {"Retry-After": "86400"}))
         brief = faulty.replace(QUICK, longest_asked_s=0.2)
-        with pytest.raises(PipelineError, match="not at Kaggle so far"):
+        with pytest.raises(CarvanaError, match="not at Kaggle so far"):
             submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), patience=brief)
 
     def test_a_row_that_git_took_away_meanwhile_comes_back(self, server: KaggleServer) -> None:
@@ -721,23 +721,23 @@ def test_two_at_once_send_once_and_tear_nothing(
 # ---------------------------------------------------------------- the ledger
 
 
-def row(**cells: str) -> Row:
-    return dict.fromkeys(COLUMNS, "") | cells
+def row(**cells: str) -> LedgerRow:
+    return dict.fromkeys(LEDGER_COLUMNS, "") | cells
 
 
 class TestLedger:
     def test_columns_and_rows_of_the_user_stay(self, tmp_path: Path) -> None:
         file = tmp_path / "ledger.csv"
-        header = ",".join([*COLUMNS, "note"])
-        file.write_text(f'{header}\n{",".join(["x"] * 2 + ["t1"] + ["x"] * (len(COLUMNS) - 3))},"mine, ""all"""\n')
+        header = ",".join([*LEDGER_COLUMNS, "note"])
+        file.write_text(f'{header}\n{",".join(["x"] * 2 + ["t1"] + ["x"] * (len(LEDGER_COLUMNS) - 3))},"mine, ""all"""\n')
         ledger = Ledger(file)
         ledger.add(row(tag="t2"))
-        ledger.settle(row(tag="t2"), {"status": "complete"})
+        ledger.update(row(tag="t2"), {"status": "complete"})
         assert [(found["tag"], found["note"]) for found in ledger.rows()] == [("t1", 'mine, "all"'), ("t2", "")]
 
     def test_a_spreadsheets_mark_is_read_over(self, tmp_path: Path) -> None:
         file = tmp_path / "ledger.csv"
-        file.write_text(",".join(COLUMNS) + "\n", encoding="utf-8-sig")
+        file.write_text(",".join(LEDGER_COLUMNS) + "\n", encoding="utf-8-sig")
         Ledger(file).add(row(tag="t"))
         assert [found["tag"] for found in Ledger(file).rows()] == ["t"]
 
@@ -745,27 +745,27 @@ class TestLedger:
         ledger = Ledger(tmp_path / "ledger.csv")
         for reference in ("77", "78"):
             ledger.add(row(reference=reference))
-        ledger.settle(row(reference="78"), {"public_score": "0.9"})
+        ledger.update(row(reference="78"), {"public_score": "0.9"})
         assert [(found["reference"], found["public_score"]) for found in ledger.rows()] == [("77", ""), ("78", "0.9")]
 
     def test_an_older_answer_takes_no_score_back(self, tmp_path: Path) -> None:
         ledger = Ledger(tmp_path / "ledger.csv")
         ledger.add(row(tag="t", reference="7", status="complete", public_score="0.9"))
-        ledger.settle(row(tag="t"), {"status": "pending", "public_score": "", "reference": "7"})
+        ledger.update(row(tag="t"), {"status": "pending", "public_score": "", "reference": "7"})
         assert (ledger.rows()[0]["status"], ledger.rows()[0]["public_score"]) == ("complete", "0.9")
 
     @pytest.mark.parametrize(
         ("text", "words"),
         [
             ("a,b\n", "has no column time_utc"),
-            (",".join(COLUMNS) + "\n<<<<<<< HEAD\n", "line 2, has more or fewer cells"),
-            (",".join(COLUMNS) + '\n"', "unexpected end"),
+            (",".join(LEDGER_COLUMNS) + "\n<<<<<<< HEAD\n", "line 2, has more or fewer cells"),
+            (",".join(LEDGER_COLUMNS) + '\n"', "unexpected end"),
         ],
     )
     def test_a_damaged_file_is_refused_and_left_alone(self, tmp_path: Path, text: str, words: str) -> None:
         file = tmp_path / "ledger.csv"
         file.write_text(text)
-        with pytest.raises(PipelineError, match=words):
+        with pytest.raises(CarvanaError, match=words):
             Ledger(file).add(row(tag="t"))
         assert file.read_text() == text
 
@@ -787,7 +787,7 @@ class TestLedger:
 # ---------------------------------------------------------------- scores
 
 
-def scored(own: Sequence[float], public: Sequence[float]) -> list[Row]:
+def scored(own: Sequence[float], public: Sequence[float]) -> list[LedgerRow]:
     pairs = enumerate(zip(own, public, strict=True))
     return [row(tag=str(n), content_sha256=str(n), holdout_dice=str(a), public_score=str(b)) for n, (a, b) in pairs]
 
@@ -823,15 +823,15 @@ class TestStanding:
         assert "Nothing was sent from here yet" in capsys.readouterr().out
 
     def test_correlation_from_three_on(self) -> None:
-        assert agreements(scored([0.99, 0.98], [0.9, 0.8])) == []
-        (found,) = agreements(scored([1, 2, 3, 4], [2, 4, 6, 9]))
-        assert (found.own, found.submissions) == ("holdout_dice", 4)
+        assert cv_lb_correlation(scored([0.99, 0.98], [0.9, 0.8])) == []
+        (found,) = cv_lb_correlation(scored([1, 2, 3, 4], [2, 4, 6, 9]))
+        assert (found.cv_column, found.submissions) == ("holdout_dice", 4)
         assert found.correlation == pytest.approx(0.9945, abs=1e-3)
-        assert agreements(scored([1, 1, 1], [1, 2, 3]))[0].correlation is None
+        assert cv_lb_correlation(scored([1, 1, 1], [1, 2, 3]))[0].correlation is None
         same = scored([1, 2, 3], [1, 2, 3])
         for again in same:
             again["content_sha256"] = "one"
-        assert agreements(same) == []
+        assert cv_lb_correlation(same) == []
 
     def test_leaderboard(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         server.board = [(f"team {n}", f"{0.9974 - n / 10000:.6f}") for n in range(9)] + [("\x1b[2Jbad", "0.99")]
@@ -845,13 +845,13 @@ class TestStanding:
 
     def test_leaderboard_of_the_best_so_far(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         server.board = [("first", "0.9973"), ("second", "0.9960")]
-        with pytest.raises(PipelineError, match="ledger has no private score yet"):
+        with pytest.raises(CarvanaError, match="ledger has no private score yet"):
             show_leaderboard(FROM_KAGGLE, None, public=False, patience=QUICK)
         send(wait=True)
         show_leaderboard(FROM_KAGGLE, None, public=True, patience=QUICK)
         assert "0.996510 would be number 2 of 3, on the public leaderboard" in capsys.readouterr().out
 
     def test_places(self) -> None:
-        board = [Place("a", 0.9), Place("b", 0.8), Place("c", 0.8)]
-        assert [standing.place(board, score) for score in (0.95, 0.9, 0.85, 0.8, 0.7)] == [1, 1, 2, 2, 4]
-        assert standing.neighbours([], 0.5).split() == ["1", "0.500000", "<-", "here"]
+        board = [LeaderboardEntry("a", 0.9), LeaderboardEntry("b", 0.8), LeaderboardEntry("c", 0.8)]
+        assert [standing.rank(board, score) for score in (0.95, 0.9, 0.85, 0.8, 0.7)] == [1, 1, 2, 2, 4]
+        assert standing.rows_around([], 0.5).split() == ["1", "0.500000", "<-", "here"]

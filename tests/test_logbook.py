@@ -24,16 +24,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.commands import tensorboard
-from pipeline.competition.layout import ANGLES, join_id, split_id
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import ANGLES, format_image_id, parse_image_id
+from pipeline.errors import CarvanaError
 from pipeline.learning import logbook, panel, training
-from pipeline.learning.logbook import Gradients, run_folder
-from pipeline.learning.models import Net, build, load
-from pipeline.learning.panel import Panel, choose
+from pipeline.learning.logbook import GradientNormMonitor, run_dir
+from pipeline.learning.models import SegmentationModel, build_model, load_model
+from pipeline.learning.panel import PredictionGrid, pick_images
 from pipeline.learning.settings import InputSettings
 from pipeline.learning.training import train
 from pipeline.params import read_params
-from pipeline.places import runs
+from pipeline.places import runs_dir
 from pipeline.reporting import pictures
 from pipeline.stages import train as stage
 from tests.project import ROOT
@@ -47,8 +47,8 @@ INPUT = InputSettings(size=(32, 48))
 class TestWhichImages:
     @pytest.mark.parametrize("cars", [1, 2, 3, 6, 7, 64])
     def test_cars_and_angles_differ(self, cars: int) -> None:
-        ids = [join_id(f"{car:012x}", angle) for car in range(cars) for angle in range(1, ANGLES + 1)]
-        chosen = [split_id(image_id) for image_id in choose(ids)]
+        ids = [format_image_id(f"{car:012x}", angle) for car in range(cars) for angle in range(1, ANGLES + 1)]
+        chosen = [parse_image_id(image_id) for image_id in pick_images(ids)]
         assert len(chosen) == 6
         assert len({car for car, _ in chosen}) == min(6, cars)
         assert len({angle for _, angle in chosen}) >= 5
@@ -56,12 +56,12 @@ class TestWhichImages:
     @pytest.mark.parametrize("count", range(8))
     def test_of_few_all(self, count: int) -> None:
         ids = [f"{number}" for number in range(count)]
-        chosen = choose(ids)
+        chosen = pick_images(ids)
         assert len(set(chosen)) == len(chosen) == min(6, count)
-        assert choose(ids[::-1]) == chosen
+        assert pick_images(ids[::-1]) == chosen
 
 
-class Says(Net):
+class Says(SegmentationModel):
     """A net that says the same of every pixel."""
 
     def __init__(self, logit: float) -> None:
@@ -72,7 +72,7 @@ class Says(Net):
         return torch.full((len(pixels), 1, *pixels.shape[-2:]), self.logit)
 
 
-class Knows(Net):
+class Knows(SegmentationModel):
     """A net that takes the bright for car, as it is in drawn images."""
 
     def __init__(self) -> None:
@@ -83,9 +83,9 @@ class Knows(Net):
 
 
 class TestPanel:
-    drawn = Panel.load(["1", "2"], READER, INPUT)
+    drawn = PredictionGrid.load(["1", "2"], READER, INPUT)
 
-    def rows(self, net: Net) -> list[Any]:
+    def rows(self, net: SegmentationModel) -> list[Any]:
         """The four rows of a panel, int (160, width, 3)."""
         image = cv2.imdecode(np.frombuffer(self.drawn.draw(net, CPU), np.uint8), cv2.IMREAD_COLOR)
         assert image is not None and image.shape == (20 + 4 * 164, 2 * 244, 3)
@@ -103,28 +103,28 @@ class TestPanel:
     def test_errors_have_a_colour_each(self) -> None:
         truth, nothing, everything = self.rows(Knows())[1], self.rows(Says(-9.0))[3], self.rows(Says(9.0))[3]
         car = self.share(truth, (255, 255, 255))
-        assert self.share(nothing, panel.MISSED) == pytest.approx(car, abs=0.02)
-        assert self.share(nothing, panel.TOO_MUCH) == 0
-        assert self.share(everything, panel.TOO_MUCH) > 0.9 * (1 - car)
-        assert self.share(everything, panel.MISSED) < 0.001
+        assert self.share(nothing, panel.FALSE_NEGATIVE) == pytest.approx(car, abs=0.02)
+        assert self.share(nothing, panel.FALSE_POSITIVE) == 0
+        assert self.share(everything, panel.FALSE_POSITIVE) > 0.9 * (1 - car)
+        assert self.share(everything, panel.FALSE_NEGATIVE) < 0.001
         right = self.rows(Knows())[3]
         assert np.ptp(right, axis=2).max() < 12  # grey, as far as a JPEG is
 
     def test_an_error_one_pixel_wide_is_seen_in_a_native_image(self) -> None:
         target = np.zeros((1280, 1918), np.uint8)
         target[:, 1000] = 255
-        drawn = panel._error(np.full((160, 240, 3), 128, np.uint8), target, np.zeros_like(target))
+        drawn = panel._error_image(np.full((160, 240, 3), 128, np.uint8), target, np.zeros_like(target))
         assert np.ptp(drawn.astype(int), axis=2).max() > 60
 
     def test_colours_are_those_of_the_report(self) -> None:
-        assert (panel.MISSED, panel.TOO_MUCH) == (pictures.MISSED, pictures.TOO_MUCH)
+        assert (panel.FALSE_NEGATIVE, panel.FALSE_POSITIVE) == (pictures.FALSE_NEGATIVE, pictures.FALSE_POSITIVE)
 
     def test_a_grey_net_has_photographs_in_colour(self) -> None:
         class Red(Drawn):
             def image(self, image_id: str) -> Any:
                 return super().image(image_id) * np.array([1, 0, 0], np.uint8)
 
-        grey = Panel.load(["1"], Red(), InputSettings(size=(32, 48), channels="grey"))
+        grey = PredictionGrid.load(["1"], Red(), InputSettings(size=(32, 48), channels="gray"))
         assert grey.inputs[0].shape == (32, 48, 1)
         assert np.ptp(grey.photographs[0].astype(int), axis=2).min() > 50
 
@@ -132,14 +132,14 @@ class TestPanel:
 def states(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The weights of the nets that are drawn from now on."""
     seen: list[dict[str, torch.Tensor]] = []
-    draw = Panel.draw
+    draw = PredictionGrid.draw
 
-    def noting(self: Panel, net: Net, device: torch.device) -> bytes:
+    def noting(self: PredictionGrid, net: SegmentationModel, device: torch.device) -> bytes:
         assert not net.training
         seen.append({name: value.clone() for name, value in net.state_dict().items()})
         return draw(self, net, device)
 
-    patch.setattr(Panel, "draw", noting)
+    patch.setattr(PredictionGrid, "draw", noting)
     return seen
 
 
@@ -149,13 +149,13 @@ class TestDrawnNet:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None
     ) -> None:
         seen = states(monkeypatch)
-        folder = train(job(ema=ema, epochs=2, validate_every=2), tmp_path)
+        folder = train(job(ema_decay=ema, epochs=2, validate_every=2), tmp_path)
         monkeypatch.undo()
         assert len(seen) == 2
         state = load_file(folder / "model.safetensors")
         assert all(torch.equal(seen[-1][name], value) for name, value in state.items())
-        net, seen_by_net = load(folder)
-        again = Panel.load(["6", "7"], READER, seen_by_net).draw(net, CPU)
+        net, seen_by_net = load_model(folder)
+        again = PredictionGrid.load(["6", "7"], READER, seen_by_net).draw(net, CPU)
         assert (folder / "panel.jpg").read_bytes() == again
 
     def test_averaged_weights_also_where_nothing_is_validated(
@@ -167,7 +167,7 @@ class TestDrawnNet:
             if trainer.current_epoch == 1:
                 raise Killed
 
-        monkeypatch.setattr(training.Curves, "on_train_epoch_start", kill)
+        monkeypatch.setattr(training.MetricsHistory, "on_train_epoch_start", kill)
         with pytest.raises(Killed):
             train(job(validate_every=3), tmp_path)
         checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
@@ -189,25 +189,25 @@ class TestDrawnNet:
 
             return noted
 
-        monkeypatch.setattr(training, "calibrate", noting("calibrate", training.calibrate))
-        monkeypatch.setattr(Panel, "draw", noting("draw", Panel.draw))
+        monkeypatch.setattr(training, "update_bn_stats", noting("calibrate", training.update_bn_stats))
+        monkeypatch.setattr(PredictionGrid, "draw", noting("draw", PredictionGrid.draw))
         train(job(epochs=3, validate_every=3), tmp_path)
         assert done == ["calibrate", "draw"] * 3
 
 
 class TestGradients:
     def test_the_norm_is_that_of_the_step_before_clipping(self, tmp_path: Path) -> None:
-        one_step = {"epochs": 1, "batch_size": 6, "warmup": 0.0, "ema": None, "schedule": "constant"}
-        free = job(optimizer="sgd", lr=0.01, clip=None, **one_step)
+        one_step = {"epochs": 1, "batch_size": 6, "warmup_fraction": 0.0, "ema_decay": None, "schedule": "constant"}
+        free = job(optimizer="sgd", lr=0.01, gradient_clip_norm=None, **one_step)
         folder = train(free, tmp_path / "free")
-        before = build(free.design.spec, free.design.input, free.seed)
+        before = build_model(free.model.spec, free.model.input, free.seed)
         after = load_file(folder / "model.safetensors")
         moved = [(after[name] - value.detach()).square().sum() for name, value in before.named_parameters()]
         row = pd.read_csv(folder / "curves.csv").iloc[0]
         # A first step with Nesterov's momentum of 0.9 goes 1.9 times the gradient.
         assert row["gradient_norm"] == pytest.approx(float(torch.stack(moved).sum().sqrt()) / 0.019, rel=1e-3)
         assert row["gradient_norm_max"] == row["gradient_norm"]
-        clipped = train(job(optimizer="sgd", lr=0.01, clip=1e-3, **one_step), tmp_path / "clipped")
+        clipped = train(job(optimizer="sgd", lr=0.01, gradient_clip_norm=1e-3, **one_step), tmp_path / "clipped")
         assert pd.read_csv(clipped / "curves.csv")["gradient_norm"].iloc[0] == pytest.approx(row["gradient_norm"])
 
     @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ class TestGradients:
         weight = torch.nn.Parameter(torch.zeros(1))
         module: Any = SimpleNamespace(parameters=lambda: [weight], log_dict=lambda values, **_: logged.update(values))
         nobody: Any = None
-        gradients = Gradients()
+        gradients = GradientNormMonitor()
         for norm in norms:
             weight.grad = torch.tensor([-norm])
             gradients.on_before_optimizer_step(nobody, module, nobody)
@@ -244,7 +244,7 @@ def without_clocks(found: dict[str, list[tuple[int, float]]]) -> dict[str, list[
     return {tag: points for tag, points in found.items() if tag not in MACHINE}
 
 
-LOGGED = job(accumulate=3, batch_size=1, validate_every=2)
+LOGGED = job(accumulate_grad_batches=3, batch_size=1, validate_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ class TestLog:
     def test_settings_as_text(self, whole: Path) -> None:
         (text,) = events(whole / "log").Tensors("settings/text_summary")
         words = text.tensor_proto.string_val[0].decode()
-        assert '"fold": 0' in words and '"accumulate": 3' in words and '"size": [\n' in words
+        assert '"fold": 0' in words and '"accumulate_grad_batches": 3' in words and '"size": [\n' in words
 
     def test_it_decides_no_byte_of_the_result(self, whole: Path, tmp_path: Path) -> None:
         unlogged = train(LOGGED, tmp_path)
@@ -310,9 +310,9 @@ class TestLog:
         self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
     ) -> None:
         hook = (
-            (training.Curves, "on_train_batch_end")
+            (training.MetricsHistory, "on_train_batch_end")
             if moment == "in_an_epoch"
-            else (training._LastCheckpoint, "on_train_epoch_end")
+            else (training.LastCheckpoint, "on_train_epoch_end")
         )
         original = getattr(*hook)
 
@@ -371,17 +371,17 @@ def test_of_two_processes_one_writes(tmp_path: Path) -> None:
     assert len(scalars(tmp_path / "log" / "batches")["batch/loss"]) == 2 * 3
     curves = pd.read_csv(folder / "curves.csv")
     assert [value for _, value in found["loss/sum"]] == pytest.approx(curves["loss"].tolist(), rel=1e-5)
-    net, seen_by_net = load(folder)
-    assert (folder / "panel.jpg").read_bytes() == Panel.load(["6", "7"], READER, seen_by_net).draw(net, CPU)
+    net, seen_by_net = load_model(folder)
+    assert (folder / "panel.jpg").read_bytes() == PredictionGrid.load(["6", "7"], READER, seen_by_net).draw(net, CPU)
 
 
 class TestWhereLogsLie:
     def test_a_run_is_taken_up_by_its_digest(self, tmp_path: Path) -> None:
-        first = run_folder(tmp_path, "0123456789abcdef")
+        first = run_dir(tmp_path, "0123456789abcdef")
         assert first.name.endswith("_01234567")
         first.mkdir()
-        assert run_folder(tmp_path, "0123456789abcdef") == first
-        second = run_folder(tmp_path, "fedcba9876543210")
+        assert run_dir(tmp_path, "0123456789abcdef") == first
+        second = run_dir(tmp_path, "fedcba9876543210")
         assert second != first and second.parent == first.parent
 
     def test_the_stage_logs_to_the_projects_own_root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,30 +420,30 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "runs/small").mkdir(parents=True)
         with pytest.raises(
-            PipelineError, match=r"no log of a training in .*/runs: train first, with 'dvc repro train'"
+            CarvanaError, match=r"no log of a training in .*/runs: train first, with 'dvc repro train'"
         ):
-            tensorboard.serve("127.0.0.1", port)
+            tensorboard.serve_tensorboard("127.0.0.1", port)
 
     @pytest.fixture
     def project(self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(whole / "log", tmp_path / "runs" / RUN)
         logbook.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began anew
         monkeypatch.chdir(tmp_path)
-        assert runs() == tmp_path / "runs"
+        assert runs_dir() == tmp_path / "runs"
         return tmp_path
 
     @pytest.mark.usefixtures("project")
     @pytest.mark.parametrize("wrong", [0, -1, 65536])
     def test_no_port(self, wrong: int) -> None:
-        with pytest.raises(PipelineError, match=rf"--port {wrong} is no port"):
-            tensorboard.serve("127.0.0.1", wrong)
+        with pytest.raises(CarvanaError, match=rf"--port {wrong} is no port"):
+            tensorboard.serve_tensorboard("127.0.0.1", wrong)
 
     @pytest.mark.usefixtures("project")
     def test_a_port_that_is_taken(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             taken = other.getsockname()[1]
-            with pytest.raises(PipelineError, match=rf"^Port {taken} of 127\.0\.0\.1 is taken, .* with --port\.$"):
-                tensorboard.serve("127.0.0.1", taken)
+            with pytest.raises(CarvanaError, match=rf"^Port {taken} of 127\.0\.0\.1 is taken, .* with --port\.$"):
+                tensorboard.serve_tensorboard("127.0.0.1", taken)
 
     @pytest.mark.usefixtures("project")
     @pytest.mark.parametrize(
@@ -451,8 +451,8 @@ class TestCommand:
         [("192.0.2.1", r"can't be had \(.*\): .*--address"), ("no.such", "--address .* is no address")],
     )
     def test_an_address_of_another_machine(self, address: str, reason: str, port: int) -> None:
-        with pytest.raises(PipelineError, match=reason):
-            tensorboard.serve(address, port)
+        with pytest.raises(CarvanaError, match=reason):
+            tensorboard.serve_tensorboard(address, port)
 
     def test_it_serves_what_was_logged(self, project: Path, port: int) -> None:
         url = f"http://127.0.0.1:{port}"

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.competition.metric import count
-from pipeline.data.source import Labelled, Source
-from pipeline.learning.inference import Predictor
-from pipeline.learning.settings import Design, EncoderUNet, MachineSettings
-from pipeline.learning.training import Job, train
+from pipeline.competition.metric import confusion_counts
+from pipeline.data.source import CompetitionData, LabeledImages
+from pipeline.learning.inference import TorchPredictor
+from pipeline.learning.settings import HardwareSettings, ResolvedModel, SmpUNetConfig
+from pipeline.learning.training import TrainJob, train
 from pipeline.params import read_params
 from pipeline.recipes import apply_recipe
 from tests.project import ROOT
@@ -22,35 +22,35 @@ STEPS = 3
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Design:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResolvedModel:
     """The recipe's net; ImageNet's weights are the one thing that can't be had without a network."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     apply_recipe("carvana")
-    design = read_params().design("native-r34")
-    assert isinstance(design.spec, EncoderUNet)
+    design = read_params().resolve_model("native-r34")
+    assert isinstance(design.spec, SmpUNetConfig)
     spec = design.spec.model_copy(update={"encoder_weights": None})
-    fewer = design.train.model_copy(update={"epochs": 1, "batch_size": 1, "accumulate": 1, "validate_every": 1})
+    fewer = design.train.model_copy(update={"epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "validate_every": 1})
     return design.model_copy(update={"spec": spec, "train": fewer})
 
 
 @pytest.mark.slow
-def test_a_few_steps_and_views_at_native_resolution(real_carvana: Path, recipe: Design, tmp_path: Path) -> None:
-    source = Source(real_carvana)
-    images = Labelled(source.train, source.masks, [])
+def test_a_few_steps_and_views_at_native_resolution(real_carvana: Path, recipe: ResolvedModel, tmp_path: Path) -> None:
+    source = CompetitionData(real_carvana)
+    images = LabeledImages(source.train, source.masks, [])
     ids = images.ids()
-    machine = MachineSettings(workers=0, cache_gb=0, device="cpu")
-    folder = train(Job(recipe, 0, ids[:STEPS], ids[-1:], images, machine), tmp_path / "work")
+    machine = HardwareSettings(workers=0, cache_gb=0, device="cpu")
+    folder = train(TrainJob(recipe, 0, ids[:STEPS], ids[-1:], images, machine), tmp_path / "work")
 
     curves = pd.read_csv(folder / "curves.csv")
     assert np.isfinite(curves["loss"]).all()
-    predictor = Predictor(folder, views=["identity", "hflip"], device="cpu")
+    predictor = TorchPredictor(folder, views=["identity", "hflip"], device="cpu")
     probability = predictor(images.image(ids[-1]))
     assert probability.shape == (HEIGHT, WIDTH)
     assert np.isfinite(probability).all()
 
     # What training reported of its validation image is what the net in the folder says of it.
-    alone = Predictor(folder, views=["identity"], device="cpu")(images.image(ids[-1]))
-    dice = count(alone >= 0.5, images.mask(ids[-1])).dice
+    alone = TorchPredictor(folder, views=["identity"], device="cpu")(images.image(ids[-1]))
+    dice = confusion_counts(alone >= 0.5, images.mask(ids[-1])).dice
     assert json.loads((folder / "metrics.json").read_text())["dice"] == pytest.approx(dice, abs=1e-4)

@@ -19,19 +19,19 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.metadata import read_makes
-from pipeline.ensembling.active import ActiveNets
+from pipeline.data.metadata import read_car_makes
+from pipeline.ensembling.active import EnsembleContext
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.mapping import MapJob, make_maps
-from pipeline.ensembling.maps import LevelMap, MapStore, PackedMap
-from pipeline.ensembling.opinions import Opinions
-from pipeline.errors import PipelineError
+from pipeline.ensembling.mapping import PredictJob, write_predictions
+from pipeline.ensembling.maps import CompressedMap, PredictionStore, ProbabilityMap
+from pipeline.ensembling.opinions import MemberPredictions
+from pipeline.errors import CarvanaError
 from pipeline.reporting import charts, crops, figures, headlines, tables, words
-from pipeline.reporting.crops import Box
-from pipeline.reporting.figures import Figure, Picture
-from pipeline.reporting.forest import compare
-from pipeline.reporting.page import Findings, page
-from pipeline.reporting.pictures import MISSED, TOO_MUCH, TRUTH
+from pipeline.reporting.crops import CropBox
+from pipeline.reporting.figures import Figure, FigureImage
+from pipeline.reporting.forest import build_comparison
+from pipeline.reporting.page import ReportData, render_page
+from pipeline.reporting.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH
 from tests.drawn_reports import DrawnReports
 
 FULL = DrawnReports()
@@ -49,7 +49,7 @@ SUBMISSION: dict[str, Any] = {
 ALONE: dict[str, Any] = {"rows": 64, "nets": ["small/0"], "views": ["identity", "hflip"], "postprocess": []}
 
 
-def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> Findings:
+def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> ReportData:
     """The files of a run, written and read as the stages do."""
     parts = ("settings", "postprocess", "fold_worth", "doubts", "images")
     submission, read = changes.pop("submission", SUBMISSION), {}
@@ -57,19 +57,19 @@ def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> Findings:
         getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
         read[name] = tables.read_table(folder / name)
     summary = json.loads(json.dumps(drawn.summary()))
-    read["images"] = headlines.as_submitted(read["images"], submission)
-    read["doubts"] = headlines.rescored(read["doubts"], read["images"])
-    whole = Findings(summary, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
+    read["images"] = headlines.rows_as_submitted(read["images"], submission)
+    read["doubts"] = headlines.with_final_dice(read["doubts"], read["images"])
+    whole = ReportData(summary, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
     return replace(whole, **changes)
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def full(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return findings(FULL, tmp_path_factory.mktemp("full"))
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return findings(BARE, tmp_path_factory.mktemp("bare"), submission=ALONE, makes={})
 
 
@@ -84,7 +84,7 @@ GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
 
 def figure(title: str = "0123456789ab_01") -> Figure:
     return Figure(
-        title, ["Dice 0.99000", "car 0123456789ab (Kia)"], [Picture("data:image/jpeg;base64,AA==", "errors", 4, 3)]
+        title, ["Dice 0.99000", "car 0123456789ab (Kia)"], [FigureImage("data:image/jpeg;base64,AA==", "errors", 4, 3)]
     )
 
 
@@ -134,8 +134,8 @@ SECTIONS = ("verdict", "cost", "folds", "threshold", "changes", "training", "car
 
 
 class TestPage:
-    def test_every_section_and_chart_is_there(self, full: Findings) -> None:
-        document = Document(page(full, [figure()], [figure()]))
+    def test_every_section_and_chart_is_there(self, full: ReportData) -> None:
+        document = Document(render_page(full, [figure()], [figure()]))
         assert set(SECTIONS) <= set(document.ids)
         assert list(document.specs) == [
             *("chart-cost-out-of-fold", "chart-cost-held-out-cars", "chart-folds-held-out-cars"),
@@ -161,21 +161,21 @@ class TestPage:
         ):
             assert told in document.text
 
-    def test_panels_of_training_are_as_they_lie_in_the_nets_folders(self, full: Findings) -> None:
+    def test_panels_of_training_are_as_they_lie_in_the_nets_folders(self, full: ReportData) -> None:
         jpeg = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
-        html = page(full, [], [], [figures.panel("small/0", 0.98765, jpeg), figures.panel("resnet18/0", 0.9, jpeg)])
+        html = render_page(full, [], [], [figures.prediction_grid_figure("small/0", 0.98765, jpeg), figures.prediction_grid_figure("resnet18/0", 0.9, jpeg)])
         document = Document(html)
         assert document.tags.count("img") == 2
         assert document.addresses.count(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}") == 2
         assert 'width="40" height="30" alt="small/0, photograph, truth, prediction, error"' in html
         assert "small/0 Dice 0.98765 on all its validation images" in document.text
         section = html.partition('<section id="training">')[2].partition("</section>")[0]
-        for colour, meaning in ((MISSED, "car that was missed"), (TOO_MUCH, "what was taken for car")):
+        for colour, meaning in ((FALSE_NEGATIVE, "car that was missed"), (FALSE_POSITIVE, "what was taken for car")):
             assert f'style="background: rgb{colour}"></span>{meaning}' in section
-        assert "panel.jpg" not in Document(page(full, [], [])).text
+        assert "panel.jpg" not in Document(render_page(full, [], [])).text
 
-    def test_it_asks_nothing_of_anyone(self, full: Findings) -> None:
-        html = page(full, [figure()], [figure()])
+    def test_it_asks_nothing_of_anyone(self, full: ReportData) -> None:
+        html = render_page(full, [figure()], [figure()])
         document = Document(html)
         assert all(address.startswith(("data:image/", "#")) for address in document.addresses)
         assert {"link", "iframe", "object", "embed", "base"}.isdisjoint(document.tags)
@@ -186,34 +186,34 @@ class TestPage:
         assert "$schema" not in json.dumps(document.specs) and "http" not in json.dumps(document.specs)
         assert len(html) < 1_500_000
 
-    def test_the_current_setting_is_told_with_its_steps(self, full: Findings) -> None:
+    def test_the_current_setting_is_told_with_its_steps(self, full: ReportData) -> None:
         assert (
             "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 2.2 s "
-            "and 12 forward passes an image" in Document(page(full, [], [])).text
+            "and 12 forward passes an image" in Document(render_page(full, [], [])).text
         )
-        mended = replace(full, submission=SUBMISSION | {"postprocess": ["largest", "filled"]})
-        assert "threshold 0.5, mended by largest and filled; 6 nets, 2.2 s" in Document(page(mended, [], [])).text
+        mended = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
+        assert "threshold 0.5, mended by largest and filled; 6 nets, 2.2 s" in Document(render_page(mended, [], [])).text
 
-    def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: Findings) -> None:
+    def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: ReportData) -> None:
         refused = full.ablation | {"holdout": {"refused": "Too few."}}
-        alone = replace(full, ablation=refused, settings=tables.of_split(full.settings, "oof"))
-        text = Document(page(alone, [], [])).text
+        alone = replace(full, ablation=refused, settings=tables.rows_of_split(full.settings, "oof"))
+        text = Document(render_page(alone, [], [])).text
         assert "folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 12 forward passes" in text
 
-    def test_scores_are_those_after_the_steps_of_the_submission(self, full: Findings) -> None:
+    def test_scores_are_those_after_the_steps_of_the_submission(self, full: ReportData) -> None:
         images = full.images.assign(dice=full.images["dice"] - 0.02)
-        doubts = headlines.rescored(full.doubts, images)
-        steps = SUBMISSION | {"postprocess": ["edges"]}
-        document = Document(page(replace(full, images=images, doubts=doubts, submission=steps), [], []))
-        out_of_fold = tables.of_split(images, "oof")["dice"].mean()
+        doubts = headlines.with_final_dice(full.doubts, images)
+        steps = SUBMISSION | {"postprocess": ["refine_edges"]}
+        document = Document(render_page(replace(full, images=images, doubts=doubts, submission=steps), [], []))
+        out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
         assert f"{out_of_fold:.5f}" in document.texts
-        assert f"{tables.of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
+        assert f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
         assert document.text.count("Settings are compared before post-processing (edges);") == 5
-        assert "before post-processing" not in Document(page(full, [], [])).text
+        assert "before post-processing" not in Document(render_page(full, [], [])).text
         angles = document.specs["chart-angle-by-angle"]
         assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98
 
-    def test_suspects_are_counted_and_warnings_told(self, full: Findings) -> None:
+    def test_suspects_are_counted_and_warnings_told(self, full: ReportData) -> None:
         first = full.doubts.index < 5
         doubts = full.doubts.assign(
             **{
@@ -222,24 +222,24 @@ class TestPage:
             }
         )
         text = Document(
-            page(replace(full, doubts=doubts, warnings=["2 images were left out: a, b"]), [], [figure()])
+            render_page(replace(full, doubts=doubts, warnings=["2 images were left out: a, b"]), [], [figure()])
         ).text
         assert "5 of 384 images have one." in text
         assert "2 images were left out: a, b" in text
 
-    def test_what_others_named_is_text_and_nothing_else(self, full: Findings) -> None:
+    def test_what_others_named_is_text_and_nothing_else(self, full: ReportData) -> None:
         evil = '</script><script>alert("x")</script><b>'
         doubts = full.doubts.assign(car=evil)
         makes = {evil: evil}
         refused = full.ablation | {"holdout": {"refused": f"Not so: {evil}"}}
-        html = page(replace(full, doubts=doubts, makes=makes, ablation=refused), [figure(evil)], [])
+        html = render_page(replace(full, doubts=doubts, makes=makes, ablation=refused), [figure(evil)], [])
         assert evil not in html
         assert html.count("<script>alert") == 0
         assert evil in Document(html).text
         assert evil in json.dumps(Document(html).specs["chart-make-by-make"]).replace('\\"', '"')
 
-    def test_a_bare_run(self, bare: Findings) -> None:
-        document = Document(page(bare, [figure()], []))
+    def test_a_bare_run(self, bare: ReportData) -> None:
+        document = Document(render_page(bare, [figure()], []))
         assert list(document.specs) == [
             *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
             *("chart-training-loss", "chart-angle-by-angle"),
@@ -258,8 +258,8 @@ class TestPage:
         assert "forward passes an image" in json.dumps(document.specs["chart-cost-out-of-fold"])
 
     @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-    def test_a_browser_draws_every_chart_and_asks_nobody(self, full: Findings, tmp_path: Path) -> None:
-        (tmp_path / "index.html").write_text(page(full, [], []), encoding="utf-8")
+    def test_a_browser_draws_every_chart_and_asks_nobody(self, full: ReportData, tmp_path: Path) -> None:
+        (tmp_path / "index.html").write_text(render_page(full, [], []), encoding="utf-8")
         arguments = (
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"),
             *("--disable-component-update", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND"),
@@ -279,32 +279,32 @@ class TestPage:
 
 
 class TestTables:
-    def test_columns_are_read_as_they_were_written(self, full: Findings, tmp_path: Path) -> None:
+    def test_columns_are_read_as_they_were_written(self, full: ReportData, tmp_path: Path) -> None:
         settings = full.settings
         assert set(settings.loc[settings["split"] == "oof", "folds"]) == {""}
         assert {"0", "0 1 2"} <= set(settings["folds"])
         assert settings["current"].sum() == 2
         assert settings["front"].dtype == bool
         (tmp_path / "torn").write_text("split,dice\noof,much\n")
-        with pytest.raises(PipelineError, match=r"torn can't be read .*dvc repro"):
+        with pytest.raises(CarvanaError, match=r"torn can't be read .*dvc repro"):
             tables.read_table(tmp_path / "torn")
-        with pytest.raises(PipelineError, match="dvc repro"):
+        with pytest.raises(CarvanaError, match="dvc repro"):
             tables.read_table(tmp_path / "none")
 
-    def test_blank_numbers_are_none_and_blank_texts_are_blank(self, bare: Findings) -> None:
+    def test_blank_numbers_are_none_and_blank_texts_are_blank(self, bare: ReportData) -> None:
         assert bare.settings["seconds"].isna().all() and bare.settings["low"].isna().all()
         assert (bare.settings["weights"] == "").all()
-        assert tables.cost_of(bare.settings) == "passes"
+        assert tables.with_cost(bare.settings) == "passes"
 
-    def test_a_setting_without_seconds_makes_all_count_passes(self, full: Findings) -> None:
-        assert tables.cost_of(full.settings) == "seconds"
+    def test_a_setting_without_seconds_makes_all_count_passes(self, full: ReportData) -> None:
+        assert tables.with_cost(full.settings) == "seconds"
         assert (
-            tables.cost_of(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
+            tables.with_cost(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
             == "passes"
         )
 
-    def test_one_setting_a_cost_the_best_and_the_current(self, full: Findings) -> None:
-        rows = tables.of_split(full.settings, "holdout")
+    def test_one_setting_a_cost_the_best_and_the_current(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "holdout")
         shown = tables.best_at_each_cost(rows)
         keys = ["models", "views"]
         folds = shown["folds"].str.split().str.len()
@@ -315,9 +315,9 @@ class TestTables:
         assert set(rows.index[rows["front"]]) <= set(shown.index)
         assert len(shown) <= len(of_all) + 1 + rows["front"].sum()
 
-    def test_one_change_at_a_time(self, full: Findings) -> None:
-        rows = tables.of_split(full.settings, "oof")
-        changes = tables.one_change(rows, 3)
+    def test_one_change_at_a_time(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "oof")
+        changes = tables.one_factor_changes(rows, 3)
         current = rows[rows["current"]].iloc[0]
         assert changes["changed"].value_counts().to_dict() == {"models": 2, "views": 3, "merge": 2, "threshold": 3}
         for row in changes.to_dict("records"):
@@ -325,15 +325,15 @@ class TestTables:
                 [row["changed"]] if row["changed"] != "merge" else []
             )
 
-    def test_a_single_net_merges_with_nothing_and_is_one_change_away(self, full: Findings) -> None:
-        rows = tables.of_split(full.settings, "oof").copy()
-        rows["current"] = (rows["models"] == "small resnet18") & (rows["merge"] == "logit") & (rows["threshold"] == 0.5)
+    def test_a_single_net_merges_with_nothing_and_is_one_change_away(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "oof").copy()
+        rows["current"] = (rows["models"] == "small resnet18") & (rows["merge"] == "mean_logit") & (rows["threshold"] == 0.5)
         rows["current"] &= rows["views"] == "identity hflip"
         assert rows["current"].sum() == 1
-        assert set(tables.one_change(rows, 3).query("changed == 'models'")["models"]) == {"small", "resnet18"}
+        assert set(tables.one_factor_changes(rows, 3).query("changed == 'models'")["models"]) == {"small", "resnet18"}
 
-    def test_the_best_with_the_current_at_its_rank(self, full: Findings) -> None:
-        rows = tables.of_split(full.settings, "holdout")
+    def test_the_best_with_the_current_at_its_rank(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "holdout")
         shown = tables.best_and_current(rows, 15)
         assert len(shown) == 16
         assert shown["dice"].is_monotonic_decreasing
@@ -352,7 +352,7 @@ class TestTables:
         doubts = pd.DataFrame(
             [(str(n), *size) for n, size in enumerate(sizes)], columns=["image_id", "suspect", "height", "width"]
         )
-        assert tables.suspects(doubts)["image_id"].tolist() == ["0", "3"]
+        assert tables.suspected_label_errors(doubts)["image_id"].tolist() == ["0", "3"]
 
 
 def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -366,8 +366,8 @@ def values(spec: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class TestCharts:
-    def test_cost_has_a_front_that_rises_and_one_current_setting(self, full: Findings) -> None:
-        rows = tables.of_split(full.settings, "holdout")
+    def test_cost_has_a_front_that_rises_and_one_current_setting(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "holdout")
         spec = charts.accuracy_by_cost(rows)
         front, *now, points = layers(spec)
         line = values(spec, front)
@@ -386,16 +386,16 @@ class TestCharts:
         assert {"color", "shape"} <= points["encoding"].keys()
         assert points["encoding"]["y"]["scale"]["zero"] is False
         assert points["encoding"]["x"]["title"] == "seconds an image"
-        out_of_fold = charts.accuracy_by_cost(tables.of_split(full.settings, "oof"))
+        out_of_fold = charts.accuracy_by_cost(tables.rows_of_split(full.settings, "oof"))
         assert layers(out_of_fold)[-1]["encoding"]["x"]["title"] == "seconds an image, by a fold's nets"
 
-    def test_cost_in_passes_where_there_are_no_seconds(self, bare: Findings) -> None:
+    def test_cost_in_passes_where_there_are_no_seconds(self, bare: ReportData) -> None:
         spec = charts.accuracy_by_cost(bare.settings)
         assert layers(spec)[-1]["encoding"]["x"]["title"] == "forward passes an image, by a fold's nets"
         assert "NaN" not in json.dumps(spec)
         assert all("seconds" not in point for point in values(spec, layers(spec)[-1]))
 
-    def test_fold_worth_has_all_subsets_and_their_mean(self, full: Findings) -> None:
+    def test_fold_worth_has_all_subsets_and_their_mean(self, full: ReportData) -> None:
         spec = charts.fold_worth(full.fold_worth)
         band, _, points = layers(spec)
         assert {v["count"] for v in values(spec, band)} == {1, 2}, (
@@ -407,10 +407,10 @@ class TestCharts:
         assert mean["mean"] == pytest.approx(small.mean(), abs=1e-6)
         assert mean["high"] - mean["mean"] == pytest.approx(small.std(), abs=2e-6)
 
-    def test_threshold_has_a_line_a_merge_of_the_current_setting(self, full: Findings) -> None:
-        spec = charts.threshold_curve(tables.of_split(full.settings, "holdout"))
+    def test_threshold_has_a_line_a_merge_of_the_current_setting(self, full: ReportData) -> None:
+        spec = charts.threshold_curve(tables.rows_of_split(full.settings, "holdout"))
         points = pd.DataFrame(values(spec, layers(spec)[0]))
-        assert points.groupby("merge").size().to_dict() == {"mean of probabilities": 7, "mean of logits": 7, "vote": 7}
+        assert points.groupby("merge").size().to_dict() == {"mean of probabilities": 7, "mean of logits": 7, "majority_vote": 7}
 
     def test_training_leaves_out_epochs_without_a_value(self) -> None:
         spec = charts.training_curves(FULL.curves(), "dice", "Dice")
@@ -421,7 +421,7 @@ class TestCharts:
         alone = charts.training_curves(BARE.curves(), "loss", "loss")
         assert {point["colour"] for point in values(alone, alone)} == {"small/0"}
 
-    def test_angles_and_makes(self, full: Findings) -> None:
+    def test_angles_and_makes(self, full: ReportData) -> None:
         angles = charts.dice_by_angle(full.doubts)
         points = pd.DataFrame(values(angles, layers(angles)[1]))
         assert len(points) == 2 * 16
@@ -440,46 +440,46 @@ class TestCharts:
 
 
 class TestHeadlines:
-    def test_scores_tell_interval_or_why_there_is_none(self, full: Findings, bare: Findings) -> None:
-        (oof, holdout, test) = headlines.scores(full.images, SUBMISSION)
+    def test_scores_tell_interval_or_why_there_is_none(self, full: ReportData, bare: ReportData) -> None:
+        (oof, holdout, test) = headlines.headline_scores(full.images, SUBMISSION)
         assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
         assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
         assert oof.basis == "224 images of 14 cars"
-        assert oof.dice == f"{tables.of_split(full.images, 'oof')['dice'].mean():.5f}"
+        assert oof.dice == f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}"
         assert test.interval.startswith("No interval")
-        (alone,) = headlines.scores(bare.images, ALONE)
+        (alone,) = headlines.headline_scores(bare.images, ALONE)
         assert alone.interval == "No interval: it takes 8 cars."
 
     def test_one_held_out_car_has_a_score_though_its_settings_are_not_compared(self, tmp_path: Path) -> None:
         found = findings(DrawnReports(held_out=("f" * 12,)), tmp_path)
-        _, holdout, _ = headlines.scores(found.images, SUBMISSION)
+        _, holdout, _ = headlines.headline_scores(found.images, SUBMISSION)
         assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it takes 8 cars.")
-        assert "16 images of 1 car" in Document(page(found, [], [])).text
+        assert "16 images of 1 car" in Document(render_page(found, [], [])).text
 
     def test_no_bound_is_above_1(self) -> None:
         rows = pd.DataFrame({"split": "oof", "car": [str(n) for n in range(10)], "dice": [0.5, *[1.0] * 9]})
-        (score,) = headlines.scores(rows, {})
+        (score,) = headlines.headline_scores(rows, {})
         assert score.interval.endswith("to 1.00000")
 
     def test_the_rows_are_those_of_the_model_that_is_submitted(self) -> None:
         images = FULL.images()
-        several = headlines.as_submitted(images, SUBMISSION)
+        several = headlines.rows_as_submitted(images, SUBMISSION)
         assert set(several["model"]) == {"ensemble"} and set(several["split"]) == {"oof", "holdout"}
-        one = headlines.as_submitted(images, SUBMISSION | {"nets": ["small/0", "small/1"]})
+        one = headlines.rows_as_submitted(images, SUBMISSION | {"nets": ["small/0", "small/1"]})
         assert set(zip(one["split"], one["model"], strict=True)) == {("oof", "small"), ("holdout", "ensemble")}
         assert len(one) == len(several) == 384
 
     def test_doubts_have_the_dice_after_the_steps(self) -> None:
-        images = headlines.as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
-        doubts = headlines.rescored(FULL.doubts(), images.assign(dice=images["dice"] / 2))
+        images = headlines.rows_as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
+        doubts = headlines.with_final_dice(FULL.doubts(), images.assign(dice=images["dice"] / 2))
         assert np.allclose(doubts["dice"], FULL.doubts()["dice"] / 2)
         assert list(doubts["image_id"]) == list(FULL.doubts()["image_id"])
 
 
 class TestWords:
-    def verdict(self, **changes: Any) -> dict[str, words.Point]:
+    def verdict(self, **changes: Any) -> dict[str, words.SummaryPoint]:
         told = FULL.summary()
-        oof, _ = words.verdicts(told | {"oof": told["oof"] | changes})
+        oof, _ = words.summarize_ablation(told | {"oof": told["oof"] | changes})
         return {point.label: point for point in oof.points}
 
     def test_the_verdict_names_best_cheapest_and_the_honest_figure(self) -> None:
@@ -519,17 +519,17 @@ class TestWords:
         assert now.words.endswith("It is the current setting.")
 
     def test_numbers(self) -> None:
-        assert words.signed(-0.00012) == "−0.00012"
-        assert [words.seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == ["0.012 s", "0.5 s", "2.8 s", "123 s"]
-        assert words.count(1, "forward pass", "forward passes") == "1 forward pass"
-        assert words.count(12345, "image") == "12,345 images"
+        assert words.format_signed(-0.00012) == "−0.00012"
+        assert [words.format_seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == ["0.012 s", "0.5 s", "2.8 s", "123 s"]
+        assert words.pluralize(1, "forward pass", "forward passes") == "1 forward pass"
+        assert words.pluralize(12345, "image") == "12,345 images"
 
 
 class TestForest:
-    def test_marks_lie_in_order_on_one_axis(self, full: Findings) -> None:
-        rows = tables.best_and_current(tables.of_split(full.settings, "oof"), 15)
+    def test_marks_lie_in_order_on_one_axis(self, full: ReportData) -> None:
+        rows = tables.best_and_current(tables.rows_of_split(full.settings, "oof"), 15)
         current = rows[rows["current"]].iloc[0]
-        table = compare(rows, [str(n) for n in rows["rank"]], "rank", current)
+        table = build_comparison(rows, [str(n) for n in rows["rank"]], "rank", current)
         assert table.heads == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
         for line, (_, row) in zip(table.lines, rows.iterrows(), strict=True):
             assert 0 <= line.mark.low <= line.mark.dot <= line.mark.high <= 150
@@ -538,9 +538,9 @@ class TestForest:
             assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.heads]
         assert table.lines[-1].current and not table.lines[-1].difference
 
-    def test_without_intervals_nothing_is_called_better(self, bare: Findings) -> None:
+    def test_without_intervals_nothing_is_called_better(self, bare: ReportData) -> None:
         rows = tables.best_and_current(bare.settings, 15)
-        table = compare(rows, [""] * len(rows), "rank", rows[rows["current"]].iloc[0])
+        table = build_comparison(rows, [""] * len(rows), "rank", rows[rows["current"]].iloc[0])
         assert {line.kind for line in table.lines} == {"open"}
         assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.lines)
         assert not table.timed
@@ -552,14 +552,14 @@ def near(colour: NDArray[np.uint8], wanted: tuple[int, int, int], by: int = 30) 
 
 class TestCrops:
     def test_boxes(self) -> None:
-        assert Box.around([box(100, 200, 300, 500), box(150, 250, 400, 450)], 10) == (90, 290, 260, 510)
-        assert Box.around([box(0, 200, 0, 500)], 10) == (0, 0, 210, 510)
-        assert Box.around([box(0, 0, 0, 0)], 10) == (0, 0, HEIGHT, WIDTH)
+        assert CropBox.around([box(100, 200, 300, 500), box(150, 250, 400, 450)], 10) == (90, 290, 260, 510)
+        assert CropBox.around([box(0, 200, 0, 500)], 10) == (0, 0, 210, 510)
+        assert CropBox.around([box(0, 0, 0, 0)], 10) == (0, 0, HEIGHT, WIDTH)
 
     @pytest.mark.parametrize(
-        "region", [Box(600, 900, 620, 930), Box(0, 0, 12, 10), Box(1270, 1900, 1280, 1918), Box(10, 100, 20, 1500)]
+        "region", [CropBox(600, 900, 620, 930), CropBox(0, 0, 12, 10), CropBox(1270, 1900, 1280, 1918), CropBox(10, 100, 20, 1500)]
     )
-    def test_context_holds_the_region_and_stays_inside(self, region: Box) -> None:
+    def test_context_holds_the_region_and_stays_inside(self, region: CropBox) -> None:
         top, left, bottom, right = region.in_context(2.5, 160, HEIGHT, WIDTH)
         assert 0 <= top <= region.top and region.bottom <= bottom <= HEIGHT
         assert 0 <= left <= region.left and region.right <= right <= WIDTH
@@ -567,38 +567,38 @@ class TestCrops:
 
     def test_errors_and_the_true_outline(self) -> None:
         true, mask = box(400, 800, 400, 1200), box(400, 800, 600, 1400)
-        part = Box.around([true, mask], 0)
-        picture = crops.error(GREY, mask, true, part, 500)  # half as large
+        part = CropBox.around([true, mask], 0)
+        picture = crops.error_overlay(GREY, mask, true, part, 500)  # half as large
         assert picture.shape == (200, 500, 3)
-        assert near(picture[100, 50], MISSED, 1)
-        assert near(picture[100, 450], TOO_MUCH, 1)
+        assert near(picture[100, 50], FALSE_NEGATIVE, 1)
+        assert near(picture[100, 450], FALSE_POSITIVE, 1)
         assert near(picture[100, 250], (128, 128, 128), 1)
-        outline = crops.outlines(GREY, true, [mask], Box(300, 300, 900, 1500), 1200)
+        outline = crops.with_outlines(GREY, true, [mask], CropBox(300, 300, 900, 1500), 1200)
         assert near(outline[100, 500], TRUTH, 1) and near(outline[300, 100], TRUTH, 1)
         assert near(outline[300, 300], crops.NETS, 1) and near(outline[300, 1100], crops.NETS, 1)
         assert near(outline[300, 600], (128, 128, 128), 1)
 
     def test_an_outline_does_not_follow_the_border_of_the_picture(self) -> None:
-        picture = crops.outlines(GREY, box(0, 1280, 0, 700), [], Box(500, 500, 800, 900), 400)
+        picture = crops.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
         assert near(picture[0, 50], (128, 128, 128), 1) and near(picture[150, 0], (128, 128, 128), 1)
         assert near(picture[150, 200], TRUTH, 1)
 
     def test_doubt_glows_where_it_is_even_if_a_line(self) -> None:
         doubt = np.zeros((HEIGHT, WIDTH), np.uint8)
         doubt[600, 400:1200] = 255
-        picture = crops.doubt(GREY, doubt, Box(0, 0, HEIGHT, WIDTH), WIDTH // 4)
+        picture = crops.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
         assert picture[150, 200].max() > 150
         quiet = picture[50, 50]
         assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
 
     def test_a_frame_lies_just_outside_its_region(self) -> None:
         picture = np.full((400, 800, 3), 128, np.uint8)
-        framed = crops.framed(picture, Box(400, 500, 500, 700), Box(300, 300, 700, 1100))
+        framed = crops.with_frame(picture, CropBox(400, 500, 500, 700), CropBox(300, 300, 700, 1100))
         assert near(framed[96, 300], crops.REGION, 1) and near(framed[150, 196], crops.REGION, 1)
         assert near(framed[150, 300], (128, 128, 128), 1) and (picture == 128).all()
 
     def test_pictures_stand_in_the_page(self) -> None:
-        address = crops.data_uri(crops.photograph(GREY, Box(0, 0, 400, 800), 200))
+        address = crops.data_uri(crops.crop_photo(GREY, CropBox(0, 0, 400, 800), 200))
         head, _, text = address.partition(",")
         assert head == "data:image/jpeg;base64"
         read = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
@@ -616,7 +616,7 @@ class TestCrops:
             "height": 400.0,
             "width": 100.0,
         }
-        worst = figures.worst(row, "Kia", GREY, true, mask, np.zeros_like(true))
+        worst = figures.worst_image_figure(row, "Kia", GREY, true, mask, np.zeros_like(true))
         assert worst.title == "0123456789ab_03"
         assert worst.facts == [
             "Dice 0.94118",
@@ -626,17 +626,17 @@ class TestCrops:
             "1,234 pixels where nets differ",
         ]
         assert [picture.words for picture in worst.pictures] == ["errors", "where the 2 nets differ"]
-        alone = figures.worst(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
+        alone = figures.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
         assert alone.pictures[1].words == "where the net is undecided"
         assert alone.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
-        suspect = figures.suspect(row, "Kia", GREY, true, [mask, mask])
+        suspect = figures.label_error_figure(row, "Kia", GREY, true, [mask, mask])
         assert suspect.facts[0] == "40,000 pixels, 100 x 400, of which both nets are certain"
         assert [picture.words for picture in suspect.pictures] == [
             "where it is",
             "the photograph",
             "label green, nets magenta, the region framed yellow",
         ]
-        assert "its one net is certain" in figures.suspect(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
+        assert "its one net is certain" in figures.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
 
 
 IDS = [f"{car:012x}_{angle:02d}" for car in range(3) for angle in range(1, 16)]
@@ -652,102 +652,102 @@ def certain(image_id: str, seed: int) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], MapStore]:
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], PredictionStore]:
     """Models a and b, folds 0 and 1: fold 0 holds the first car, fold 1 the second, and the third is held out."""
     folder = tmp_path_factory.mktemp("maps")
     for split, model, fold in (("oof", m, f) for m in "ab" for f in (0, 1)):
         _maps(folder, split, model, fold, IDS[15 * fold : 15 * fold + 15])
     for model, fold in ((m, f) for m in "ab" for f in (0, 1)):
         _maps(folder, "holdout", model, fold, IDS[30:])
-    return lambda split, model, fold: MapStore(folder / split / model / str(fold) / "maps")
+    return lambda split, model, fold: PredictionStore(folder / split / model / str(fold) / "maps")
 
 
 def _maps(folder: Path, split: str, model: str, fold: int, ids: list[str]) -> None:
     work = folder / split / model / str(fold)
     work.mkdir(parents=True)
     seed = 2 * "ab".index(model) + (fold if split == "holdout" else 0)
-    job = MapJob(ids, ["identity", "hflip"], shard_images=6, test=False, net="x")
-    make_maps(job, lambda some: ((image_id, certain(image_id, seed)) for image_id in some), work)
+    job = PredictJob(ids, ["identity", "hflip"], shard_images=6, test=False, net="x")
+    write_predictions(job, lambda some: ((image_id, certain(image_id, seed)) for image_id in some), work)
 
 
 class TestMapsOfSomeImages:
-    def test_they_equal_what_whole_shards_hold(self, stores: Callable[[str, str, int], MapStore]) -> None:
+    def test_they_equal_what_whole_shards_hold(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
         store = stores("oof", "a", 0)
         wanted = {IDS[2], IDS[3], IDS[13]}
         for views in (None, ["identity"], ["hflip", "identity"]):
             every = [m for number in range(store.shard_count()) for m in store.images(number, views)]
             expected = [level_map for level_map in every if level_map.image_id in wanted]
-            found = list(store.of_images(wanted, views))
+            found = list(store.iter_images(wanted, views))
             assert [m.image_id for m in found] == sorted(wanted)
             for level_map, other in zip(found, expected, strict=True):
                 assert (level_map.view, level_map.count, level_map.box) == (other.view, other.count, other.box)
-                assert np.array_equal(level_map.levels, other.levels)
+                assert np.array_equal(level_map.probs_u8, other.probs_u8)
         raw = [m for number in range(store.shard_count()) for m in store.shard(number) if m.image_id in wanted]
         assert len(raw) == 2 * len(found)
-        assert list(store.of_images(set())) == []
-        with pytest.raises(PipelineError, match=r"no view scale:0\.5"):
-            list(store.of_images(wanted, ["scale:0.5"]))
+        assert list(store.iter_images(set())) == []
+        with pytest.raises(CarvanaError, match=r"no view scale:0\.5"):
+            list(store.iter_images(wanted, ["scale:0.5"]))
 
     def test_no_other_map_is_decompressed(
-        self, stores: Callable[[str, str, int], MapStore], monkeypatch: pytest.MonkeyPatch
+        self, stores: Callable[[str, str, int], PredictionStore], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         unpacked: list[str] = []
-        plain = PackedMap.unpack
+        plain = CompressedMap.decompress
 
-        def noted(packed: PackedMap) -> LevelMap:
+        def noted(packed: CompressedMap) -> ProbabilityMap:
             unpacked.append(packed.image_id)
             return plain(packed)
 
-        monkeypatch.setattr(PackedMap, "unpack", noted)
-        list(stores("oof", "a", 1).of_images({IDS[20]}))
+        monkeypatch.setattr(CompressedMap, "decompress", noted)
+        list(stores("oof", "a", 1).iter_images({IDS[20]}))
         assert unpacked == [IDS[20]] * 2
 
 
 class TestOpinions:
-    def opinions(self, stores: Callable[[str, str, int], MapStore], **changes: Any) -> Opinions:
+    def opinions(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
         nets = [(model, fold) for model in "ab" for fold in (0, 1)]
-        whole = ActiveNets(EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY)
-        return Opinions(replace(whole, **changes))
+        whole = EnsembleContext(EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY)
+        return MemberPredictions(replace(whole, **changes))
 
-    def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], MapStore]) -> None:
-        found = {o.image_id: o for o in self.opinions(stores).of("oof", [IDS[20], IDS[3]])}
+    def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        found = {o.image_id: o for o in self.opinions(stores).iter_images("oof", [IDS[20], IDS[3]])}
         assert {image_id: list(o.nets) for image_id, o in found.items()} == {
             IDS[3]: ["a/0", "b/0"],
             IDS[20]: ["a/1", "b/1"],
         }
-        (held_out,) = self.opinions(stores).of("holdout", [IDS[31]])
+        (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
         assert list(held_out.nets) == ["a/0", "a/1", "b/0", "b/1"]
 
-    def test_masks_and_where_they_differ(self, stores: Callable[[str, str, int], MapStore]) -> None:
-        (found,) = self.opinions(stores).of("oof", [IDS[3]])
+    def test_masks_and_where_they_differ(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        (found,) = self.opinions(stores).iter_images("oof", [IDS[3]])
         first, second = found.nets.values()
         assert np.array_equal(first, certain(IDS[3], 0)[0] > 0) and np.array_equal(second, certain(IDS[3], 2)[0] > 0)
         assert np.array_equal(found.mask_HW, first), "a mean of half is car"
-        assert np.array_equal(found.doubt_HW > 0, first != second) and found.doubt_HW.max() == 255
-        (held_out,) = self.opinions(stores).of("holdout", [IDS[31]])
-        assert held_out.doubt_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], "4, 3, 2, 1, 0 of 4"
+        assert np.array_equal(found.disagreement_HW > 0, first != second) and found.disagreement_HW.max() == 255
+        (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
+        assert held_out.disagreement_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], "4, 3, 2, 1, 0 of 4"
 
-    def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], MapStore]) -> None:
+    def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
         only_b = self.opinions(stores, ensemble=[("b", 0)])
-        (oof,) = only_b.of("oof", [IDS[20]])
+        (oof,) = only_b.iter_images("oof", [IDS[20]])
         assert list(oof.nets) == ["a/1", "b/1"]
         assert np.array_equal(oof.mask_HW, oof.nets["b/1"]), "the model of the ensemble, with the fold of the image"
-        (held_out,) = only_b.of("holdout", [IDS[31]])
+        (held_out,) = only_b.iter_images("holdout", [IDS[31]])
         assert np.array_equal(held_out.mask_HW, held_out.nets["b/0"])
 
     def test_steps_after_the_merge_count_for_the_mask_of_all_alone(
-        self, stores: Callable[[str, str, int], MapStore]
+        self, stores: Callable[[str, str, int], PredictionStore]
     ) -> None:
-        settings = EnsembleSettings(postprocess=("largest",))
-        (found,) = self.opinions(stores, settings=settings).of("oof", [IDS[3]])
+        settings = EnsembleSettings(postprocess=("keep_largest",))
+        (found,) = self.opinions(stores, settings=settings).iter_images("oof", [IDS[3]])
         assert found.nets["a/0"][10, 10] and not found.mask_HW[10, 10]
         assert found.mask_HW.sum() == found.nets["a/0"].sum() - 1
 
-    def test_a_single_net_doubts_what_it_is_undecided_of(self, stores: Callable[[str, str, int], MapStore]) -> None:
+    def test_a_single_net_doubts_what_it_is_undecided_of(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
         alone = self.opinions(stores, models=["a"], folds=[0], ensemble=[("a", 0)], views=["identity", "hflip"])
-        (found,) = alone.of("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
-        assert found.doubt_HW[305, 600] == pytest.approx(128, abs=2)
-        assert found.doubt_HW[350, 600] == found.doubt_HW[10, 10] == 0
+        (found,) = alone.iter_images("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
+        assert found.disagreement_HW[305, 600] == pytest.approx(128, abs=2)
+        assert found.disagreement_HW[350, 600] == found.disagreement_HW[10, 10] == 0
 
 
 class TestMetadata:
@@ -756,14 +756,14 @@ class TestMetadata:
     def test_makes_by_car_zipped_or_not(self, tmp_path: Path) -> None:
         text = self.HEADER + '"0004d4463b50","2014","Acura","TL","TL","w/SE"\n"00087a6bd4dc","2014","","RLX","",""\n'
         (tmp_path / "metadata.csv").write_text(text)
-        assert read_makes(tmp_path) == {"0004d4463b50": "Acura"}
+        assert read_car_makes(tmp_path) == {"0004d4463b50": "Acura"}
         (tmp_path / "metadata.csv").unlink()
         with zipfile.ZipFile(tmp_path / "metadata.csv.zip", "w") as archive:
             archive.writestr("metadata.csv", text)
-        assert read_makes(tmp_path) == {"0004d4463b50": "Acura"}
+        assert read_car_makes(tmp_path) == {"0004d4463b50": "Acura"}
 
     def test_none_where_the_file_is_not_there_and_an_error_where_it_is_another(self, tmp_path: Path) -> None:
-        assert read_makes(tmp_path) == {}
+        assert read_car_makes(tmp_path) == {}
         (tmp_path / "metadata.csv").write_text("car,maker\n")
-        with pytest.raises(PipelineError, match="has no columns id and make"):
-            read_makes(tmp_path)
+        with pytest.raises(CarvanaError, match="has no columns id and make"):
+            read_car_makes(tmp_path)

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from pipeline.errors import PipelineError
-from pipeline.params import Params, parse, read_params
+from pipeline.errors import CarvanaError
+from pipeline.params import Params, parse_params, read_params
 from pipeline.recipes import apply_recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
@@ -18,9 +18,9 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 DELETED = object()
 SPECS: dict[str, Any] = {
-    "classic": {"net": "classic", "widths": [8, 16, 32]},
-    "encoder": {"net": "encoder", "encoder": "resnet34", "encoder_weights": None},
-    "small": {"net": "classic", "widths": [8, 16, 32], "input": {"size": [64, 96]}},
+    "classic": {"architecture": "unet", "widths": [8, 16, 32]},
+    "encoder": {"architecture": "smp_unet", "encoder": "resnet34", "encoder_weights": None},
+    "small": {"architecture": "unet", "widths": [8, 16, 32], "input": {"size": [64, 96]}},
 }
 """Two are named as the kinds of nets are, which must not confuse a message."""
 
@@ -96,13 +96,13 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("train.lr", -1, "train.lr can't be -1: input should be greater than 0"),
         ("train.lr", float("nan"), "train.lr can't be nan"),
         ("ensemble.threshold", 1, "ensemble.threshold can't be 1"),
-        ("machine.device", "tpu", "machine.device can't be 'tpu': input should be 'auto'"),
+        ("hardware.device", "tpu", "hardware.device can't be 'tpu': input should be 'auto'"),
         ("data.source", "web", "data.source can't be 'web'"),
         ("data.source", "directory", "data.source is 'directory', but data.directory is not set"),
         ("train.losses", {}, "train.losses can't be {}"),
         ("train.losses", {"bcee": 1.0}, "train.losses.bcee can't be 'bcee': input should be 'bce'"),
         # what an ablation can't try
-        ("ablation.views", [["identity", "scale:2"]], "ablation.views has scale:2, which predict.views.oof lacks"),
+        ("ablation.views", [["identity", "scale:2"]], "ablation.views has scale:2, which predict.tta.oof lacks"),
         ("ablation.models", [["small", "large"]], "ablation.models has large, which models.active lacks"),
         ("ablation.folds", [[0], [0, 9]], "ablation.folds has 9, which folds.active lacks"),
         ("ablation.weights", [{"large": 2}], "ablation.weights has large, which models.active lacks"),
@@ -127,14 +127,14 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("ensemble.folds", [0, 0], "ensemble.folds: names 0 twice"),
         ("ensemble.models", [], "ensemble.models can't be []"),
         ("ensemble.weights", {"small": 10**7}, "ensemble.weights.small can't be 10000000"),
-        ("predict.views.test", ["identity", "identity"], "predict.views.test: names identity twice"),
+        ("predict.tta.test", ["identity", "identity"], "predict.tta.test: names identity twice"),
         ("folds.seed", -1, "folds.seed can't be -1"),
         ("train.seed", -1, "train.seed can't be -1"),
         # views
-        ("predict.views.test", ["vflip"], "predict.views.test.0 can't be 'vflip'"),
-        ("predict.views.oof", ["scale:x"], "predict.views.oof.0 can't be 'scale:x'"),
-        ("predict.views.test", [], "predict.views.test can't be []"),
-        ("predict.views.test", ["identity", "hflip"], "predict.views.test has hflip, which predict.views.oof lacks"),
+        ("predict.tta.test", ["vflip"], "predict.tta.test.0 can't be 'vflip'"),
+        ("predict.tta.oof", ["scale:x"], "predict.tta.oof.0 can't be 'scale:x'"),
+        ("predict.tta.test", [], "predict.tta.test can't be []"),
+        ("predict.tta.test", ["identity", "hflip"], "predict.tta.test has hflip, which predict.tta.oof lacks"),
         # sizes that a net can't take
         ("input.size", [100, 240], "models.specs.encoder: input.size 100 x 240: this net needs multiples of 32"),
         ("input.size", [160], "input.size"),
@@ -157,10 +157,10 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
     ],
 )
 def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], key: str, value: Any, words: str) -> None:
-    parse(tree)
+    parse_params(tree)
     put(tree, key, value)
-    with pytest.raises(PipelineError) as caught:
-        parse(tree)
+    with pytest.raises(CarvanaError) as caught:
+        parse_params(tree)
     assert words in str(caught.value)
     assert "[key]" not in str(caught.value) and "tuple[" not in str(caught.value)
 
@@ -168,15 +168,15 @@ def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], key: str, valu
 def test_every_fault_is_told_at_once(tree: dict[str, Any]) -> None:
     put(tree, "train.lrr", 1)
     put(tree, "folds.count", "3")
-    with pytest.raises(PipelineError) as caught:
-        parse(tree)
+    with pytest.raises(CarvanaError) as caught:
+        parse_params(tree)
     assert len(str(caught.value).splitlines()) == 2
 
 
 def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any]) -> None:
-    put(tree, "predict.views.test", ["vflip"])
-    with pytest.raises(PipelineError) as caught:
-        parse(tree)
+    put(tree, "predict.tta.test", ["vflip"])
+    with pytest.raises(CarvanaError) as caught:
+        parse_params(tree)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -194,12 +194,12 @@ def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any])
 def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: bytes, words: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(text)
-    with pytest.raises(PipelineError, match=rf"params\.yaml.*{words}"):
+    with pytest.raises(CarvanaError, match=rf"params\.yaml.*{words}"):
         read_params(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"params\.yaml can't be read .*run this in the project's folder"):
+    with pytest.raises(CarvanaError, match=r"params\.yaml can't be read .*run this in the project's folder"):
         read_params(tmp_path / "params.yaml")
 
 
@@ -208,8 +208,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_spec_overrides_what_it_names_and_nothing_else(tree: dict[str, Any]) -> None:
     tree["models"]["specs"]["small"]["train"] = {"lr": 0.5, "losses": {"lovasz": 1.0}, "augment": {"hflip": 0.0}}
-    params = parse(tree)
-    design, plain = params.design("small"), params.design("classic")
+    params = parse_params(tree)
+    design, plain = params.resolve_model("small"), params.resolve_model("classic")
     assert (plain.input, plain.train) == (params.input, params.train)
     assert design.input.size == (64, 96)
     assert design.input.channels == params.input.channels
@@ -219,23 +219,23 @@ def test_a_spec_overrides_what_it_names_and_nothing_else(tree: dict[str, Any]) -
 
 
 def test_a_model_that_does_not_exist_is_named(tree: dict[str, Any]) -> None:
-    with pytest.raises(PipelineError, match=r"There is no model 'smal': params\.yaml has classic, encoder, small"):
-        parse(tree).design("smal")
+    with pytest.raises(CarvanaError, match=r"There is no model 'smal': params\.yaml has classic, encoder, small"):
+        parse_params(tree).resolve_model("smal")
 
 
 def test_a_size_need_not_suit_a_net_that_is_not_active(tree: dict[str, Any]) -> None:
-    tree["models"]["specs"]["deep"] = {"net": "classic", "widths": [4] * 8}
-    parse(tree)
+    tree["models"]["specs"]["deep"] = {"architecture": "unet", "widths": [4] * 8}
+    parse_params(tree)
     tree["models"]["active"] = ["small", "deep"]
-    with pytest.raises(PipelineError, match=r"models\.specs\.deep: input\.size .* multiples of 128"):
-        parse(tree)
+    with pytest.raises(CarvanaError, match=r"models\.specs\.deep: input\.size .* multiples of 128"):
+        parse_params(tree)
 
 
 def test_nets_of_the_ensemble_are_all_active_ones_or_those_chosen(tree: dict[str, Any]) -> None:
     tree["models"]["active"] = ["small", "classic"]
-    assert len(parse(tree).ensemble_nets()) == 6
+    assert len(parse_params(tree).ensemble_members()) == 6
     tree["ensemble"] |= {"models": ["classic"], "folds": [2, 0]}
-    assert parse(tree).ensemble_nets() == [("classic", 2), ("classic", 0)]
+    assert parse_params(tree).ensemble_members() == [("classic", 2), ("classic", 0)]
 
 
 # ---------------------------------------------------------------- recipes
@@ -310,7 +310,7 @@ def test_a_recipe_holds_only_what_differs(project: Path) -> None:
 def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: str) -> None:
     before = (project / "params.yaml").read_bytes()
     (project / "recipes" / "bad.yaml").write_text(recipe)
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(CarvanaError) as caught:
         apply_recipe("bad")
     assert words in str(caught.value)
     assert (project / "params.yaml").read_bytes() == before
@@ -318,7 +318,7 @@ def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: 
 
 def test_the_full_competition_is_augmented(project: Path) -> None:
     apply_recipe("carvana")
-    augment = read_params().design("native-r34").train.augment
+    augment = read_params().resolve_model("native-r34").train.augment
     assert all(getattr(augment, name) > 0 for name in type(augment).model_fields)
 
 
@@ -327,15 +327,15 @@ def test_a_recipe_leaves_the_data_where_the_user_has_them(project: Path) -> None
     path.write_text(path.read_text().replace("directory: null", "directory: /mine"))
     apply_recipe("carvana")
     assert read_params().data.directory == "/mine"
-    assert not read_params().data.from_kaggle
+    assert not read_params().data.is_from_kaggle
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are(project: Path) -> None:
-    with pytest.raises(PipelineError, match=r"There is no recipe 'carvan': there are .*carvana"):
+    with pytest.raises(CarvanaError, match=r"There is no recipe 'carvan': there are .*carvana"):
         apply_recipe("carvan")
 
 
 def test_a_recipe_outside_the_project_says_where_to_go(project: Path) -> None:
     (project / "params.yaml").unlink()
-    with pytest.raises(PipelineError, match=r"params\.yaml can't be read .*run this in the project's folder"):
+    with pytest.raises(CarvanaError, match=r"params\.yaml can't be read .*run this in the project's folder"):
         apply_recipe("carvana")

@@ -10,16 +10,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.competition.metric import count
-from pipeline.competition.submission import check, score
-from pipeline.data.source import Source
-from pipeline.ensembling.counting import Counter
+from pipeline.competition.metric import confusion_counts
+from pipeline.competition.submission import score_submission, validate_submission
+from pipeline.data.source import CompetitionData
+from pipeline.ensembling.counting import SettingScorer
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import AblationSettings, Choices
-from pipeline.ensembling.maps import LevelMap, MapStore, sum_maps
-from pipeline.ensembling.undecided import Stack
-from pipeline.learning.inference import Predictor
-from pipeline.resume import hold
+from pipeline.ensembling.grid import AblationSettings, AblationSpace
+from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, sum_maps
+from pipeline.ensembling.undecided import MapStack
+from pipeline.learning.inference import TorchPredictor
+from pipeline.resume import acquire_run_state
 from pipeline.stages.nets import net_digest
 from tests.project import Project, kill_when
 
@@ -33,7 +33,7 @@ TINY = {
     "train.epochs": 3,
     "train.validate_every": 1,
     "predict.shard_images": 4,
-    "machine.device": "cpu",
+    "hardware.device": "cpu",
 }
 
 
@@ -53,11 +53,11 @@ class TestRepro:
         with zipfile.ZipFile(tiny_sample / "sample_submission.csv.zip") as sample:
             lines = sample.read("sample_submission.csv").decode().splitlines()[1:]
         ids = [line.partition(".")[0] for line in lines]
-        report = check(csv, ids)
+        report = validate_submission(csv, ids)
         described = done.read("submissions/submission.json")
         assert described["content_sha256"] == report.sha256
         assert described["nets"] == ["small/0", "small/1"]
-        assert described["test"]["dice"] == pytest.approx(score(csv, tiny_sample / "truth.csv").mean)
+        assert described["test"]["dice"] == pytest.approx(score_submission(csv, tiny_sample / "truth.csv").mean)
         assert gzip.decompress(csv.read_bytes()).startswith(b"img,rle_mask\n")
 
     def test_metrics_and_reports(self, done: Project) -> None:
@@ -87,7 +87,7 @@ class TestRepro:
 
     @pytest.mark.parametrize("split", ["oof", "holdout", "test"])
     def test_maps_tell_their_net_and_how_long_they_took(self, done: Project, split: str) -> None:
-        store = MapStore(done.folder / "predictions" / split / "small/0")
+        store = PredictionStore(done.folder / "predictions" / split / "small/0")
         assert store.net == net_digest(done.folder / "folds/small/0", "last")
         timing = store.timing()
         assert timing is not None
@@ -98,8 +98,8 @@ class TestRepro:
     def test_the_ablation_equals_brute_force_on_real_photographs(self, done: Project, real_carvana: Path) -> None:
         views, folds = ("identity", "hflip", "scale:0.75"), (0, 1)
         nets = [("small", fold) for fold in folds]
-        predictors = [Predictor(done.folder / "folds/small" / str(fold), views=views, device="cpu") for fold in folds]
-        grid = Choices(
+        predictors = [TorchPredictor(done.folder / "folds/small" / str(fold), views=views, device="cpu") for fold in folds]
+        grid = AblationSpace(
             ablation=AblationSettings(),
             ensemble=EnsembleSettings(),
             models=("small",),
@@ -107,20 +107,20 @@ class TestRepro:
             predicted={"oof": views, "holdout": views},
             views=views[:2],
         ).grid("holdout")
-        source, counter = Source(real_carvana), Counter(grid, nets, views)
+        source, counter = CompetitionData(real_carvana), SettingScorer(grid, nets, views)
         for image_id in source.masks.ids()[:40:20]:
             image_HWC, true_HW = source.train.image(image_id), source.masks.mask(image_id)
-            levels = [predictor.levels([predictor.prepare(image_HWC)], *true_HW.shape)[0] for predictor in predictors]
+            levels = [predictor.predict_u8([predictor.preprocess(image_HWC)], *true_HW.shape)[0] for predictor in predictors]
             maps = [
-                [LevelMap.crop(image_id, view, 1, levels_HW) for view, levels_HW in zip(views, of_net, strict=True)]
+                [ProbabilityMap.crop(image_id, view, 1, levels_HW) for view, levels_HW in zip(views, of_net, strict=True)]
                 for of_net in levels
             ]
-            pixels = Stack.of(maps, true_HW).undecided(counter.bounds)
-            assert pixels.levels_NVU.shape[2]
+            pixels = MapStack.of(maps, true_HW).ambiguous_pixels(counter.bounds)
+            assert pixels.probs_u8_NVU.shape[2]
             for setting, (both, own) in zip(grid, counter.count(pixels).tolist(), strict=True):
                 chosen = [views.index(view) for view in setting.views]
                 merged = [sum_maps([maps[fold][view] for view in chosen]) for fold in setting.folds]
-                expected = count(setting.merger.mask(merged), true_HW)
+                expected = confusion_counts(setting.merge_rule.mask(merged), true_HW)
                 assert (both, own, pixels.total_true) == expected[:3], (image_id, setting)
 
     def test_a_second_run_does_nothing(self, done: Project) -> None:
@@ -133,8 +133,8 @@ class TestRepro:
             ("ensemble.threshold", 0.4, {"evaluate", "ensemble", "ablate", "report"}),
             ("models.specs.small.dropout", 0.1, {"train@small-0", "train@small-1"}),
             ("models.specs.classic.dropout", 0.1, set()),
-            ("predict.views.oof", ["identity", "scale:0.75"], {"predict@small-0-oof", "predict@small-1-oof", "ablate"}),
-            ("machine.workers", 0, set()),
+            ("predict.tta.oof", ["identity", "scale:0.75"], {"predict@small-0-oof", "predict@small-1-oof", "ablate"}),
+            ("hardware.workers", 0, set()),
             ("train.lr", 0.005, {"train@small-0", "train@small-1"}),
         ],
     )
@@ -159,12 +159,12 @@ class TestRepro:
 
     def test_masks_are_post_processed_for_scores_and_submission(self, done: Project, tiny_sample: Path) -> None:
         before = done.read("reports/evaluation.json")["oof"]["small"]["dice"]
-        done.put({"ensemble.postprocess": ["filled", "largest", "edges"]})
+        done.put({"ensemble.postprocess": ["fill_holes", "keep_largest", "refine_edges"]})
         try:
             done.repro("ensemble")
             described = done.read("submissions/submission.json")
-            assert described["postprocess"] == ["edges", "largest", "filled"]
-            truth = score(done.folder / "submissions/submission.csv.gz", tiny_sample / "truth.csv")
+            assert described["postprocess"] == ["refine_edges", "keep_largest", "fill_holes"]
+            truth = score_submission(done.folder / "submissions/submission.csv.gz", tiny_sample / "truth.csv")
             assert described["test"]["dice"] == pytest.approx(truth.mean)
             assert described["own_dice"]["oof"]["small"] != before
         finally:
@@ -185,7 +185,7 @@ class TestRepro:
         assert before < after
 
     def test_queued_experiments_find_data_and_state(self, done: Project) -> None:
-        done.run("dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=vote", "--name", "vote")
+        done.run("dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=vote", "--name", "majority_vote")
         done.run("dvc", "exp", "run", "--run-all")
         shown = done.run("dvc", "exp", "show", "--csv")
         (row,) = [line for line in shown.splitlines() if line.startswith("vote,")]
@@ -214,7 +214,7 @@ class TestErrors:
         assert "Traceback" not in printed
 
     def test_a_gpu_where_there_is_none(self, done: Project) -> None:
-        done.put({"machine.device": "gpu"})
+        done.put({"hardware.device": "gpu"})
         try:
             command = ("python", "-m", "pipeline.stages.predict", "--model", "small", "--fold", "0", "--split", "test")
             blind = ("env", "CUDA_VISIBLE_DEVICES=", *command)
@@ -250,7 +250,7 @@ def test_a_corrupt_test_image_keeps_its_row(done: Project, tiny_sample: Path, tm
     image_id = Path(torn).stem
     replaced = project.read("submissions/submission.json")["replaced_images"]
     assert list(replaced) == [image_id]
-    assert check(project.folder / "submissions/submission.csv.gz").rows == 16
+    assert validate_submission(project.folder / "submissions/submission.csv.gz").rows == 16
     assert image_id in project.run("carvana", "summary")
 
 
@@ -327,13 +327,13 @@ def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(tiny_
 def test_nothing_large_is_held_twice(tmp_path: Path) -> None:
     """Where the file system links; DVC does so on its own only if links come first among its cache's types."""
     project = Project(tmp_path / "project", {})
-    with hold(project.folder, "slot", {}) as state:
-        built = state.work / "built"
+    with acquire_run_state(project.folder, "slot", {}) as state:
+        built = state.work_dir / "built"
         built.mkdir()
         (built / "large").write_bytes(bytes(2 << 20))
         state.finish(built)
         state.publish(project.folder / "out")
     project.run("dvc", "add", "out")
-    kept = state.result / "large"
+    kept = state.result_dir / "large"
     assert kept.samefile(project.folder / "out" / "large")
     assert kept.stat().st_nlink == 3

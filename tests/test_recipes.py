@@ -12,11 +12,11 @@ from ruamel.yaml import YAML
 
 from pipeline.commands import results
 from pipeline.commands.results import keep_results, show_results
-from pipeline.competition.submission import check
-from pipeline.errors import PipelineError
-from pipeline.learning.settings import ClassicUNet, EncoderUNet
+from pipeline.competition.submission import validate_submission
+from pipeline.errors import CarvanaError
+from pipeline.learning.settings import SmpUNetConfig, UNetConfig
 from pipeline.params import Params, read_params
-from pipeline.recipes import apply_recipe, lay_over, recipe_names
+from pipeline.recipes import apply_overlay, apply_recipe, recipe_names
 from pipeline.stages import download, ensemble, evaluate, folds, predict, train
 from tests.project import ROOT
 
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_sample: Path) -> Pat
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        lay_over(
+        apply_overlay(
             {
                 "data": {"directory": str(tiny_sample)},
                 "folds": {"count": 2, "active": [0], "holdout_cars": 1},
@@ -51,7 +51,7 @@ def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(prepared, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     # The stages run here without DVC, which therefore knows nothing of them.
-    monkeypatch.setattr(results, "_demand_up_to_date", lambda: None)
+    monkeypatch.setattr(results, "_check_up_to_date", lambda: None)
     yield tmp_path / "project"
 
 
@@ -68,8 +68,8 @@ def apply(name: str) -> None:
         changed["encoder_weights"] = None
     kept = {section: getattr(before, section).model_dump(mode="json") for section in ("data", "folds", "machine")}
     kept["data"]["on_corrupt"] = read_params().data.on_corrupt
-    views = {"views": before.predict.views.model_dump(mode="json")}
-    lay_over({"models": {"specs": {model: changed}}, "predict": views, **kept})
+    views = {"views": before.predict.tta.model_dump(mode="json")}
+    apply_overlay({"models": {"specs": {model: changed}}, "predict": views, **kept})
 
 
 def run_all() -> Params:
@@ -102,7 +102,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name: str) -> None:
         default = defaults.get(path)
         if path[:2] == ("models", "specs"):
             _, _, model, *setting = path
-            spec = ClassicUNet if recipe["models"]["specs"][model]["net"] == "classic" else EncoderUNet
+            spec = UNetConfig if recipe["models"]["specs"][model]["net"] == "classic" else SmpUNetConfig
             field = spec.model_fields.get(setting[0])
             default = defaults.get(tuple(setting)) if len(setting) > 1 else field and field.default
         assert value != (list(default) if isinstance(default, tuple) else default), path
@@ -115,14 +115,14 @@ def test_a_recipe_runs_to_a_checked_submission(project: Path, name: str, capsys:
     params = run_all()
     described = json.loads(Path("submissions/submission.json").read_text())
     assert described["nets"] == [f"{params.models.active[0]}/0"]
-    assert described["content_sha256"] == check(Path("submissions/submission.csv.gz"), None).sha256
+    assert described["content_sha256"] == validate_submission(Path("submissions/submission.csv.gz"), None).sha256
     images = pd.read_csv("reports/images.csv")
     assert images.groupby("split").size().to_dict() == {"holdout": 16, "oof": 32}
     assert images["dice"].between(0, 1).all()
     keep_results()
     show_results(None)
     model = params.models.active[0]
-    mark = " *" if params.models.specs[model].net == "encoder" else ""  # no weights were fetched for it here
+    mark = " *" if params.models.specs[model].architecture == "encoder" else ""  # no weights were fetched for it here
     assert f"\n| {model}{mark} | " in capsys.readouterr().out
 
 
@@ -130,7 +130,7 @@ def test_a_recipe_runs_to_a_checked_submission(project: Path, name: str, capsys:
 def test_a_grey_net_and_an_encoder_net_of_two_recipes_make_one_ensemble(project: Path) -> None:
     apply("grey-128")
     apply("mobilenetv2-128")
-    lay_over({"models": {"active": ["grey-128", "mobilenetv2-128"]}})
+    apply_overlay({"models": {"active": ["grey-128", "mobilenetv2-128"]}})
     run_all()
     assert json.loads(Path("submissions/submission.json").read_text())["nets"] == ["grey-128/0", "mobilenetv2-128/0"]
     images = pd.read_csv("reports/images.csv")
@@ -180,24 +180,24 @@ def test_a_recipe_on_another_one(project: Path) -> None:
 
 def test_a_recipe_on_one_that_is_not_there(project: Path) -> None:
     (project / "recipes/mine.yaml").write_text("# Mine.\nrecipe: lost\n")
-    with pytest.raises(PipelineError, match="There is no recipe 'lost'"):
+    with pytest.raises(CarvanaError, match="There is no recipe 'lost'"):
         apply_recipe("mine")
 
 
 def test_a_recipe_on_itself(project: Path) -> None:
     (project / "recipes/mine.yaml").write_text("# Mine.\nrecipe: yours\n")
     (project / "recipes/yours.yaml").write_text("# Yours.\nrecipe: mine\n")
-    with pytest.raises(PipelineError, match=r"'mine' builds on itself \(mine on yours on mine\)"):
+    with pytest.raises(CarvanaError, match=r"'mine' builds on itself \(mine on yours on mine\)"):
         apply_recipe("mine")
 
 
 def test_outside_a_project_there_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for call in (recipe_names, lambda: apply_recipe("grey-128")):
-        with pytest.raises(PipelineError, match="run this in the project's folder"):
+        with pytest.raises(CarvanaError, match="run this in the project's folder"):
             call()
 
 
 def test_results_of_nothing(project: Path) -> None:
-    with pytest.raises(PipelineError, match=r"holds no results: 'carvana results --keep'"):
+    with pytest.raises(CarvanaError, match=r"holds no results: 'carvana results --keep'"):
         show_results(None)

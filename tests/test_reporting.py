@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.reporting.pictures import Tile, write_sheet
-from pipeline.reporting.summary import metrics, prediction_tiles, summary
+from pipeline.reporting.pictures import SheetTile, write_contact_sheet
+from pipeline.reporting.summary import build_metrics, format_summary, prediction_tiles
 
 GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
 ORANGE, RED, GREEN, YELLOW = (255, 140, 0), (235, 30, 60), (40, 200, 40), (255, 220, 0)
@@ -37,7 +37,7 @@ def near(colour: NDArray[np.uint8], wanted: tuple[int, int, int]) -> bool:
 class TestSheet:
     def test_errors_are_seen_where_they_lie(self, tmp_path: Path) -> None:
         true, mask = box(400, 800, 400, 1200), box(400, 800, 800, 1600)
-        write_sheet(tmp_path / "a.jpg", [Tile(GREY, mask, true, "x")], "title")
+        write_contact_sheet(tmp_path / "a.jpg", [SheetTile(GREY, mask, true, "x")], "title")
         tile = tile_of(tmp_path / "a.jpg", 0)
         assert near(tile[150, 150], ORANGE)  # car that was missed
         assert near(tile[150, 350], RED)  # no car
@@ -46,8 +46,8 @@ class TestSheet:
 
     def test_outlines(self, tmp_path: Path) -> None:
         mask = box(400, 800, 400, 1200)
-        tiles = [Tile(GREY, mask, None, "yellow"), Tile(GREY, mask, mask, "green")]
-        write_sheet(tmp_path / "a.jpg", tiles, "title")
+        tiles = [SheetTile(GREY, mask, None, "yellow"), SheetTile(GREY, mask, mask, "green")]
+        write_contact_sheet(tmp_path / "a.jpg", tiles, "title")
         for index, colour in enumerate((YELLOW, GREEN)):
             tile = tile_of(tmp_path / "a.jpg", index)
             assert np.abs(tile[150, 98:104].astype(int) - colour).max(axis=1).min() < 30
@@ -55,7 +55,7 @@ class TestSheet:
 
     @pytest.mark.parametrize("count", [0, 1, 5])
     def test_four_in_a_row(self, tmp_path: Path, count: int) -> None:
-        write_sheet(tmp_path / "a.jpg", [Tile(GREY, box(0, 1, 0, 1), None, "")] * count, "title")
+        write_contact_sheet(tmp_path / "a.jpg", [SheetTile(GREY, box(0, 1, 0, 1), None, "")] * count, "title")
         height, width, _ = cv2.imread(str(tmp_path / "a.jpg")).shape
         assert (height, width) == (26 + max(1, -(-count // 4)) * 346, 1920)
 
@@ -83,23 +83,23 @@ class TestSummary:
     def test_what_is_known_is_told(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": {}}
         nothing = {split: {"refused": "too few cars"} for split in ("oof", "holdout")}
-        assert metrics(evaluation, self.submission, nothing) == {"oof": {"small": self.scores | {"dice": 0.987654}}}
-        told = summary(evaluation, self.submission)
+        assert build_metrics(evaluation, self.submission, nothing) == {"oof": {"small": self.scores | {"dice": 0.987654}}}
+        told = format_summary(evaluation, self.submission)
         assert "out of fold, small   0.98765  0.97000  0.99000" in told
         assert "held-out" not in told and "test cars" not in told
-        known = metrics(evaluation | {"holdout": self.scores}, self.submission | {"test": {"dice": 0.5}}, nothing)
+        known = build_metrics(evaluation | {"holdout": self.scores}, self.submission | {"test": {"dice": 0.5}}, nothing)
         assert (known["holdout"]["dice"], known["test"]["dice"]) == (0.987654, 0.5)
 
     def test_the_ablation_is_told_where_it_was_not_refused(self) -> None:
         compared = {"current": {"dice": 0.9912345678}, "best": {"dice": 0.992}, "selection": {"honest": 0.9915}}
         ablation = {"oof": compared, "holdout": {"refused": "too few cars"}}
-        found = metrics({"oof": {"small": self.scores}}, self.submission, ablation)["ablation"]
+        found = build_metrics({"oof": {"small": self.scores}}, self.submission, ablation)["ablation"]
         assert found == {"oof": {"current": 0.991235, "best": 0.992, "honest": 0.9915}}
-        alone = metrics({"oof": {}}, self.submission, ablation | {"oof": compared | {"selection": None}})
+        alone = build_metrics({"oof": {}}, self.submission, ablation | {"oof": compared | {"selection": None}})
         assert alone["ablation"]["oof"] == {"current": 0.991235, "best": 0.992}
 
     def test_images_left_out_and_replaced_are_named(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": dict.fromkeys(IDS[:5], "torn")}
-        told = summary(evaluation, self.submission | {"replaced_images": {IDS[7]: "torn"}})
+        told = format_summary(evaluation, self.submission | {"replaced_images": {IDS[7]: "torn"}})
         assert f"5 training images were left out: {IDS[0]}, {IDS[1]}, {IDS[2]} ..." in told
         assert f"1 test images could not be read and have the mean mask of their angle: {IDS[7]}\n" in told

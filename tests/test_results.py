@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.commands.results import KEPT, show_results
-from pipeline.errors import PipelineError
-from pipeline.reporting.results import scored, speeds, table
+from pipeline.commands.results import RESULTS_DIR, show_results
+from pipeline.errors import CarvanaError
+from pipeline.reporting.results import results_table, scores_of_split, throughput
 
 
 def images(cars: int) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def result(name: str, dice: float, **changes: Any) -> dict[str, Any]:
         "folds": {"count": 2, "active": [0, 1], "holdout_cars": 2, "seed": 0},
         "seeds": [0],
         "setting": "aaaaaa",
-        "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10, "spec": {"net": "classic"}}],
+        "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10, "spec": {"architecture": "unet"}}],
         "parameters": 1_862_849,
         "views": {"oof": ["identity"], "test": ["identity", "hflip"]},
         "minutes": 12.34,
@@ -49,7 +49,7 @@ def result(name: str, dice: float, **changes: Any) -> dict[str, Any]:
 
 def test_scores_with_their_interval() -> None:
     rows = images(9)
-    found = scored(rows, "oof", "small")
+    found = scores_of_split(rows, "oof", "small")
     assert found is not None
     assert found["dice"] == pytest.approx(rows["dice"].mean(), abs=1e-6)
     low, high = found["interval"]
@@ -58,29 +58,29 @@ def test_scores_with_their_interval() -> None:
 
 
 def test_no_interval_of_few_cars_and_no_scores_of_none() -> None:
-    few = scored(images(3), "oof", "small")
+    few = scores_of_split(images(3), "oof", "small")
     assert few is not None
     assert few["interval"] is None
-    assert scored(images(3), "holdout", "small") is None
+    assert scores_of_split(images(3), "holdout", "small") is None
 
 
 def test_speeds_add_up_over_folds() -> None:
     timing = {"seconds": 90.0, "training_seconds": 60.0, "images": 300, "device": "a GPU"}
-    found = speeds([timing, timing], [(10, 2.0), (30, 2.0)])
+    found = throughput([timing, timing], [(10, 2.0), (30, 2.0)])
     assert found == {"minutes": 3.0, "trained_per_second": 5.0, "predicted_per_second": 10.0, "device": "a GPU"}
-    assert speeds([timing], [(0, 0.0)])["predicted_per_second"] is None
+    assert throughput([timing], [(0, 0.0)])["predicted_per_second"] is None
 
 
 def test_who_began_with_random_weights_is_marked() -> None:
     model = {"name": "e", "sees": "128 x 128", "epochs": 20}
-    specs = [{"net": "encoder", "encoder_weights": weights} for weights in (None, "imagenet")]
-    text = table([result(f"e{n}", 0.9, models=[model | {"spec": spec}]) for n, spec in enumerate(specs)])
+    specs = [{"architecture": "smp_unet", "encoder_weights": weights} for weights in (None, "imagenet")]
+    text = results_table([result(f"e{n}", 0.9, models=[model | {"spec": spec}]) for n, spec in enumerate(specs)])
     assert "| e0 * |" in text and "| e1 |" in text
 
 
 def test_only_equal_folds_and_data_share_a_table_best_first() -> None:
     other = {"count": 3, "active": [0], "holdout_cars": 0, "seed": 0}
-    text = table([result("b", 0.96), result("a", 0.95), result("c", 0.97, folds=other, setting="bbbbbb")])
+    text = results_table([result("b", 0.96), result("a", 0.95), result("c", 0.97, folds=other, setting="bbbbbb")])
     first, second = text.split("## ")[1:]
     assert "; identity out of fold, identity, hflip held out; " in first
     assert first.startswith("The drawn sample, 14 cars; 1 of 3 folds")
@@ -95,13 +95,13 @@ def test_only_equal_folds_and_data_share_a_table_best_first() -> None:
 
 def test_the_table_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    KEPT.mkdir(parents=True)
-    (KEPT / "a@sample-14.json").write_text(json.dumps(result("a", 0.95)))
+    RESULTS_DIR.mkdir(parents=True)
+    (RESULTS_DIR / "a@sample-14.json").write_text(json.dumps(result("a", 0.95)))
     show_results(Path("docs/results.md"))
     assert "| a | 1,862,849 |" in Path("docs/results.md").read_text()
-    (KEPT / "older.json").write_text(json.dumps({"name": "a"}))
-    with pytest.raises(PipelineError, match=r"older\.json has no 'data': delete it"):
+    (RESULTS_DIR / "older.json").write_text(json.dumps({"name": "a"}))
+    with pytest.raises(CarvanaError, match=r"older\.json has no 'data': delete it"):
         show_results(None)
-    (KEPT / "older.json").write_text("{")
-    with pytest.raises(PipelineError, match=r"older\.json can't be read"):
+    (RESULTS_DIR / "older.json").write_text("{")
+    with pytest.raises(CarvanaError, match=r"older\.json can't be read"):
         show_results(None)

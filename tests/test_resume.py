@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline import resume
-from pipeline.errors import PipelineError
-from pipeline.resume import FOLDER, clean, hold, sizes
+from pipeline.errors import CarvanaError
+from pipeline.resume import STATE_DIR, acquire_run_state, delete_states, state_sizes
 
 SLOT = "train/unet/0"
 FACTS = {"lr": 0.1, "images": ["a", "b"]}
@@ -21,9 +21,9 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def build(root: Path, facts: dict[str, Any] = FACTS, text: str = "result") -> Path:
     """Hold a state and finish it, unless it is finished; return its folder."""
-    with hold(root, SLOT, facts) as state:
+    with acquire_run_state(root, SLOT, facts) as state:
         if not state.finished:
-            built = state.work / "built"
+            built = state.work_dir / "built"
             built.mkdir()
             (built / "net").write_text(text)
             state.finish(built)
@@ -31,7 +31,7 @@ def build(root: Path, facts: dict[str, Any] = FACTS, text: str = "result") -> Pa
 
 
 def states(root: Path) -> set[Path]:
-    return {path.parent for path in (root / FOLDER).rglob("facts.json")}
+    return {path.parent for path in (root / STATE_DIR).rglob("facts.json")}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -46,51 +46,51 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def test_finished_work_is_kept_and_published(tmp_path: Path) -> None:
     build(tmp_path)
-    with hold(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
         assert state.finished
-        assert not state.work.exists()
+        assert not state.work_dir.exists()
         for _ in range(2):
             state.publish(tmp_path / "out")
     assert (tmp_path / "out" / "net").read_text() == "result"
 
 
 def test_work_that_stopped_is_found_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), hold(tmp_path, SLOT, FACTS) as state:
-        (state.work / "epoch").write_text("3")
+    with pytest.raises(RuntimeError), acquire_run_state(tmp_path, SLOT, FACTS) as state:
+        (state.work_dir / "epoch").write_text("3")
         raise RuntimeError
-    with hold(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
         assert not state.finished
-        assert (state.work / "epoch").read_text() == "3"
+        assert (state.work_dir / "epoch").read_text() == "3"
 
 
 def test_a_kill_in_the_midst_of_finish_leaves_a_finished_state(tmp_path: Path) -> None:
     folder = build(tmp_path)
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "checkpoint").write_text("left behind")
-    with hold(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
         assert state.finished
-        assert not state.work.exists()
+        assert not state.work_dir.exists()
 
 
 @pytest.mark.parametrize("other", [{"lr": 0.2}, {"images": ["a"]}, {"images": ["b", "a"]}, {"more": None}])
 def test_other_facts_have_other_states(tmp_path: Path, other: dict[str, Any]) -> None:
     build(tmp_path)
-    with hold(tmp_path, SLOT, FACTS | other) as state:
+    with acquire_run_state(tmp_path, SLOT, FACTS | other) as state:
         assert not state.finished
-    with hold(tmp_path, "train/unet/1", FACTS) as state:
+    with acquire_run_state(tmp_path, "train/unet/1", FACTS) as state:
         assert not state.finished
 
 
 def test_the_order_of_facts_is_none(tmp_path: Path) -> None:
     build(tmp_path)
-    with hold(tmp_path, SLOT, dict(reversed(FACTS.items()))) as state:
+    with acquire_run_state(tmp_path, SLOT, dict(reversed(FACTS.items()))) as state:
         assert state.finished
 
 
 def test_three_finished_states_are_kept_and_all_unfinished_ones(tmp_path: Path) -> None:
-    with hold(tmp_path, SLOT, {"n": -1}) as unfinished:
-        (unfinished.work / "epoch").write_text("3")
-    with hold(tmp_path, "train/unet/1", {"n": 0}) as state:
+    with acquire_run_state(tmp_path, SLOT, {"n": -1}) as unfinished:
+        (unfinished.work_dir / "epoch").write_text("3")
+    with acquire_run_state(tmp_path, "train/unet/1", {"n": 0}) as state:
         elsewhere = state.folder
     built = []
     for number in range(5):
@@ -98,7 +98,7 @@ def test_three_finished_states_are_kept_and_all_unfinished_ones(tmp_path: Path) 
         if number == 3:
             build(tmp_path, {"n": 1})  # used again, so that it is no longer among the oldest
     assert states(tmp_path) == {built[1], built[3], built[4], unfinished.folder, elsewhere}
-    assert (unfinished.work / "epoch").read_text() == "3"
+    assert (unfinished.work_dir / "epoch").read_text() == "3"
 
 
 @pytest.mark.parametrize("how", ["clean", "too many"])
@@ -117,11 +117,11 @@ def test_a_kill_while_a_result_is_dropped_never_leaves_a_part_that_looks_whole(
         killed.setattr(resume.shutil, "rmtree", remove_a_part)
         with pytest.raises(KeyboardInterrupt):
             if how == "clean":
-                clean(tmp_path)
+                delete_states(tmp_path)
             for number in range(1, 4):
                 build(tmp_path, {"n": number})
     assert not first.exists()
-    with hold(tmp_path, SLOT, {"n": 0}) as state:
+    with acquire_run_state(tmp_path, SLOT, {"n": 0}) as state:
         assert not state.finished
     build(tmp_path, {"n": 0})
     assert not list(tmp_path.rglob(".*.part")), "what the kill left is swept up"
@@ -131,11 +131,11 @@ def test_a_kill_while_a_result_is_dropped_never_leaves_a_part_that_looks_whole(
 
 
 def _build_slowly(root: Path, name: str) -> None:
-    with hold(root, SLOT, FACTS) as state:
+    with acquire_run_state(root, SLOT, FACTS) as state:
         if not state.finished:
             with (root / "builders").open("a") as log:
                 log.write(f"{name}\n")
-            built = state.work / "built"
+            built = state.work_dir / "built"
             built.mkdir()
             wait_for(lambda: (root / "go on").exists())
             (built / "net").write_text(name)
@@ -144,8 +144,8 @@ def _build_slowly(root: Path, name: str) -> None:
 
 
 def _hold_for_ever(root: Path) -> None:
-    with hold(root, SLOT, FACTS) as state:
-        (state.work / "epoch").write_text("3")
+    with acquire_run_state(root, SLOT, FACTS) as state:
+        (state.work_dir / "epoch").write_text("3")
         (root / "held").touch()
         time.sleep(600)
 
@@ -178,14 +178,14 @@ def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pyt
 def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> None:
     holder = start(_hold_for_ever, tmp_path)
     wait_for((tmp_path / "held").exists)
-    with pytest.raises(PipelineError, match=rf"A run is working on \.resume/{SLOT}/.*: stop it first"):
-        clean(tmp_path)
+    with pytest.raises(CarvanaError, match=rf"A run is working on \.resume/{SLOT}/.*: stop it first"):
+        delete_states(tmp_path)
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     holder.join(30)
-    with hold(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
         assert not state.finished
-        assert (state.work / "epoch").read_text() == "3"
+        assert (state.work_dir / "epoch").read_text() == "3"
 
 
 # ---------------------------------------------------------------- clean
@@ -193,12 +193,12 @@ def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> 
 
 def test_clean_removes_every_state_and_sizes_lists_them(tmp_path: Path) -> None:
     folder = build(tmp_path, text="x" * 1000)
-    with hold(tmp_path, "predict/test/unet/0", FACTS):
+    with acquire_run_state(tmp_path, "predict/test/unet/0", FACTS):
         pass
-    listed = sizes(tmp_path)
+    listed = state_sizes(tmp_path)
     assert len(listed) == 2
     assert 1000 < listed[str(folder.relative_to(tmp_path))] < 2000
-    clean(tmp_path)
-    assert sizes(tmp_path) == {}
+    delete_states(tmp_path)
+    assert state_sizes(tmp_path) == {}
     assert not folder.exists()
-    clean(tmp_path)
+    delete_states(tmp_path)

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from pipeline.competition import rle, submission
-from pipeline.competition.layout import HEIGHT, WIDTH, mask_name
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import HEIGHT, WIDTH, mask_filename
+from pipeline.errors import CarvanaError
 
 # Quoted in public documents of the competition: how the original mask of 00087a6bd4dc_01 begins.
 REAL_START = "879386 40 881253 141 883140 205 885009 17 885032 259"
@@ -134,7 +134,7 @@ def test_decode_takes_touching_runs_and_spare_blanks():
     ],
 )
 def test_decode_refuses_what_codes_no_mask_of_that_size(text, reason):
-    with pytest.raises(PipelineError, match=reason):
+    with pytest.raises(CarvanaError, match=reason):
         rle.decode(text, 2, 3)
 
 
@@ -154,7 +154,7 @@ def test_decode_takes_just_the_codes_that_paint_each_pixel_once_and_in_order(num
     )
     try:
         rle.decode(text, 1, pixels)
-    except PipelineError:
+    except CarvanaError:
         assert not valid
     else:
         assert valid
@@ -162,8 +162,8 @@ def test_decode_takes_just_the_codes_that_paint_each_pixel_once_and_in_order(num
 
 def test_real_masks_encode_to_the_original_bytes(real_carvana: Path):
     with zipfile.ZipFile(real_carvana / "train_masks.zip") as masks:
-        for _, image_id, text in submission.rows(real_carvana / "train_masks.csv.zip"):
-            gif = masks.read(f"train_masks/{mask_name(image_id)}")
+        for _, image_id, text in submission.read_rows(real_carvana / "train_masks.csv.zip"):
+            gif = masks.read(f"train_masks/{mask_filename(image_id)}")
             mask = np.asarray(Image.open(io.BytesIO(gif)))
             assert rle.encode(mask) == text, image_id
             np.testing.assert_array_equal(rle.decode(text, HEIGHT, WIDTH), mask > 0, err_msg=image_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.competition.layout import join_id
+from pipeline.competition.layout import format_image_id
 from pipeline.stages.code import imports
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,7 @@ def test_the_command_line_itself_loads_next_to_nothing() -> None:
 
 @pytest.mark.parametrize("command", ["check", "score"])
 def test_checking_and_scoring_a_csv_never_load_torch(tmp_path: Path, command: str) -> None:
-    (tmp_path / "a.csv").write_text(f"img,rle_mask\n{join_id('00087a6bd4dc', 1)}.jpg,1 5\n")
+    (tmp_path / "a.csv").write_text(f"img,rle_mask\n{format_image_id('00087a6bd4dc', 1)}.jpg,1 5\n")
     arguments = ["check", "a.csv"] if command == "check" else ["score", "a.csv", "--truth", "a.csv"]
     code = f"""
 from pipeline.cli import main

@@ -11,7 +11,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.competition import rle
-from pipeline.competition.layout import ANGLES, HEIGHT, WIDTH, image_name, join_id, mask_name, split_id
+from pipeline.competition.layout import (
+    ANGLES,
+    HEIGHT,
+    WIDTH,
+    format_image_id,
+    image_filename,
+    mask_filename,
+    parse_image_id,
+)
 from pipeline.data.sample import car_ids, draw_sample
 from pipeline.data.settings import SampleSettings
 
@@ -52,7 +60,7 @@ def test_the_competitions_files_and_no_others(tiny_sample: Path) -> None:
 def test_images_are_named_and_encoded_as_kaggles(tiny_sample: Path, split: str, cars: list[str]) -> None:
     with zipfile.ZipFile(tiny_sample / f"{split}.zip") as archive:
         wanted = [
-            f"{split}/{image_name(join_id(car, angle))}" for car in sorted(cars) for angle in range(1, ANGLES + 1)
+            f"{split}/{image_filename(format_image_id(car, angle))}" for car in sorted(cars) for angle in range(1, ANGLES + 1)
         ]
         assert archive.namelist() == wanted
         for name in wanted[::5]:
@@ -64,7 +72,7 @@ def test_gif_masks_are_kaggles_palette_gifs_and_equal_the_csv(
     tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]
 ) -> None:
     with zipfile.ZipFile(tiny_sample / "train_masks.zip") as archive:
-        assert archive.namelist() == [f"train_masks/{mask_name(name.removesuffix('.jpg'))}" for name in masks]
+        assert archive.namelist() == [f"train_masks/{mask_filename(name.removesuffix('.jpg'))}" for name in masks]
         for member, mask in zip(archive.namelist(), masks.values(), strict=True):
             with Image.open(io.BytesIO(archive.read(member))) as image:
                 assert (image.format, image.mode, image.size) == ("GIF", "P", (WIDTH, HEIGHT))
@@ -172,7 +180,7 @@ def test_a_failed_run_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_car_ids_are_kaggles_in_form_and_never_alike() -> None:
     cars = car_ids(SampleSettings(train_cars=1000, test_cars=1000))
     assert len(set(cars)) == 2000
-    assert split_id(join_id(cars[0], 16)) == (cars[0], 16)
+    assert parse_image_id(format_image_id(cars[0], 16)) == (cars[0], 16)
     assert not set(cars) & set(car_ids(SampleSettings(seed=1)))
 
 

@@ -20,28 +20,28 @@ from PIL import Image, ImageOps
 
 from pipeline.cli import main
 from pipeline.competition import rle
-from pipeline.competition.layout import image_name, join_id
+from pipeline.competition.layout import format_image_id, image_filename
 from pipeline.data.images import decode_jpeg
-from pipeline.data.source import Source
-from pipeline.ensembling.active import decision_of
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge
-from pipeline.ensembling.mapping import MapJob, make_maps
-from pipeline.ensembling.maps import LevelMap, MapStore
+from pipeline.data.source import CompetitionData
+from pipeline.ensembling.active import build_mask_builder
+from pipeline.ensembling.ensemble import EnsembleSettings, MergeRule
+from pipeline.ensembling.mapping import PredictJob, write_predictions
+from pipeline.ensembling.maps import PredictionStore, ProbabilityMap
 from pipeline.ensembling.submission import shard_rows
-from pipeline.errors import CorruptFileError, PipelineError
-from pipeline.exporting.facts import Facts
+from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.graphs import save as save_model
 from pipeline.learning import models
-from pipeline.learning.inference import Predictor
-from pipeline.learning.inference import stream as competition_stream
-from pipeline.learning.rasters import to_input
-from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
+from pipeline.learning.inference import TorchPredictor
+from pipeline.learning.inference import predict_stream as competition_stream
+from pipeline.learning.rasters import to_network_input
+from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
 from pipeline.params import read_params
 from pipeline.serving import nets, stream
-from pipeline.serving.jobs import Job, demand_free, plan
-from pipeline.serving.masker import Looked, Masker
+from pipeline.serving.jobs import SegmentJob, check_conflicts, plan_outputs
+from pipeline.serving.masker import RawPredictions, Segmenter
 from pipeline.serving.outputs import cutout_png, mask_png, overlay, overlay_jpg, rle_row
-from pipeline.serving.pictures import Limits, open_picture, pixels_of
+from pipeline.serving.pictures import ImageLimits, image_area, load_image
 from tests.project import Project
 from tests.test_rules import HEAVY, loaded
 
@@ -99,7 +99,7 @@ class TestPictures:
         options = LOSSLESS.get(kind, {"quality": 98, "subsampling": 0})
         data = encoded(RGB, kind, exif=exif.tobytes(), **options)
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        image_HWC = open_picture(data, "a")
+        image_HWC = load_image(data, "a")
         assert image_HWC.shape == ((48, 72, 3) if orientation < 5 else (72, 48, 3))
         assert image_HWC.flags.c_contiguous
         np.testing.assert_allclose(image_HWC.astype(int), np.asarray(upright, int), atol=1)
@@ -107,23 +107,23 @@ class TestPictures:
     @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
     def test_exif_that_ends_within_a_number(self, kind: str) -> None:
         data = encoded(RGB, kind, exif=b"MM\0*", **({"lossless": True} if kind == "WEBP" else {}))
-        np.testing.assert_array_equal(open_picture(data, "a"), COLOURS)
+        np.testing.assert_array_equal(load_image(data, "a"), COLOURS)
 
     def test_a_header_that_makes_no_sense(self) -> None:
         with pytest.raises(CorruptFileError, match=r"car\.png is no sound PNG, maybe torn \(its header makes no sense"):
-            open_picture(b"\x89PNG\r\n\x1a\n" + bytes(40), "car.png")
+            load_image(b"\x89PNG\r\n\x1a\n" + bytes(40), "car.png")
 
     @pytest.mark.parametrize(
         "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0nonsense", b"\xff" * 40]
     )
     def test_damaged_exif_leaves_a_picture_as_it_is_stored(self, exif: bytes) -> None:
-        np.testing.assert_array_equal(open_picture(encoded(RGB, "PNG", exif=b"Exif\0\0" + exif), "a"), COLOURS)
+        np.testing.assert_array_equal(load_image(encoded(RGB, "PNG", exif=b"Exif\0\0" + exif), "a"), COLOURS)
 
     @pytest.mark.parametrize("orientation", [0, 9, 4000])
     def test_orientations_that_there_are_none_of(self, orientation: int) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
-        np.testing.assert_array_equal(open_picture(encoded(RGB, "PNG", exif=exif), "a"), COLOURS)
+        np.testing.assert_array_equal(load_image(encoded(RGB, "PNG", exif=exif), "a"), COLOURS)
 
     @pytest.mark.parametrize(
         ("data", "expected"),
@@ -132,7 +132,7 @@ class TestPictures:
             pytest.param(ANY["WebP, lossless"], COLOURS, id="WebP"),
             pytest.param(ANY["PNG, transparent"], OVER_WHITE, id="transparent PNG"),
             pytest.param(ANY["WebP, transparent"], OVER_WHITE, id="transparent WebP"),
-            pytest.param(encoded(RGB.convert("L"), "PNG"), np.dstack([GREY] * 3), id="grey"),
+            pytest.param(encoded(RGB.convert("L"), "PNG"), np.dstack([GREY] * 3), id="gray"),
             pytest.param(encoded(RGB.convert("LA"), "PNG"), np.dstack([GREY] * 3), id="grey with alpha"),
             pytest.param(ANY["PNG, palette"], np.asarray(PALETTE.convert("RGB")), id="palette"),
             pytest.param(ANY["PNG, 16 bits"], np.dstack([np.rint(SIXTEEN / 257)] * 3), id="16 bits"),
@@ -150,53 +150,53 @@ class TestPictures:
         ],
     )
     def test_every_colour_becomes_rgb(self, data: bytes, expected: Pixels) -> None:
-        image_HWC = open_picture(data, "a")
+        image_HWC = load_image(data, "a")
         assert image_HWC.dtype == np.uint8
         np.testing.assert_array_equal(image_HWC, expected)
 
     @pytest.mark.parametrize("kind", ["JPEG", "JPEG, progressive", "JPEG, CMYK"])
     def test_jpegs(self, kind: str) -> None:
-        assert np.abs(open_picture(ANY[kind], "a").astype(int) - COLOURS).mean() < 3
+        assert np.abs(load_image(ANY[kind], "a").astype(int) - COLOURS).mean() < 3
 
     def test_half_transparent_pixels_are_mixed_with_white(self) -> None:
         half = np.dstack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 128, np.uint8)])
-        assert open_picture(encoded(Image.fromarray(half), "PNG"), "a").tolist() == [[[127] * 3] * 4] * 4
+        assert load_image(encoded(Image.fromarray(half), "PNG"), "a").tolist() == [[[127] * 3] * 4] * 4
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
     def test_a_colour_that_stands_for_transparency(self, mode: str) -> None:
         picture = RGB.convert(mode)
         key = picture.getpixel((3, 2))
-        white = open_picture(encoded(picture, "PNG", transparency=key), "a")[2, 3]
+        white = load_image(encoded(picture, "PNG", transparency=key), "a")[2, 3]
         assert white.tolist() == [255, 255, 255]
 
     def test_a_grey_of_16_bits_that_stands_for_transparency(self) -> None:
         data = encoded(Image.fromarray(SIXTEEN), "PNG", transparency=int(SIXTEEN[2, 3]))
         transparent_HW = SIXTEEN[2, 3] == SIXTEEN
-        assert (open_picture(data, "a")[..., 0] == 255).tolist() == transparent_HW.tolist()
+        assert (load_image(data, "a")[..., 0] == 255).tolist() == transparent_HW.tolist()
 
     def test_phones_pictures_with_another_behind(self) -> None:
         data = encoded(RGB, "MPO", save_all=True, append_images=[RGB.rotate(180)], quality=95)
-        np.testing.assert_array_equal(open_picture(data, "a"), open_picture(ANY["JPEG"], "b"))
+        np.testing.assert_array_equal(load_image(data, "a"), load_image(ANY["JPEG"], "b"))
 
     @pytest.mark.parametrize("kind", ANY)
     def test_torn_files_are_errors_wherever_they_end(self, kind: str) -> None:
         data = ANY[kind]
         for length in {20, 60, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 20, len(data) - 8}:
             with pytest.raises(CorruptFileError, match=rf"^car\.x is no sound {kind.partition(',')[0]}, maybe torn \("):
-                open_picture(data[:length], "car.x")
+                load_image(data[:length], "car.x")
 
     @pytest.mark.parametrize("kind", [kind for kind in ANY if kind.startswith("PNG")])
     def test_a_flipped_bit_of_a_png_is_an_error(self, kind: str) -> None:
         data = bytearray(ANY[kind])
         data[len(data) // 2] ^= 4
         with pytest.raises(CorruptFileError, match="is no sound PNG"):
-            open_picture(bytes(data), "a")
+            load_image(bytes(data), "a")
 
     @pytest.mark.parametrize("kind", ["JPEG", "JPEG, CMYK"])
     def test_a_jpeg_with_a_stretch_of_nonsense_is_an_error(self, kind: str) -> None:
         data = ANY[kind]
         with pytest.raises(CorruptFileError, match="is no sound JPEG"):
-            open_picture(data[: len(data) // 2] + b"\xff\xc0\xff\xd9" + data[len(data) // 2 + 40 :], "a")
+            load_image(data[: len(data) // 2] + b"\xff\xc0\xff\xd9" + data[len(data) // 2 + 40 :], "a")
 
     @pytest.mark.parametrize(
         "data",
@@ -205,23 +205,23 @@ class TestPictures:
     )
     def test_other_types_are_refused(self, data: bytes) -> None:
         with pytest.raises(CorruptFileError, match=r"^car\.jpg is no JPEG, PNG or WebP: convert it\.$"):
-            open_picture(data, "car.jpg")
+            load_image(data, "car.jpg")
 
     def test_told_by_content_not_by_suffix(self, tmp_path: Path) -> None:
         (tmp_path / "car.jpg").write_bytes(ANY["PNG"])
-        np.testing.assert_array_equal(open_picture(tmp_path / "car.jpg", "car.jpg"), COLOURS)
+        np.testing.assert_array_equal(load_image(tmp_path / "car.jpg", "car.jpg"), COLOURS)
 
     def test_a_file_that_is_not_there_is_no_fault_of_its_content(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
-            open_picture(tmp_path / "gone.png", "gone.png")
+            load_image(tmp_path / "gone.png", "gone.png")
 
     @pytest.mark.parametrize("limit", [{"bytes": 500}, {"pixels": 48 * 72 - 1}, {"side": 71}])
     def test_too_large(self, tmp_path: Path, limit: dict[str, int]) -> None:
         (tmp_path / "a.png").write_bytes(ANY["PNG"])
         for source in (ANY["PNG"], tmp_path / "a.png"):
             with pytest.raises(CorruptFileError, match=r"^a\.png has .*: shrink it"):
-                open_picture(source, "a.png", Limits(**limit))
-        assert open_picture(ANY["PNG"], "a", Limits(bytes=len(ANY["PNG"]), pixels=48 * 72, side=72)).shape == (
+                load_image(source, "a.png", ImageLimits(**limit))
+        assert load_image(ANY["PNG"], "a", ImageLimits(bytes=len(ANY["PNG"]), pixels=48 * 72, side=72)).shape == (
             48,
             72,
             3,
@@ -233,30 +233,30 @@ class TestPictures:
         before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         (tmp_path / "bomb.png").write_bytes(bomb(*size))
         with pytest.raises(CorruptFileError, match=r"bomb\.png has .* pixels, at most .*: shrink it"):
-            open_picture(tmp_path / "bomb.png", "bomb.png")
-        assert pixels_of(tmp_path / "bomb.png") == 0
+            load_image(tmp_path / "bomb.png", "bomb.png")
+        assert image_area(tmp_path / "bomb.png") == 0
         assert time.perf_counter() - begun < 1
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "KB"
 
     def test_a_jpeg_of_endless_scans_is_refused_before_they_are_decoded(self) -> None:
         data = encoded(Image.new("RGB", (5000, 5000)), "JPEG", progressive=True)
-        assert open_picture(data, "a", Limits(scans=10)).shape == (5000, 5000, 3)
+        assert load_image(data, "a", ImageLimits(scans=10)).shape == (5000, 5000, 3)
         last = data[data.rindex(b"\xff\xda") : -2]
         begun = time.perf_counter()
         with pytest.raises(CorruptFileError, match=r"^car\.jpg has 5010 scans, at most it may have 100: save it again"):
-            open_picture(data[:-2] + last * 5000 + data[-2:], "car.jpg")
+            load_image(data[:-2] + last * 5000 + data[-2:], "car.jpg")
         assert time.perf_counter() - begun < 1
 
     def test_the_header_tells_how_many_pixels(self, tmp_path: Path) -> None:
         for name, data in {"a": ANY["JPEG"], "b": ANY["WebP"], "c": b"", "d": b"hello"}.items():
             (tmp_path / name).write_bytes(data)
-        assert [pixels_of(tmp_path / name) for name in "abcd"] == [48 * 72, 48 * 72, 0, 0]
+        assert [image_area(tmp_path / name) for name in "abcd"] == [48 * 72, 48 * 72, 0, 0]
 
     def test_real_photographs_are_read_as_the_competitions(self, real_carvana: Path) -> None:
-        photos = Source(real_carvana).test
+        photos = CompetitionData(real_carvana).test
         name = f"{photos.ids()[0]}.jpg"
         data = photos.archive.read(name)
-        np.testing.assert_array_equal(open_picture(data, name), decode_jpeg(data, name))
+        np.testing.assert_array_equal(load_image(data, name), decode_jpeg(data, name))
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -278,12 +278,12 @@ class TestWhatNetsSee:
 
         image_HWC = np.random.default_rng(1).integers(0, 256, (128, 190, 3), dtype=np.uint8)
         expected = cv2.resize(image_HWC, (48, 32), interpolation=cv2.INTER_AREA)
-        np.testing.assert_array_equal(to_input(image_HWC, self.NET), expected)
+        np.testing.assert_array_equal(to_network_input(image_HWC, self.NET), expected)
 
     def test_a_flat_picture_is_averaged_along_and_grown_across(self) -> None:
         stripes_HWC = np.zeros((8, 4800, 3), np.uint8)
         stripes_HWC[:, ::2] = 255
-        seen_HWC = to_input(stripes_HWC, self.NET)
+        seen_HWC = to_network_input(stripes_HWC, self.NET)
         assert seen_HWC.shape == (32, 48, 3)
         assert set(np.unique(seen_HWC).tolist()) <= {127, 128}, (
             "OpenCV's area average alone would pick some of the stripes"
@@ -291,18 +291,18 @@ class TestWhatNetsSee:
 
     def test_a_small_picture_is_grown_smoothly(self) -> None:
         ramp_HWC = np.repeat(np.linspace(0, 240, 12, dtype=np.uint8)[None, :, None], 8, axis=0).repeat(3, axis=2)
-        row = to_input(ramp_HWC, self.NET)[16, 4:-4, 0].astype(int)
+        row = to_network_input(ramp_HWC, self.NET)[16, 4:-4, 0].astype(int)
         assert (np.diff(row) > 0).all()
 
 
-TINY = ClassicUNet(net="classic", widths=(4, 8))
-GREY_TINY = InputSettings(size=(32, 32), channels="grey")
+TINY = UNetConfig(architecture="unet", widths=(4, 8))
+GREY_TINY = InputSettings(size=(32, 32), channels="gray")
 COLOUR_TINY = InputSettings(size=(32, 48))
 
 
-def save_net(folder: Path, spec: ModelSpec, input: InputSettings, seed: int) -> None:
+def save_net(folder: Path, spec: ModelConfig, input: InputSettings, seed: int) -> None:
     models.save_config(folder, spec, input, {})
-    models.save_weights(folder / models.WEIGHTS["last"], models.build(spec, input, seed).state_dict())
+    models.save_weights(folder / models.WEIGHTS["last"], models.build_model(spec, input, seed).state_dict())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -320,19 +320,19 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "folds.count": 2,
         "folds.active": [0, 1],
-        "models.specs.grey": {"net": "classic", "widths": [4, 8], "input": {"size": [32, 32], "channels": "grey"}},
-        "models.specs.encoder": {"net": "encoder", "encoder": "resnet18", "decoder_channels": [16, 8, 8]},
-        "models.active": ["grey", "encoder"],
+        "models.specs.grey": {"architecture": "unet", "widths": [4, 8], "input": {"size": [32, 32], "channels": "gray"}},
+        "models.specs.encoder": {"architecture": "smp_unet", "encoder": "resnet18", "decoder_channels": [16, 8, 8]},
+        "models.active": ["gray", "encoder"],
         "input.size": [32, 48],
-        "machine.device": "cpu",
+        "hardware.device": "cpu",
         "predict.precision": "32",
-        "ensemble.weights": {"grey": 2},
-        "ensemble.merge": "logit",
+        "ensemble.weights": {"gray": 2},
+        "ensemble.merge": "mean_logit",
         "ensemble.threshold": 0.47,
-        "ensemble.postprocess": ["edges", "largest", "filled"],
+        "ensemble.postprocess": ["refine_edges", "keep_largest", "fill_holes"],
     }
     folder = Project(tmp_path_factory.mktemp("serving") / "project", changes).folder
-    encoder = EncoderUNet(net="encoder", encoder="resnet18", decoder_channels=(16, 8, 8))
+    encoder = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8, 8))
     for fold in (0, 1):
         save_net(folder / "folds/grey" / str(fold), TINY, GREY_TINY, seed=fold)
         save_net(folder / "folds/encoder" / str(fold), encoder, COLOUR_TINY, seed=fold)
@@ -340,9 +340,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def masker(project: Path) -> Masker:
-    names = [f"{model}/{fold}" for model in ("grey", "encoder") for fold in (0, 1)]
-    return Masker({name: nets.load(name, ["identity", "hflip"], device="cpu", project=project) for name in names})
+def masker(project: Path) -> Segmenter:
+    names = [f"{model}/{fold}" for model in ("gray", "encoder") for fold in (0, 1)]
+    return Segmenter({name: nets.load_predictor(name, ["identity", "hflip"], device="cpu", project=project) for name in names})
 
 
 def noise(height: int, width: int, seed: int = 0) -> Pixels:
@@ -352,68 +352,68 @@ def noise(height: int, width: int, seed: int = 0) -> Pixels:
 
 class TestMasker:
     @pytest.mark.parametrize("size", [(120, 180), (300, 100), (20, 30), (1, 1), (7, 500)])
-    @pytest.mark.parametrize("merge", ["probability", "logit", "vote"])
-    def test_any_size_is_merged_as_submissions_are(self, masker: Masker, size: tuple[int, int], merge: Any) -> None:
+    @pytest.mark.parametrize("merge", ["mean_probability", "mean_logit", "majority_vote"])
+    def test_any_size_is_merged_as_submissions_are(self, masker: Segmenter, size: tuple[int, int], merge: Any) -> None:
         image_HWC = noise(*size)
-        looked = masker.look(image_HWC)
+        looked = masker.predict(image_HWC)
         settings = EnsembleSettings(merge=merge, threshold=0.48, weights={"encoder": 3})
         maps = []
         for net in masker.nets.values():
-            levels_VHW = net.levels([net.prepare(image_HWC)], *size)[0]
-            maps.append(LevelMap.crop("", "", 2, levels_VHW.sum(axis=0, dtype=np.uint16)))
-        expected_HW = Merge(merge, 0.48, (2, 2, 2, 2), (1, 1, 3, 3)).mask(maps, *size)
-        np.testing.assert_array_equal(masker.mask(looked, settings), expected_HW)
-        masked = masker.decide(looked, settings)
+            levels_VHW = net.predict_u8([net.preprocess(image_HWC)], *size)[0]
+            maps.append(ProbabilityMap.crop("", "", 2, levels_VHW.sum(axis=0, dtype=np.uint16)))
+        expected_HW = MergeRule(merge, 0.48, (2, 2, 2, 2), (1, 1, 3, 3)).mask(maps, *size)
+        np.testing.assert_array_equal(masker.segment(looked, settings), expected_HW)
+        masked = masker.combine(looked, settings)
         np.testing.assert_array_equal(masked.mask_HW, expected_HW)
         assert masked.probability_HW.shape == masked.disagreement_HW.shape == looked.size == size
         total_HW = sum(weight * m.raster(*size).astype(float) for weight, m in zip((1, 1, 3, 3), maps, strict=True))
         np.testing.assert_allclose(masked.probability_HW, total_HW / 16, atol=0.51)
 
-    def test_nets_views_and_settings_change_without_a_look(self, masker: Masker) -> None:
-        looked = masker.look(noise(60, 90))
-        asleep = Masker({})
+    def test_nets_views_and_settings_change_without_a_look(self, masker: Segmenter) -> None:
+        looked = masker.predict(noise(60, 90))
+        asleep = Segmenter({})
         for names in (["grey/0"], ["grey/0", "encoder/1"]):
             for views in (["identity"], ["hflip"], ["hflip", "identity"]):
-                masked = asleep.decide(looked, EnsembleSettings(threshold=0.5), names, views)
+                masked = asleep.combine(looked, EnsembleSettings(threshold=0.5), names, views)
                 total_HW = np.zeros((60, 90))
                 for name in names:
-                    total_HW += sum(looked.maps[name][view].raster(60, 90).astype(float) for view in views)
+                    total_HW += sum(looked.maps[name][view].to_full_size(60, 90).astype(float) for view in views)
                 np.testing.assert_array_equal(masked.mask_HW, total_HW >= 127.5 * len(names) * len(views))
                 assert list(masked.seconds) == ["prepare", *names, "decide"]
 
-    def test_disagreement(self, masker: Masker) -> None:
-        looked, settings = masker.look(noise(60, 90)), EnsembleSettings()
-        alone = [masker.decide(looked, settings, [name]) for name in ("grey/0", "grey/1")]
-        both = masker.decide(looked, settings, ["grey/0", "grey/1"])
+    def test_disagreement(self, masker: Segmenter) -> None:
+        looked, settings = masker.predict(noise(60, 90)), EnsembleSettings()
+        alone = [masker.combine(looked, settings, [name]) for name in ("grey/0", "grey/1")]
+        both = masker.combine(looked, settings, ["grey/0", "grey/1"])
         np.testing.assert_array_equal(both.disagreement_HW, np.where(alone[0].mask_HW != alone[1].mask_HW, 255, 0))
         probability_HW = alone[0].probability_HW.astype(float)
         np.testing.assert_allclose(alone[0].disagreement_HW, 255 - abs(2 * probability_HW - 255), atol=2)
 
-    def test_nothing_chosen(self, masker: Masker) -> None:
-        looked = masker.look(noise(8, 8))
-        with pytest.raises(PipelineError, match="No net is chosen"):
-            masker.decide(looked, EnsembleSettings(), [])
-        with pytest.raises(PipelineError, match=r"choose some of identity, hflip\."):
-            masker.mask(looked, EnsembleSettings(), views=["scale:0.5"])
+    def test_nothing_chosen(self, masker: Segmenter) -> None:
+        looked = masker.predict(noise(8, 8))
+        with pytest.raises(CarvanaError, match="No net is chosen"):
+            masker.combine(looked, EnsembleSettings(), [])
+        with pytest.raises(CarvanaError, match=r"choose some of identity, hflip\."):
+            masker.segment(looked, EnsembleSettings(), views=["scale:0.5"])
 
-    def test_pictures_of_any_sizes_share_a_pass(self, masker: Masker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pictures_of_any_sizes_share_a_pass(self, masker: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
         images = [noise(40, 60, 1), noise(90, 50, 2), noise(33, 200, 3)]
-        alone = [masker.look(image_HWC) for image_HWC in images]
+        alone = [masker.predict(image_HWC) for image_HWC in images]
         passes: list[int] = []
         for net in masker.nets.values():
-            assert isinstance(net, Predictor)
+            assert isinstance(net, TorchPredictor)
             monkeypatch.setattr(net, "_logits", counting(net._logits, passes))
-        together = masker.look_at([masker.prepare(image_HWC) for image_HWC in images])
+        together = masker.predict_image([masker.prepare(image_HWC) for image_HWC in images])
         assert passes == [3] * 4 * 2, "of each net and view"
         for one, other in zip(alone, together, strict=True):
             for name, by_view in one.maps.items():
                 for view, level_map in by_view.items():
-                    levels = [m.raster(*one.size).astype(int) for m in (level_map, other.maps[name][view])]
+                    levels = [m.to_full_size(*one.size).astype(int) for m in (level_map, other.maps[name][view])]
                     np.testing.assert_allclose(*levels, atol=1)
 
     def test_a_native_net_sees_no_more_than_a_photograph_of_the_competition(self, tmp_path: Path) -> None:
         save_net(tmp_path / "net", TINY, InputSettings(size="native"), seed=0)
-        masker = Masker({"native": nets.load(str(tmp_path / "net"), ["identity"], device="cpu")})
+        masker = Segmenter({"native": nets.load_predictor(str(tmp_path / "net"), ["identity"], device="cpu")})
         small, exact, large = (
             masker.prepare(np.zeros((*size, 3), np.uint8)) for size in ((30, 40), (1280, 1918), (4000, 3000))
         )
@@ -422,7 +422,7 @@ class TestMasker:
         height, width, _ = large.inputs["native"].shape
         assert height * width == pytest.approx(1280 * 1918, rel=2e-3)
         assert height / width == pytest.approx(4 / 3, rel=2e-3)
-        assert [looked.size for looked in masker.look_at([small, masker.prepare(noise(30, 40))])] == [(30, 40)] * 2
+        assert [looked.size for looked in masker.predict_image([small, masker.prepare(noise(30, 40))])] == [(30, 40)] * 2
 
 
 def counting(logits: Callable[..., Any], passes: list[int]) -> Callable[..., Any]:
@@ -445,10 +445,10 @@ def save_onnx(path: Path, kind: Literal["net", "ensemble"] = "net", **facts: Any
     else:
         parts.append(onnx.numpy_helper.from_array(np.int64([0]), "first"))
         nodes = [make("Expand", ["scale", "size"], ["x"]), make("Mul", ["x", "level"], ["y"])]
-        nodes += [make("Unsqueeze", ["y", "first"], ["probability"])]
+        nodes += [make("Unsqueeze", ["y", "first"], ["mean_probability"])]
         parts.append(onnx.numpy_helper.from_array(np.float32(100), "level"))
         gives, wants = (
-            "probability",
+            "mean_probability",
             [
                 onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["b", 1, "h", "w"]),
                 onnx.helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [2]),
@@ -461,7 +461,7 @@ def save_onnx(path: Path, kind: Literal["net", "ensemble"] = "net", **facts: Any
         ir_version=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, Facts(kind=kind, model="grey", folds=(0,), input=GREY_TINY, **facts), path)
+    save_model(model, OnnxMetadata(kind=kind, model="gray", folds=(0,), input=GREY_TINY, **facts), path)
 
 
 class TestExports:
@@ -480,13 +480,13 @@ class TestExports:
 
     def test_with_nets_of_other_kinds(self, project: Path, tmp_path: Path) -> None:
         save_onnx(tmp_path / "exports/dark/model.onnx")
-        dark = nets.load("exports/dark/model.onnx", ["identity"], project=tmp_path)
-        masker = Masker({"dark": dark, "grey/0": nets.load("grey/0", ["identity", "hflip"], project=project)})
-        looked = masker.look(COLOURS)
+        dark = nets.load_predictor("exports/dark/model.onnx", ["identity"], project=tmp_path)
+        masker = Segmenter({"dark": dark, "grey/0": nets.load_predictor("grey/0", ["identity", "hflip"], project=project)})
+        looked = masker.predict(COLOURS)
         assert [list(by_view) for by_view in looked.maps.values()] == [["identity"], ["identity", "hflip"]]
-        total_HW = looked.maps["dark"]["identity"].raster(48, 72) * 2.0
-        total_HW += sum(level_map.raster(48, 72).astype(float) for level_map in looked.maps["grey/0"].values())
-        np.testing.assert_array_equal(masker.mask(looked, EnsembleSettings()), total_HW >= 2 * 255)
+        total_HW = looked.maps["dark"]["identity"].to_full_size(48, 72) * 2.0
+        total_HW += sum(level_map.to_full_size(48, 72).astype(float) for level_map in looked.maps["grey/0"].values())
+        np.testing.assert_array_equal(masker.segment(looked, EnsembleSettings()), total_HW >= 2 * 255)
 
     def test_an_ensembles_file_has_its_own_views_and_threshold(
         self, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -501,40 +501,40 @@ class TestExports:
 
     def test_they_are_found(self, tmp_path: Path) -> None:
         touch(tmp_path, "exports/grey/int8.onnx", "exports/grey/model.onnx", "exports/grey/card.json")
-        assert nets.trained(tmp_path) == ["exports/grey/int8.onnx", "exports/grey/model.onnx"]
-        assert nets.expand("exports/grey/model.onnx", tmp_path) == ["exports/grey/model.onnx"]
+        assert nets.list_models(tmp_path) == ["exports/grey/int8.onnx", "exports/grey/model.onnx"]
+        assert nets.resolve("exports/grey/model.onnx", tmp_path) == ["exports/grey/model.onnx"]
 
 
 class TestNets:
     def test_names(self, project: Path, tmp_path: Path) -> None:
         all_four = ["encoder/0", "encoder/1", "grey/0", "grey/1"]
-        assert nets.trained(project) == all_four
-        assert nets.trained(tmp_path) == []
-        assert nets.expand("grey", project) == ["grey/0", "grey/1"]
-        assert nets.expand("folds/grey/1/", project) == nets.expand("grey/1", project) == ["grey/1"]
-        assert nets.expand(str(project / "folds/grey"), tmp_path) == [f"{project}/folds/grey/{fold}" for fold in (0, 1)]
+        assert nets.list_models(project) == all_four
+        assert nets.list_models(tmp_path) == []
+        assert nets.resolve("gray", project) == ["grey/0", "grey/1"]
+        assert nets.resolve("folds/grey/1/", project) == nets.resolve("grey/1", project) == ["grey/1"]
+        assert nets.resolve(str(project / "folds/grey"), tmp_path) == [f"{project}/folds/grey/{fold}" for fold in (0, 1)]
 
     def test_ten_comes_after_nine(self, tmp_path: Path) -> None:
         for fold in range(12):
             (tmp_path / "folds/a" / str(fold)).mkdir(parents=True)
             (tmp_path / "folds/a" / str(fold) / "config.json").touch()
-        assert nets.expand("a", tmp_path) == nets.trained(tmp_path) == [f"a/{fold}" for fold in range(12)]
+        assert nets.resolve("a", tmp_path) == nets.list_models(tmp_path) == [f"a/{fold}" for fold in range(12)]
 
     def test_what_is_being_made_is_no_net_yet(self, tmp_path: Path) -> None:
         for made in ("folds/a/.0.part/config.json", "exports/a/.x.part/model.onnx", "folds/.a.part/0/config.json"):
             (tmp_path / made).parent.mkdir(parents=True)
             (tmp_path / made).touch()
-        assert nets.trained(tmp_path) == []
-        with pytest.raises(PipelineError, match="no net 'a'"):
-            nets.expand("a", tmp_path)
+        assert nets.list_models(tmp_path) == []
+        with pytest.raises(CarvanaError, match="no net 'a'"):
+            nets.resolve("a", tmp_path)
 
     def test_no_such_net(self, project: Path, tmp_path: Path) -> None:
-        with pytest.raises(PipelineError, match=r"no net 'gray': name one of encoder/0, .* or an \.onnx file"):
-            nets.expand("gray", project)
+        with pytest.raises(CarvanaError, match=r"no net 'gray': name one of encoder/0, .* or an \.onnx file"):
+            nets.resolve("gray", project)
         with pytest.raises(
-            PipelineError, match="no net 'gray/0', nor any other so far: train some with 'carvana repro'"
+            CarvanaError, match="no net 'gray/0', nor any other so far: train some with 'carvana repro'"
         ):
-            nets.load("gray/0", ["identity"], project=tmp_path)
+            nets.load_predictor("gray/0", ["identity"], project=tmp_path)
 
 
 class TestOutputs:
@@ -572,7 +572,7 @@ def touch(folder: Path, *names: str) -> None:
 class TestJobs:
     def test_folders_are_searched_below_and_kept(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/b.PNG", "in/a.jpeg", "in/sub/deep/c.webp", "in/.hidden/d.jpg", "in/._a.jpg", "in/note.txt")
-        jobs = plan([tmp_path / "in"], tmp_path / "out")
+        jobs = plan_outputs([tmp_path / "in"], tmp_path / "out")
         assert [str(job.path.relative_to(tmp_path)) for job in jobs] == ["in/a.jpeg", "in/b.PNG", "in/sub/deep/c.webp"]
         assert [str(job.target("mask").relative_to(tmp_path)) for job in jobs] == [
             "out/a_mask.png",
@@ -582,16 +582,16 @@ class TestJobs:
 
     def test_a_file_is_taken_whatever_its_suffix_and_once(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a", "in/b.jpg")
-        jobs = plan([tmp_path / "in/a", tmp_path / "in/b.jpg", tmp_path / "in"], tmp_path / "out")
+        jobs = plan_outputs([tmp_path / "in/a", tmp_path / "in/b.jpg", tmp_path / "in"], tmp_path / "out")
         assert [job.path.name for job in jobs] == ["a", "b.jpg"]
 
     def test_dots_in_names(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.b.jpg")
-        assert plan([tmp_path], tmp_path / "out")[0].target("cutout") == tmp_path / "out/a.b_cutout.png"
+        assert plan_outputs([tmp_path], tmp_path / "out")[0].target("cutout") == tmp_path / "out/a.b_cutout.png"
 
     def test_results_below_are_not_taken_for_pictures(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.jpg", "out/a_mask.png")
-        assert [job.path.name for job in plan([tmp_path], tmp_path / "out")] == ["a.jpg"]
+        assert [job.path.name for job in plan_outputs([tmp_path], tmp_path / "out")] == ["a.jpg"]
 
     def test_what_cannot_be(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "file")
@@ -604,52 +604,52 @@ class TestJobs:
             ([tmp_path / "in"], tmp_path / "file/below", "file is a file: name a folder"),
             ([tmp_path / "in"], tmp_path / "in", "in is where the pictures are: name another folder"),
         ):
-            with pytest.raises(PipelineError, match=words):
-                plan(paths, folder)
+            with pytest.raises(CarvanaError, match=words):
+                plan_outputs(paths, folder)
 
     def test_results_that_would_meet(self, tmp_path: Path) -> None:
         touch(tmp_path, "one/a.jpg", "two/a.png", "three/sub/a.jpg")
         out = tmp_path / "out"
-        with pytest.raises(PipelineError, match=r"one/a\.jpg and .*two/a\.png would both be .*a_mask\.png: rename"):
-            demand_free(plan([tmp_path / "one", tmp_path / "two"], out), ["mask"], None, overwrite=True)
-        jobs = plan([tmp_path / "one", tmp_path / "three"], out)
-        demand_free(jobs, ["mask"], None, overwrite=False)
-        with pytest.raises(PipelineError, match=r"one/a\.jpg and .*three/sub/a\.jpg would have one name in masks\.csv"):
-            demand_free(jobs, ["mask"], out / "masks.csv", overwrite=False)
+        with pytest.raises(CarvanaError, match=r"one/a\.jpg and .*two/a\.png would both be .*a_mask\.png: rename"):
+            check_conflicts(plan_outputs([tmp_path / "one", tmp_path / "two"], out), ["mask"], None, overwrite=True)
+        jobs = plan_outputs([tmp_path / "one", tmp_path / "three"], out)
+        check_conflicts(jobs, ["mask"], None, overwrite=False)
+        with pytest.raises(CarvanaError, match=r"one/a\.jpg and .*three/sub/a\.jpg would have one name in masks\.csv"):
+            check_conflicts(jobs, ["mask"], out / "masks.csv", overwrite=False)
 
     def test_results_never_replace_a_picture(self, tmp_path: Path) -> None:
         touch(tmp_path, "sub/a.jpg", "a_mask.png")
-        jobs = plan([tmp_path / "sub", tmp_path / "a_mask.png"], tmp_path)
-        with pytest.raises(PipelineError, match=r"would replace .*a_mask\.png, a picture to read"):
-            demand_free(jobs, ["mask"], None, overwrite=True)
+        jobs = plan_outputs([tmp_path / "sub", tmp_path / "a_mask.png"], tmp_path)
+        with pytest.raises(CarvanaError, match=r"would replace .*a_mask\.png, a picture to read"):
+            check_conflicts(jobs, ["mask"], None, overwrite=True)
 
     def test_what_stands_in_the_way_of_results(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/sub", "other/a_mask.png/mine.txt")
-        with pytest.raises(PipelineError, match=r"out/sub is a file: name a folder"):
-            demand_free(plan([tmp_path / "in"], tmp_path / "out"), ["mask"], None, overwrite=True)
-        with pytest.raises(PipelineError, match=r"a_mask\.png is a folder, in the way"):
-            demand_free(plan([tmp_path / "in"], tmp_path / "other"), ["mask"], None, overwrite=True)
+        with pytest.raises(CarvanaError, match=r"out/sub is a file: name a folder"):
+            check_conflicts(plan_outputs([tmp_path / "in"], tmp_path / "out"), ["mask"], None, overwrite=True)
+        with pytest.raises(CarvanaError, match=r"a_mask\.png is a folder, in the way"):
+            check_conflicts(plan_outputs([tmp_path / "in"], tmp_path / "other"), ["mask"], None, overwrite=True)
 
     def test_overwriting(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "in/b.jpg", "in/c.jpg", "out/b_mask.png", "out/c_overlay.jpg", "out/masks.csv")
-        jobs, out = plan([tmp_path / "in"], tmp_path / "out"), tmp_path / "out"
-        demand_free(jobs, ["cutout"], None, overwrite=False)
-        with pytest.raises(PipelineError, match=r"out/b_mask\.png would be overwritten: add --overwrite"):
-            demand_free(jobs, ["mask"], None, overwrite=False)
-        with pytest.raises(PipelineError, match=r"masks\.csv and 2 more of the results would be overwritten"):
-            demand_free(jobs, ["mask", "overlay"], out / "masks.csv", overwrite=False)
-        demand_free(jobs, ["mask", "overlay"], out / "masks.csv", overwrite=True)
+        jobs, out = plan_outputs([tmp_path / "in"], tmp_path / "out"), tmp_path / "out"
+        check_conflicts(jobs, ["cutout"], None, overwrite=False)
+        with pytest.raises(CarvanaError, match=r"out/b_mask\.png would be overwritten: add --overwrite"):
+            check_conflicts(jobs, ["mask"], None, overwrite=False)
+        with pytest.raises(CarvanaError, match=r"masks\.csv and 2 more of the results would be overwritten"):
+            check_conflicts(jobs, ["mask", "overlay"], out / "masks.csv", overwrite=False)
+        check_conflicts(jobs, ["mask", "overlay"], out / "masks.csv", overwrite=True)
 
 
 class TestStream:
-    def test_in_order_with_faults_among_them(self, masker: Masker, tmp_path: Path) -> None:
+    def test_in_order_with_faults_among_them(self, masker: Segmenter, tmp_path: Path) -> None:
         sizes = [(30 + 7 * number, 90 - 5 * number) for number in range(9)]
         for number, (height, width) in enumerate(sizes):
             Image.fromarray(noise(height, width)).save(tmp_path / f"{number}.png")
         for number in (0, 4, 5, 8):
             (tmp_path / f"{number}.png").write_bytes(ANY["PNG"][:99])
-        jobs = [Job(tmp_path / f"{number}.png", tmp_path / str(number)) for number in range(9)]
-        found = list(stream.stream(masker, jobs, lambda job, looked: looked.size, batch_size=2))
+        jobs = [SegmentJob(tmp_path / f"{number}.png", tmp_path / str(number)) for number in range(9)]
+        found = list(stream.predict_images(masker, jobs, lambda job, looked: looked.size, batch_size=2))
         assert [job for job, _ in found] == jobs
         for number, (_, result) in enumerate(found):
             if number in (0, 4, 5, 8):
@@ -659,7 +659,7 @@ class TestStream:
                 assert result == sizes[number]
 
     def test_few_bytes_are_under_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stream, "BYTES_UNDER_WAY", 10)
+        monkeypatch.setattr(stream, "MAX_IN_FLIGHT_BYTES", 10)
         monkeypatch.setattr(stream, "_LEAST", 1)
         under_way, most = [0], [0]
         lock = threading.Lock()
@@ -675,17 +675,17 @@ class TestStream:
 
         items = [3, 4, 5, 1, 50, 2, 9, 9, 0, 0, 1] * 3
         with stream.ThreadPoolExecutor(4) as pool:
-            assert list(stream._ahead(pool, work, items, lambda size: size)) == items
+            assert list(stream.bounded_map(pool, work, items, lambda size: size)) == items
         assert most[0] == 50, "alone"
 
-    def test_what_goes_wrong_ends_it(self, masker: Masker, tmp_path: Path) -> None:
+    def test_what_goes_wrong_ends_it(self, masker: Segmenter, tmp_path: Path) -> None:
         touch(tmp_path, *(f"{number}.png" for number in range(4)))
 
-        def fail(job: Job, looked: Looked) -> None:
-            raise PermissionError(13, "Permission denied", str(job.stem))
+        def fail(job: SegmentJob, looked: RawPredictions) -> None:
+            raise PermissionError(13, "Permission denied", str(job.output_stem))
 
         with pytest.raises(PermissionError):
-            list(stream.stream(masker, plan([tmp_path], tmp_path / "out"), fail, batch_size=2))
+            list(stream.predict_images(masker, plan_outputs([tmp_path], tmp_path / "out"), fail, batch_size=2))
 
 
 def carvana(*arguments: str | Path) -> int:
@@ -706,8 +706,8 @@ class TestCommand:
         self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         params, stores = read_params(), []
-        image_ids = [join_id("0cdf5b5d0ce1", angle) for angle in (1, 2, 3)]
-        files = {image_id: tmp_path / "in" / image_name(image_id) for image_id in image_ids}
+        image_ids = [format_image_id("0cdf5b5d0ce1", angle) for angle in (1, 2, 3)]
+        files = {image_id: tmp_path / "in" / image_filename(image_id) for image_id in image_ids}
         (tmp_path / "in").mkdir()
         for seed, path in enumerate(files.values()):
             path.write_bytes(encoded(Image.fromarray(noise(1280, 1918, seed)), "JPEG"))
@@ -715,18 +715,18 @@ class TestCommand:
         def photograph(image_id: str) -> Pixels:
             return decode_jpeg(files[image_id].read_bytes(), image_id)
 
-        for model, fold in params.ensemble_nets():
-            folder, views = here / "folds" / model / str(fold), params.predict.views.test
-            predictor = Predictor(folder, views=views, device="cpu", precision=params.predict.precision)
+        for model, fold in params.ensemble_members():
+            folder, views = here / "folds" / model / str(fold), params.predict.tta.test
+            predictor = TorchPredictor(folder, views=views, device="cpu", precision=params.predict.precision)
             work = tmp_path / model / str(fold)
             work.mkdir(parents=True)
-            job = MapJob(image_ids, views, shard_images=8, test=True, net="")
+            job = PredictJob(image_ids, views, shard_images=8, test=True, net="")
 
-            def predict(ids: Sequence[str], predictor: Predictor = predictor) -> Any:
+            def predict(ids: Sequence[str], predictor: TorchPredictor = predictor) -> Any:
                 return competition_stream(predictor, ids, photograph, (1280, 1918), 4, threads=1)
 
-            stores.append(MapStore(make_maps(job, predict, work)))
-        decision = decision_of(params.ensemble, params.ensemble_nets(), 2, photograph)
+            stores.append(PredictionStore(write_predictions(job, predict, work)))
+        decision = build_mask_builder(params.ensemble, params.ensemble_members(), 2, photograph)
         rows = list(shard_rows(stores, decision, lambda _: "", 0))
         assert all(0.05 < rle.decode(row.split(",")[1], 1280, 1918).mean() < 0.95 for row in rows)
 
@@ -738,7 +738,7 @@ class TestCommand:
         assert "Predicting with grey/0, grey/1, encoder/0, encoder/1." in said.err
         assert "3 pictures of 2.5 megapixels on average in " in said.out
 
-    def test_all_kinds_for_any_pictures(self, here: Path, masker: Masker, tmp_path: Path) -> None:
+    def test_all_kinds_for_any_pictures(self, here: Path, masker: Segmenter, tmp_path: Path) -> None:
         Image.fromarray(noise(50, 80)).save(tmp_path / "a.png")
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -746,15 +746,15 @@ class TestCommand:
         (tmp_path / "sub").mkdir()
         Image.fromarray(noise(20, 10)).save(tmp_path / "sub/c.webp", lossless=True)
         kinds = ("mask", "overlay", "cutout", "rle")
-        arguments = ("--net", "grey", "encoder/1", "--views", "hflip", "--threshold", "0.4", "--merge", "vote")
+        arguments = ("--net", "gray", "encoder/1", "--views", "hflip", "--threshold", "0.4", "--merge", "majority_vote")
         assert carvana(tmp_path, "--out", tmp_path / "out", "--write", *kinds, *arguments) == 0
         settings = EnsembleSettings(
-            threshold=0.4, merge="vote", weights={"grey": 2}, postprocess=("edges", "largest", "filled")
+            threshold=0.4, merge="majority_vote", weights={"gray": 2}, postprocess=("refine_edges", "keep_largest", "fill_holes")
         )
         rows = (tmp_path / "out/masks.csv").read_text().splitlines()[1:]
         for path, size, row in zip(("a.png", "b.jpg", "sub/c.webp"), ((50, 80), (72, 48), (20, 10)), rows, strict=True):
-            image_HWC = open_picture(tmp_path / path, path)
-            mask_HW = masker.mask(masker.look(image_HWC), settings, ["grey/0", "grey/1", "encoder/1"], ["hflip"])
+            image_HWC = load_image(tmp_path / path, path)
+            mask_HW = masker.segment(masker.predict(image_HWC), settings, ["grey/0", "grey/1", "encoder/1"], ["hflip"])
             stem = tmp_path / "out" / Path(path).with_suffix("")
             written = {ending: decoded(Path(f"{stem}_{ending}").read_bytes()) for ending in ("mask.png", "cutout.png")}
             np.testing.assert_array_equal(written["mask.png"], mask_HW * np.uint8(255))
@@ -840,8 +840,8 @@ class TestCommand:
         touch(tmp_path, "in/a.png")
         monkeypatch.chdir(tmp_path)
         assert carvana("in", "--out", "out", "--net", project / "folds/grey/0") == 0
-        masker = Masker({"grey": nets.load("grey/0", ["identity"], project=project)})
-        mask_HW = masker.mask(masker.look(COLOURS), EnsembleSettings())
+        masker = Segmenter({"gray": nets.load_predictor("grey/0", ["identity"], project=project)})
+        mask_HW = masker.segment(masker.predict(COLOURS), EnsembleSettings())
         np.testing.assert_array_equal(decoded((tmp_path / "out/a_mask.png").read_bytes()) > 0, mask_HW)
 
     def test_a_stop_leaves_whole_files_only(
@@ -850,11 +850,11 @@ class TestCommand:
         touch(tmp_path, "in/a.png", "in/b.png", "in/c.png")
 
         def until_the_second(*arguments: Any) -> Iterator[Any]:
-            yield next(whole := stream.stream(*arguments))
+            yield next(whole := stream.predict_images(*arguments))
             whole.close()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("pipeline.commands.predict.stream", until_the_second)
+        monkeypatch.setattr("pipeline.commands.predict.predict_images", until_the_second)
         assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "grey/0", "--write", "mask", "rle") == 130
         assert "Stopped after 1 of 3 pictures" in capsys.readouterr().err
         written = sorted(path.name for path in (tmp_path / "out").iterdir())

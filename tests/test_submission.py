@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from benchmarks import bench_check
 from pipeline.competition import rle, submission
-from pipeline.competition.layout import HEIGHT, WIDTH, join_id
-from pipeline.competition.metric import count
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import HEIGHT, WIDTH, format_image_id
+from pipeline.competition.metric import confusion_counts
+from pipeline.errors import CarvanaError
 
 PIXELS = HEIGHT * WIDTH
-IDS = [join_id("00087a6bd4dc", angle) for angle in range(1, 4)]
+IDS = [format_image_id("00087a6bd4dc", angle) for angle in range(1, 4)]
 TEXTS = ["1 10 101 10", "", f"6 10 {PIXELS} 1"]
 
 
@@ -50,7 +50,7 @@ def drawn_mask(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
 def test_rows_are_read_from_plain_gzipped_and_zipped_files(tmp_path, name):
     path = write(tmp_path / name, dict(zip(IDS, TEXTS, strict=True)))
-    assert list(submission.rows(path)) == [(2, IDS[0], TEXTS[0]), (3, IDS[1], TEXTS[1]), (4, IDS[2], TEXTS[2])]
+    assert list(submission.read_rows(path)) == [(2, IDS[0], TEXTS[0]), (3, IDS[1], TEXTS[1]), (4, IDS[2], TEXTS[2])]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
@@ -59,7 +59,7 @@ def test_report(tmp_path, name):
     path = write(tmp_path / name, texts)
     plain = write(tmp_path / "plain.csv", texts)
     for expected_ids in (None, IDS, set(IDS), reversed_tuple(IDS)):
-        assert submission.check(path, expected_ids) == submission.Report(
+        assert submission.validate_submission(path, expected_ids) == submission.SubmissionReport(
             rows=3,
             empty=1,
             coverage_min=0.0,
@@ -76,12 +76,12 @@ def reversed_tuple(items):
 
 def test_quotes_and_windows_line_ends_are_taken(tmp_path):
     path = pack(tmp_path / "a.csv", f'"img","rle_mask"\r\n"{IDS[0]}.jpg","1 2"\r\n'.encode())
-    assert list(submission.rows(path)) == [(2, IDS[0], "1 2")]
+    assert list(submission.read_rows(path)) == [(2, IDS[0], "1 2")]
 
 
 def test_last_line_may_lack_its_end(tmp_path):
     path = pack(tmp_path / "a.csv", f"img,rle_mask\n{IDS[0]}.jpg,1 2".encode())
-    assert submission.check(path).rows == 1
+    assert submission.validate_submission(path).rows == 1
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_last_line_may_lack_its_end(tmp_path):
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.zip"])
 def test_check_refuses(tmp_path, name, lines, reason):
-    names = {"A": IDS[0], "B": IDS[1], "D": join_id("00087a6bd4dc", 16)}
+    names = {"A": IDS[0], "B": IDS[1], "D": format_image_id("00087a6bd4dc", 16)}
     lines = [",".join([f"{names[f]}.jpg" if f in names else f for f in line.split(",")]) for line in lines]
     path = pack(tmp_path / name, "".join(line + "\n" for line in lines).encode())
-    with pytest.raises(PipelineError, match=reason) as error:
-        submission.check(path, [] if reason == "no rows" else IDS)
+    with pytest.raises(CarvanaError, match=reason) as error:
+        submission.validate_submission(path, [] if reason == "no rows" else IDS)
     assert str(path) in str(error.value)
 
 
@@ -135,13 +135,13 @@ def test_damaged_archives_are_named(tmp_path, name, damage):
     else:
         data[:] = b"img,rle_mask\n"
     path.write_bytes(data)
-    with pytest.raises(PipelineError, match=rf"{name} can't be read"):
-        submission.check(path)
+    with pytest.raises(CarvanaError, match=rf"{name} can't be read"):
+        submission.validate_submission(path)
 
 
 def test_absent_file_is_named(tmp_path):
-    with pytest.raises(PipelineError, match=r"b\.csv does not exist"):
-        submission.check(tmp_path / "b.csv")
+    with pytest.raises(CarvanaError, match=r"b\.csv does not exist"):
+        submission.validate_submission(tmp_path / "b.csv")
 
 
 def test_zip_must_hold_one_csv(tmp_path):
@@ -149,8 +149,8 @@ def test_zip_must_hold_one_csv(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.csv", "img,rle_mask\n")
         archive.writestr("b.csv", "img,rle_mask\n")
-    with pytest.raises(PipelineError, match="holds 2 CSVs"):
-        submission.check(path)
+    with pytest.raises(CarvanaError, match="holds 2 CSVs"):
+        submission.validate_submission(path)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -159,8 +159,8 @@ def test_score_is_the_mean_of_each_images_dice(tmp_path, order):
     true = [drawn_mask(3), np.roll(drawn_mask(2), 1, axis=1), predicted[2]]
     path = write(tmp_path / "a.csv.gz", dict(zip(IDS, map(rle.encode, predicted), strict=True)))
     truth_path = write(tmp_path / "b.csv", dict(list(zip(IDS, map(rle.encode, true), strict=True))[::order]))
-    result = submission.score(path, truth_path)
-    dice = [count(*pair).dice for pair in zip(predicted, true, strict=True)]
+    result = submission.score_submission(path, truth_path)
+    dice = [confusion_counts(*pair).dice for pair in zip(predicted, true, strict=True)]
     assert result.dice == dict(zip(IDS, dice, strict=True))
     assert list(result.dice) == IDS
     assert result.mean == pytest.approx(sum(dice) / 3, rel=1e-12)
@@ -170,9 +170,9 @@ def test_score_is_the_mean_of_each_images_dice(tmp_path, order):
 @given(st.permutations(range(1, 7)))
 def test_score_matches_rows_in_any_order(tmp_path_factory, order):
     folder = tmp_path_factory.mktemp("order")
-    texts = {join_id("00087a6bd4dc", angle): f"{angle} {angle * 7}" for angle in range(1, 7)}
-    shuffled = {join_id("00087a6bd4dc", angle): f"{angle} {angle * 7}" for angle in order}
-    result = submission.score(write(folder / "a.csv", texts), write(folder / "b.csv", shuffled))
+    texts = {format_image_id("00087a6bd4dc", angle): f"{angle} {angle * 7}" for angle in range(1, 7)}
+    shuffled = {format_image_id("00087a6bd4dc", angle): f"{angle} {angle * 7}" for angle in order}
+    result = submission.score_submission(write(folder / "a.csv", texts), write(folder / "b.csv", shuffled))
     assert result.dice == dict.fromkeys(texts, 1.0)
 
 
@@ -181,12 +181,12 @@ def test_score_refuses_images_that_only_one_file_holds(tmp_path):
     both = write(tmp_path / "both.csv", {a: "1 1", b: "1 1"})
     one = write(tmp_path / "one.csv", {b: "1 1"})
     other = write(tmp_path / "other.csv", {a: "1 1", c: "1 1"})
-    with pytest.raises(PipelineError, match=rf"one.csv has no row for 1 of the images in .*both.csv, first {a}"):
-        submission.score(one, both)
-    with pytest.raises(PipelineError, match=rf"both.csv, row 2 \({a}.jpg\): .*one.csv has no mask"):
-        submission.score(both, one)
-    with pytest.raises(PipelineError, match=rf"both.csv, row 3 \({b}.jpg\): .*other.csv has no mask"):
-        submission.score(both, other)
+    with pytest.raises(CarvanaError, match=rf"one.csv has no row for 1 of the images in .*both.csv, first {a}"):
+        submission.score_submission(one, both)
+    with pytest.raises(CarvanaError, match=rf"both.csv, row 2 \({a}.jpg\): .*one.csv has no mask"):
+        submission.score_submission(both, one)
+    with pytest.raises(CarvanaError, match=rf"both.csv, row 3 \({b}.jpg\): .*other.csv has no mask"):
+        submission.score_submission(both, other)
 
 
 def test_score_refuses_second_rows_and_malformed_masks_in_either_file(tmp_path):
@@ -195,25 +195,25 @@ def test_score_refuses_second_rows_and_malformed_masks_in_either_file(tmp_path):
     bad = write(tmp_path / "bad.csv", {IDS[0]: "1 0"})
     bare = write(tmp_path / "bare.csv", {})
     for files in ((twice, good), (good, twice)):
-        with pytest.raises(PipelineError, match=rf"twice.csv, row 3 \({IDS[0]}.jpg\): a second row"):
-            submission.score(*files)
+        with pytest.raises(CarvanaError, match=rf"twice.csv, row 3 \({IDS[0]}.jpg\): a second row"):
+            submission.score_submission(*files)
     for files in ((bad, good), (good, bad)):
-        with pytest.raises(PipelineError, match=rf"bad.csv, row 2 \({IDS[0]}.jpg\): .*length 0"):
-            submission.score(*files)
-    with pytest.raises(PipelineError, match="nothing to score"):
-        submission.score(bare, bare)
+        with pytest.raises(CarvanaError, match=rf"bad.csv, row 2 \({IDS[0]}.jpg\): .*length 0"):
+            submission.score_submission(*files)
+    with pytest.raises(CarvanaError, match="nothing to score"):
+        submission.score_submission(bare, bare)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_memory_does_not_grow_with_the_masks(tmp_path, order):
     code = rle.encode(drawn_mask(0))
-    texts = {join_id(f"{car:012x}", 1): code for car in range(500)}
+    texts = {format_image_id(f"{car:012x}", 1): code for car in range(500)}
     path = write(tmp_path / "a.csv.gz", texts)
     truth_path = write(tmp_path / "b.csv.gz", dict(list(texts.items())[::order]))
     assert len(code) * len(texts) > 4e6
     tracemalloc.start()
-    submission.check(path, set(texts))
-    submission.score(path, truth_path)
+    submission.validate_submission(path, set(texts))
+    submission.score_submission(path, truth_path)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 1e6
@@ -221,12 +221,12 @@ def test_memory_does_not_grow_with_the_masks(tmp_path, order):
 
 def test_real_csv_passes_and_scores_itself(real_carvana: Path):
     path = real_carvana / "train_masks.csv.zip"
-    report = submission.check(path)
+    report = submission.validate_submission(path)
     assert (report.rows, report.empty) == (320, 0)
     assert 0.08 < report.coverage_min < report.coverage_mean < report.coverage_max < 0.42
     with zipfile.ZipFile(path) as archive:
         assert report.sha256 == hashlib.sha256(archive.read("train_masks.csv")).hexdigest()
-    assert submission.score(path, path).mean == 1
+    assert submission.score_submission(path, path).mean == 1
 
 
 @pytest.mark.slow

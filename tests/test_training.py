@@ -9,32 +9,32 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.competition.metric import count
-from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.competition.metric import confusion_counts
+from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.learning import training
-from pipeline.learning.inference import Predictor
-from pipeline.learning.models import load
-from pipeline.learning.settings import ClassicUNet, Design, InputSettings, MachineSettings, TrainSettings
-from pipeline.learning.training import Job, learning_rate_curve, train
+from pipeline.learning.inference import TorchPredictor
+from pipeline.learning.models import load_model
+from pipeline.learning.settings import HardwareSettings, InputSettings, ResolvedModel, TrainSettings, UNetConfig
+from pipeline.learning.training import TrainJob, lr_lambda, train
 from tests.test_learning import Drawn
 
 READER = Drawn()
-CPU = MachineSettings(device="cpu")
+CPU = HardwareSettings(device="cpu")
 
 
-def job(reader: Any = READER, **changes: Any) -> Job:
+def job(reader: Any = READER, **changes: Any) -> TrainJob:
     values: dict[str, Any] = {
         "epochs": 3,
         "batch_size": 2,
         "precision": "32",
         "losses": {"bce": 1.0, "dice": 1.0},
         "lr": 0.01,
-        "warmup": 0.1,
+        "warmup_fraction": 0.1,
     }
-    values |= {"ema": 0.9, "clip": 1.0}
-    spec = ClassicUNet(net="classic", widths=(4, 8), dropout=0.3)
-    design = Design(spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes))
-    return Job(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, CPU, facts={"fold": 0})
+    values |= {"ema_decay": 0.9, "gradient_clip_norm": 1.0}
+    spec = UNetConfig(architecture="unet", widths=(4, 8), dropout=0.3)
+    design = ResolvedModel(spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes))
+    return TrainJob(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, CPU, facts={"fold": 0})
 
 
 class Killed(BaseException):
@@ -50,7 +50,7 @@ def test_a_trained_folder(tmp_path: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["dice"] == curves["dice"].iloc[-1]
     assert metrics["best_dice"] == pytest.approx(curves["dice"].max(), abs=1e-6)
-    assert metrics["parameters"] == sum(parameter.numel() for parameter in load(folder)[0].parameters())
+    assert metrics["parameters"] == sum(parameter.numel() for parameter in load_model(folder)[0].parameters())
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"]["widths"] == [4, 8]
     assert config["fold"] == 0
@@ -68,8 +68,8 @@ def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) ->
     assert 0.5 < metrics["dice"] < metrics["best_dice"] - 0.01
     assert metrics["best_epoch"] == 1
     for weights, key in (("last", "dice"), ("best", "best_dice")):
-        predictor = Predictor(folder, weights=weights, device="cpu", precision="32")
-        scores = [count(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7")]
+        predictor = TorchPredictor(folder, weights=weights, device="cpu", precision="32")
+        scores = [confusion_counts(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7")]
         assert np.mean(scores) == pytest.approx(metrics[key], abs=1e-4)
 
 
@@ -78,27 +78,27 @@ def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) ->
 def test_a_killed_run_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, moment: str
 ) -> None:
-    whole = train(job(schedule=schedule, accumulate=2), tmp_path / "whole")
+    whole = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "whole")
 
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
         if moment == "before_collecting":
-            patch.setattr(training, "_collect", kill)
+            patch.setattr(training, "_write_model_dir", kill)
         elif moment == "after_epoch_1":
-            patch.setattr(training.Curves, "on_train_epoch_start", _at_epoch(1, kill))
+            patch.setattr(training.MetricsHistory, "on_train_epoch_start", _at_epoch(1, kill))
         else:
-            patch.setattr(training.Curves, "on_train_batch_end", _at_epoch(1, kill))
+            patch.setattr(training.MetricsHistory, "on_train_batch_end", _at_epoch(1, kill))
         with pytest.raises(Killed):
-            train(job(schedule=schedule, accumulate=2), tmp_path / "killed")
-    killed = train(job(schedule=schedule, accumulate=2), tmp_path / "killed")
+            train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "killed")
+    killed = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "killed")
     _same_but_for_time(whole, killed)
 
 
 def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Steps so small that the score stands still.
-    still = job(schedule="plateau", epochs=8, lr=1e-6, ema=None)
+    still = job(schedule="plateau", epochs=8, lr=1e-6, ema_decay=None)
     whole = train(still, tmp_path / "whole")
     rates = pd.read_csv(whole / "curves.csv")["lr"]
     assert rates.iloc[-1] < rates.iloc[0]
@@ -108,7 +108,7 @@ def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest
 
     for epoch in (2, 3, 5):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(training.Curves, "on_train_epoch_start", _at_epoch(epoch, kill))
+            patch.setattr(training.MetricsHistory, "on_train_epoch_start", _at_epoch(epoch, kill))
             train(still, tmp_path / "killed")
     killed = train(still, tmp_path / "killed")
     _same_but_for_time(whole, killed)
@@ -131,14 +131,14 @@ def _at_epoch(epoch: int, call: Any) -> Any:
 
 
 def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"no finite number in epoch 1 \(loss_bce nan.*images \d.*lower train.lr"):
-        train(job(lr=1e30, clip=None, warmup=0.0), tmp_path)
+    with pytest.raises(CarvanaError, match=r"no finite number in epoch 1 \(loss_bce nan.*images \d.*lower train.lr"):
+        train(job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> None:
-    broken = job(lr=1e30, clip=None, warmup=0.0, batch_size=6, epochs=1, ema=None, precision=precision)
-    with pytest.raises(PipelineError, match=r"after epoch 1: lower train\.lr"):
+    broken = job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0, batch_size=6, epochs=1, ema_decay=None, precision=precision)
+    with pytest.raises(CarvanaError, match=r"after epoch 1: lower train\.lr"):
         train(broken, tmp_path)
 
 
@@ -146,22 +146,22 @@ def test_ctrl_c_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Curves, "on_train_batch_end", interrupt)
+    monkeypatch.setattr(training.MetricsHistory, "on_train_batch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(job(), tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
 def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
-    folder = train(job(optimizer=optimizer, epochs=2, ema=None, lr=0.003), tmp_path)
+    folder = train(job(optimizer=optimizer, epochs=2, ema_decay=None, lr=0.003), tmp_path)
     loss = pd.read_csv(folder / "curves.csv")["loss"]
     assert loss.iloc[-1] < loss.iloc[0]
 
 
 def test_crops_and_uncached_images_in_worker_processes(tmp_path: Path) -> None:
     made = job(crop=(16, 16), epochs=1)
-    machine = MachineSettings(device="cpu", workers=2, cache_gb=0)
-    in_workers = train(Job(**{**made.__dict__, "machine": machine}), tmp_path / "a")
+    machine = HardwareSettings(device="cpu", workers=2, cache_gb=0)
+    in_workers = train(TrainJob(**{**made.__dict__, "machine": machine}), tmp_path / "a")
     in_memory = train(made, tmp_path / "b")
     # Where images are decoded decides no result.
     assert (in_workers / "model.safetensors").read_bytes() == (in_memory / "model.safetensors").read_bytes()
@@ -174,7 +174,7 @@ def test_bf16_trains(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle", "poly"])
 def test_schedules(schedule: str) -> None:
-    factor = learning_rate_curve(job(schedule=schedule, warmup=0.2).design.train, 100)
+    factor = lr_lambda(job(schedule=schedule, warmup_fraction=0.2).model.train, 100)
     rates = [factor(step) for step in range(101)]
     assert rates[0] == pytest.approx(1 / 20)
     assert max(rates) == 1.0
@@ -186,9 +186,9 @@ def test_schedules(schedule: str) -> None:
 def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> None:
     # Three validation images: shares that differ in length must not wait for each other.
     made = job(devices=2, batch_size=1, epochs=2)
-    folder = train(Job(**{**made.__dict__, "validation_ids": ["6", "7", "8"]}), tmp_path)
-    predictor = Predictor(folder, device="cpu", precision="32")
-    scores = [count(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7", "8")]
+    folder = train(TrainJob(**{**made.__dict__, "validation_ids": ["6", "7", "8"]}), tmp_path)
+    predictor = TorchPredictor(folder, device="cpu", precision="32")
+    scores = [confusion_counts(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7", "8")]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["dice"] == pytest.approx(np.mean(scores), abs=1e-4)
 
@@ -197,16 +197,16 @@ def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> N
 @pytest.mark.parametrize("changes", [{"devices": 2}, {}])
 def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
     made = job(Torn(), **changes)
-    machine = MachineSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
-    with pytest.raises(PipelineError, match=r"^3 is torn$"):
-        train(Job(**{**made.__dict__, "machine": machine}), tmp_path)
+    machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
+    with pytest.raises(CarvanaError, match=r"^3 is torn$"):
+        train(TrainJob(**{**made.__dict__, "machine": machine}), tmp_path)
 
 
 @pytest.mark.slow
 def test_too_little_memory_in_another_process_is_told_as_such(tmp_path: Path) -> None:
-    machine = MachineSettings(device="cpu", workers=0, cache_gb=0)
+    machine = HardwareSettings(device="cpu", workers=0, cache_gb=0)
     with pytest.raises(MemoryError, match=r"^CUDA out of memory\. Tried to allocate"):
-        train(Job(**{**job(Hungry(), devices=2).__dict__, "machine": machine}), tmp_path)
+        train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "machine": machine}), tmp_path)
 
 
 class Hungry(Drawn):

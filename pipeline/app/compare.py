@@ -8,23 +8,23 @@ import pandas as pd
 import streamlit as st
 
 from pipeline.app import project, worst
-from pipeline.app.faults import as_text, in_words
-from pipeline.app.project import REPORTS
+from pipeline.app.faults import escape_markdown, show_errors
+from pipeline.app.project import REPORTS_DIR
 from pipeline.app.theme import chart_config
-from pipeline.ensembling.grid import Split
-from pipeline.errors import PipelineError
+from pipeline.ensembling.grid import ScoredSplit
+from pipeline.errors import CarvanaError
 from pipeline.reporting import charts, words
-from pipeline.reporting.tables import MERGES, SPLITS, best_and_current, best_at_each_cost, of_split
-from pipeline.reporting.tables import in_words as told
+from pipeline.reporting.tables import MERGE_TITLES, SPLIT_TITLES, best_and_current, best_at_each_cost, rows_of_split
+from pipeline.reporting.tables import describe_setting as told
 
-Row = Mapping[Any, Any]
+TableRow = Mapping[Any, Any]
 
 _MEANING = {
     "oof": "Each car is scored by nets that never saw it: those of its own fold.",
     "holdout": "Cars that no net trained on: the only ones on which folds can be merged and compared.",
 }
 
-_SPLITS: Sequence[Split] = ("oof", "holdout")
+_SPLITS: Sequence[ScoredSplit] = ("oof", "holdout")
 
 _FILTERS = {"models": "Models", "views": "Views", "merge": "Merge"}
 
@@ -38,7 +38,7 @@ class _Shown:
 
     rows: pd.DataFrame
     """Of the chart."""
-    alike: pd.DataFrame
+    same_cost: pd.DataFrame
     """Of the table, best first: all of them, or those that cost what the points picked in the chart do."""
     chosen: dict[Any, Any] | None
     """The row clicked in the table, else the best one picked in the chart."""
@@ -49,28 +49,28 @@ class _Shown:
 def show() -> None:
     """Draw the page."""
     st.title("Compare")
-    if not (REPORTS / "ablation.csv").is_file():
+    if not (REPORTS_DIR / "ablation.csv").is_file():
         st.info(
             "Nothing has been compared yet. Run `carvana repro` in the project's folder: it trains nets and ends with "
             "the comparison. Where predictions are there already, `dvc repro ablate` is enough.",
             icon=":material/info:",
         )
         return
-    with in_words():
+    with show_errors():
         _page()
 
 
 def _page() -> None:
-    table, facts = project.table("ablation.csv"), project.facts("ablation.json")
+    table, facts = project.read_report_table("ablation.csv"), project.read_report_json("ablation.json")
     if not {"nets", *_SPLITS} <= facts.keys():
-        raise PipelineError("reports/ablation.json is of another version: run 'dvc repro ablate', which makes it.")
+        raise CarvanaError("reports/ablation.json is of another version: run 'dvc repro ablate', which makes it.")
     st.markdown("What other models, views, folds, ways to merge and thresholds would have scored, and at what cost.")
-    split: Split = st.segmented_control("Cars", _SPLITS, format_func=SPLITS.__getitem__, default="oof", required=True)
+    split: ScoredSplit = st.segmented_control("Cars", _SPLITS, format_func=SPLIT_TITLES.__getitem__, default="oof", required=True)
     st.caption(_MEANING[split])
     if "refused" in facts[split]:
-        st.info(as_text(facts[split]["refused"]), icon=":material/info:")
+        st.info(escape_markdown(facts[split]["refused"]), icon=":material/info:")
         return
-    rows = of_split(table, split)
+    rows = rows_of_split(table, split)
     filtered, name = _filtered(rows, split)
     if filtered.empty:
         st.info("No setting has all of that: take a filter away.", icon=":material/filter_alt_off:")
@@ -78,7 +78,7 @@ def _page() -> None:
     shown = _after_clicks(filtered, name)
     _chart(shown)
     _table(shown)
-    _verdict(facts, split)
+    _show_summary(facts, split)
     worst.show(shown.chosen or rows[rows["current"]].iloc[0].to_dict(), split, facts)
 
 
@@ -88,7 +88,7 @@ def _filtered(rows: pd.DataFrame, split: str) -> tuple[pd.DataFrame, str]:
     choices = {column: rows[column].unique().tolist() for column in _FILTERS}
     choices = {column: options for column, options in choices.items() if len(options) > 1}
     for (column, options), place in zip(choices.items(), st.columns(len(choices) or 1), strict=False):
-        title, say = _FILTERS[column], MERGES.__getitem__ if column == "merge" else _joined
+        title, say = _FILTERS[column], MERGE_TITLES.__getitem__ if column == "merge" else _joined
         key = f"{column}|{split}"
         wanted: list[str] = place.pills(title, options, format_func=say, selection_mode="multi", wrap=True, key=key)
         kept = kept[kept[column].isin(wanted or options)]
@@ -117,7 +117,7 @@ def _after_clicks(rows: pd.DataFrame, name: str) -> _Shown:
     return _Shown(rows, alike, chosen, chart_key, table_key)
 
 
-def _at(row: Row) -> tuple[str, int, str]:
+def _at(row: TableRow) -> tuple[str, int, str]:
     """Return what decides the cost of a setting, and which point of the chart stands for it."""
     return row["models"], len(row["folds"].split()), row["views"]
 
@@ -142,18 +142,18 @@ def _chart(shown: _Shown) -> None:
 
 def _table(shown: _Shown) -> None:
     title, place = st.columns([3, 1], vertical_alignment="bottom")
-    filtered = len(shown.alike) < len(shown.rows)
-    title.subheader(words.count(len(shown.alike), "setting") + (" at the points picked" if filtered else ""))
+    filtered = len(shown.same_cost) < len(shown.rows)
+    title.subheader(words.pluralize(len(shown.same_cost), "setting") + (" at the points picked" if filtered else ""))
     if filtered:
         place.button("Show all", icon=":material/close:", width="stretch", on_click=_clear)
     st.dataframe(
-        _cells(shown.alike),
+        _cells(shown.same_cost),
         key=shown.table_key,
         on_select="rerun",
         selection_mode="single-row",
         hide_index=True,
-        height=35 * min(len(shown.alike), 9) + 38,
-        column_config=_COLUMNS,
+        height=35 * min(len(shown.same_cost), 9) + 38,
+        column_config=_ABLATION_COLUMNS,
     )
     st.caption("Click a row to mark it in the chart and to see the images on which it does worst.")
 
@@ -163,7 +163,7 @@ def _clear() -> None:
     st.session_state["cleared"] = st.session_state.get("cleared", 0) + 1
 
 
-_COLUMNS = {
+_ABLATION_COLUMNS = {
     "now": st.column_config.TextColumn(help="The current setting", width=40, pinned=True),
     "Dice": st.column_config.NumberColumn(format="%.5f", pinned=True),
     "against current": st.column_config.NumberColumn(format="%+.5f"),
@@ -185,7 +185,7 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
             "models": rows["models"].map(_joined),
             "folds": rows["folds"],
             "views": rows["views"].map(_joined),
-            "merge": rows["merge"].map(MERGES),
+            "merge": rows["merge"].map(MERGE_TITLES),
             "weights": rows["weights"],
             "threshold": rows["threshold"],
             "seconds an image": rows["seconds"],
@@ -200,12 +200,12 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
     return cells.drop(columns=empty)
 
 
-def _verdict(facts: Mapping[str, Any], split: str) -> None:
+def _show_summary(facts: Mapping[str, Any], split: str) -> None:
     """Say what the numbers show, as the report does."""
-    verdict = dict(zip(SPLITS, words.verdicts(facts), strict=True))[split]
+    verdict = dict(zip(SPLIT_TITLES, words.summarize_ablation(facts), strict=True))[split]
     with st.expander(f"In words: {verdict.basis}", icon=":material/notes:"):
         for point in verdict.points:
-            setting = f"{as_text(point.setting)}. " if point.setting else ""
-            st.markdown(f"**{point.label}.** {setting}{as_text(point.words)}")
+            setting = f"{escape_markdown(point.setting)}. " if point.setting else ""
+            st.markdown(f"**{point.label}.** {setting}{escape_markdown(point.words)}")
         for caution in verdict.cautions:
-            st.caption(as_text(caution))
+            st.caption(escape_markdown(caution))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from pipeline.data.settings import locate
-from pipeline.errors import PipelineError
+from pipeline.data.settings import data_dir
+from pipeline.errors import CarvanaError
 from pipeline.params import read_params
-from pipeline.places import home
+from pipeline.places import project_root
 
 _FOLDERS = re.compile(r"(?<![\w./\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
 """The folders of an absolute path; before the first slash stands something in a relative one, a slash in an address."""
@@ -20,20 +20,20 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
+def show_errors() -> Iterator[None]:
     """Show an error that a user can mend; any other is Streamlit's, which shows none of it but logs it."""
     try:
         yield
-    except PipelineError as error:
-        st.error(sentence(error), icon=":material/error:")
+    except CarvanaError as error:
+        st.error(error_markdown(error), icon=":material/error:")
 
 
-def sentence(error: PipelineError) -> str:
+def error_markdown(error: CarvanaError) -> str:
     """Return an error as Markdown: paths as the project knows them, commands set as code, nothing else marked up."""
-    return as_text(without_folders(str(error)))
+    return escape_markdown(hide_folders(str(error)))
 
 
-def without_folders(words: str) -> str:
+def hide_folders(words: str) -> str:
     """Return words with paths as the project knows them, and nothing else of where it lies."""
     for folder in sorted(_folders(), key=lambda folder: -len(str(folder))):
         words = words.replace(f"{folder}/", "")
@@ -42,12 +42,12 @@ def without_folders(words: str) -> str:
 
 def _folders() -> Iterator[Path]:
     """Yield folders that messages may name, which may have spaces in their names."""
-    yield from (Path.cwd().resolve(), home(), Path.home())
-    with suppress(PipelineError):
-        yield locate(read_params().data, home()).parent
+    yield from (Path.cwd().resolve(), project_root(), Path.home())
+    with suppress(CarvanaError):
+        yield data_dir(read_params().data, project_root()).parent
 
 
-def as_text(words: str) -> str:
+def escape_markdown(words: str) -> str:
     """Return Markdown that shows just these words; what stands in single quotes, such as commands, as code."""
     parts = _QUOTED.split(words)
     return "".join(f"`{part}`" if index % 2 else _MARKUP.sub(r"\\\1", part) for index, part in enumerate(parts))

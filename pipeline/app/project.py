@@ -8,18 +8,18 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pipeline.data.source import Labelled, Photos
-from pipeline.params import FILE, read_params
+from pipeline.data.source import ImageSet, LabeledImages
+from pipeline.params import PARAMS_FILE, read_params
 from pipeline.reporting.tables import read_table
 from pipeline.stages import inputs
 
-REPORTS = Path("reports")
+REPORTS_DIR = Path("reports")
 
-Stamp = tuple[tuple[str, int, int], ...]
+FileFingerprint = tuple[tuple[str, int, int], ...]
 """Path, time of change and size of files: another stamp, other content."""
 
 
-def stamp(paths: Iterable[Path]) -> Stamp:
+def file_fingerprint(paths: Iterable[Path]) -> FileFingerprint:
     """Return the stamp of those of some files that are there."""
     states = []
     for path in paths:
@@ -29,46 +29,46 @@ def stamp(paths: Iterable[Path]) -> Stamp:
     return tuple(states)
 
 
-def table(name: str) -> pd.DataFrame:
+def read_report_table(name: str) -> pd.DataFrame:
     """Return a CSV of ``reports/``; raises PipelineError if it can't be read."""
-    return _table(name, stamp([REPORTS / name]))
+    return _table(name, file_fingerprint([REPORTS_DIR / name]))
 
 
-def facts(name: str) -> Mapping[str, Any]:
+def read_report_json(name: str) -> Mapping[str, Any]:
     """Return a JSON file of ``reports/``; raises PipelineError if it can't be read."""
-    return inputs.read_json(REPORTS / name)
+    return inputs.read_json(REPORTS_DIR / name)
 
 
-def training_images() -> Labelled:
+def training_images() -> LabeledImages:
     """Return the training images and masks; raises PipelineError if they are not at hand."""
-    return _training(stamp([Path(FILE), inputs.MANIFEST]))
+    return _training(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
-def test_images() -> Photos:
+def test_images() -> ImageSet:
     """Return the test images; raises PipelineError if they are not at hand."""
-    return _test(stamp([Path(FILE), inputs.MANIFEST]))
+    return _test(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
 def test_ids() -> list[str]:
     """Return the ids of the test images, sorted; raises PipelineError if they are not at hand."""
-    return _test_ids(stamp([Path(FILE), inputs.MANIFEST]))
+    return _test_ids(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _table(name: str, stamp: Stamp) -> pd.DataFrame:
-    return read_table(REPORTS / name)
+def _table(name: str, stamp: FileFingerprint) -> pd.DataFrame:
+    return read_table(REPORTS_DIR / name)
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _training(stamp: Stamp) -> Labelled:
+def _training(stamp: FileFingerprint) -> LabeledImages:
     return inputs.training_images(read_params())
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _test(stamp: Stamp) -> Photos:
+def _test(stamp: FileFingerprint) -> ImageSet:
     return inputs.test_images(read_params())
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _test_ids(stamp: Stamp) -> list[str]:
+def _test_ids(stamp: FileFingerprint) -> list[str]:
     return _test(stamp).ids()

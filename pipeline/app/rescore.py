@@ -6,26 +6,26 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.data.source import Labelled
-from pipeline.ensembling.ablation import Panel, try_settings
-from pipeline.ensembling.active import ActiveNets
+from pipeline.data.source import LabeledImages
+from pipeline.ensembling.ablation import ScoringGroup, score_settings
+from pipeline.ensembling.active import EnsembleContext
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import Setting
-from pipeline.ensembling.maps import PackedMap
-from pipeline.ensembling.opinions import Opinion, Opinions
+from pipeline.ensembling.grid import EnsembleConfig
+from pipeline.ensembling.maps import CompressedMap
+from pipeline.ensembling.opinions import ImagePredictions, MemberPredictions
 from pipeline.reporting import figures
 from pipeline.reporting.figures import Figure
-from pipeline.stages.active import stored_maps
+from pipeline.stages.active import stored_predictions
 
-Progress = Callable[[float], object]
+OnProgress = Callable[[float], object]
 """Told how much is done, 0 to 1."""
 
 
-def setting_of(row: Mapping[Any, Any]) -> Setting:
+def setting_of(row: Mapping[Any, Any]) -> EnsembleConfig:
     """Return the setting that a row of ``ablation.csv`` is about."""
     models = tuple(row["models"].split())
     weights = dict(pair.split("=") for pair in row["weights"].split())
-    return Setting(
+    return EnsembleConfig(
         models=models,
         folds=tuple(map(int, row["folds"].split())),
         views=tuple(row["views"].split()),
@@ -36,19 +36,19 @@ def setting_of(row: Mapping[Any, Any]) -> Setting:
 
 
 @dataclass(frozen=True)
-class _Watched(Panel):
+class _WatchedGroup(ScoringGroup):
     """A panel of a setting's own nets, that unpacks no view but the setting's, and tells of each image that is read."""
 
     views: Sequence[str]
     on_image: Callable[[], object]
 
-    def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[PackedMap]]]:
+    def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[CompressedMap]]]:
         for packed_NV in super().read(image_ids):
             self.on_image()
             yield [[packed for packed in of_net if packed.view in self.views] for of_net in packed_NV]
 
 
-def score_images(panels: Sequence[Panel], setting: Setting, images: Labelled, progress: Progress) -> pd.DataFrame:
+def score_images(panels: Sequence[ScoringGroup], setting: EnsembleConfig, images: LabeledImages, progress: OnProgress) -> pd.DataFrame:
     """Return a row an image, as ``doubts.csv`` has them for the current setting: image_id, car, angle, dice and so on.
 
     ``panels`` hold all the maps of the setting's split.
@@ -64,18 +64,18 @@ def score_images(panels: Sequence[Panel], setting: Setting, images: Labelled, pr
 
     watched = [_of_setting(panel, setting, one_more) for panel in panels]
     views = [view for view in panels[0].stores[0].views if view in setting.views]
-    trial = try_settings(watched, [setting], views, images.mask, "Finding a setting's worst images")
+    trial = score_settings(watched, [setting], views, images.mask, "Finding a setting's worst images")
     split = "holdout" if setting.folds else "oof"
     return trial.images.assign(dice=trial.dice_SI[0], split=split)
 
 
-def draw(rows: pd.DataFrame, setting: Setting, active: Sequence[int], images: Labelled) -> list[Figure]:
+def draw(rows: pd.DataFrame, setting: EnsembleConfig, active: Sequence[int], images: LabeledImages) -> list[Figure]:
     """Return a figure a row of ``score_images``, in their order: its errors, and where nets part.
 
     ``active`` are the folds that out of fold each see their own images.
     """
     folds = setting.folds or tuple(active)
-    nets = ActiveNets(
+    nets = EnsembleContext(
         settings=EnsembleSettings(
             weights=dict(zip(setting.models, setting.weights, strict=True)),
             merge=setting.merge,
@@ -85,20 +85,20 @@ def draw(rows: pd.DataFrame, setting: Setting, active: Sequence[int], images: La
         models=setting.models,
         folds=folds,
         ensemble=[(model, fold) for model in setting.models for fold in folds],
-        store=stored_maps,
+        store=stored_predictions,
         image=images.image,
     )
     by_image = {str(row["image_id"]): row for row in rows.to_dict("records")}
     split = "holdout" if setting.folds else "oof"
-    drawn = {o.image_id: _figure(by_image[o.image_id], o, images) for o in Opinions(nets).of(split, by_image)}
+    drawn = {o.image_id: _figure(by_image[o.image_id], o, images) for o in MemberPredictions(nets).iter_images(split, by_image)}
     return [drawn[image_id] for image_id in by_image]
 
 
-def _of_setting(panel: Panel, setting: Setting, on_image: Callable[[], object]) -> _Watched:
+def _of_setting(panel: ScoringGroup, setting: EnsembleConfig, on_image: Callable[[], object]) -> _WatchedGroup:
     stores = dict(zip(panel.nets, panel.stores, strict=True))
-    return _Watched(setting.nets, [stores[net] for net in setting.nets], setting.views, on_image)
+    return _WatchedGroup(setting.nets, [stores[net] for net in setting.nets], setting.views, on_image)
 
 
-def _figure(row: Mapping[Any, Any], opinion: Opinion, images: Labelled) -> Figure:
+def _figure(row: Mapping[Any, Any], opinion: ImagePredictions, images: LabeledImages) -> Figure:
     image_HWC, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-    return figures.worst(row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.doubt_HW)
+    return figures.worst_image_figure(row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.disagreement_HW)

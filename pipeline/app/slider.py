@@ -13,7 +13,7 @@ _component = st.components.v2.component("carvana_slider", html=_HTML, css=_CSS, 
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SliderImages:
     """Two pictures of one size, as data URIs, with words for those who can't see them."""
 
     photo: str
@@ -24,6 +24,6 @@ class Comparison:
     height: int
 
 
-def compare(comparison: Comparison, key: str) -> None:
+def compare(comparison: SliderImages, key: str) -> None:
     """Show the photograph left of a slider and the layer right of it."""
     _component(data=asdict(comparison), key=key)

@@ -8,17 +8,17 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from pipeline.app.faults import in_words, without_folders
+from pipeline.app.faults import hide_folders, show_errors
 from pipeline.app.theme import chart_config
-from pipeline.kaggle_api.agreement import FEWEST, OWN, Agreement, agreements
-from pipeline.kaggle_api.ledger import Ledger, Row
+from pipeline.kaggle_api.agreement import CV_COLUMNS, MIN_SUBMISSIONS, CvLbCorrelation, cv_lb_correlation
+from pipeline.kaggle_api.ledger import Ledger, LedgerRow
 
-LEDGER = Path("submissions/ledger.csv")
+LEDGER_FILE = Path("submissions/ledger.csv")
 
 _OWN = {"holdout_dice": "on held-out cars", "oof_dice": "out of fold"}
 _SCORES = {"public_score": "public", "private_score": "private"}
 
-_COLUMNS: Mapping[str, Any] = {
+_LEDGER_COLUMNS: Mapping[str, Any] = {
     "sent": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
     **dict.fromkeys(("held out", "out of fold", "public", "private"), st.column_config.NumberColumn(format="%.5f")),
     "threshold": st.column_config.NumberColumn(format="%g"),
@@ -28,8 +28,8 @@ _COLUMNS: Mapping[str, Any] = {
 def show() -> None:
     """Draw the page."""
     st.title("Submissions")
-    with in_words():
-        rows = Ledger(LEDGER).rows()
+    with show_errors():
+        rows = Ledger(LEDGER_FILE).rows()
         if rows:
             _page(rows)
             return
@@ -40,14 +40,14 @@ def show() -> None:
         )
 
 
-def _page(rows: Sequence[Row]) -> None:
+def _page(rows: Sequence[LedgerRow]) -> None:
     st.markdown(
         "What was sent to Kaggle, and what it scored. The private score is the one that counted; the public one rests "
         "on 1,200 images only."
     )
     table = _cells(rows)
     st.dataframe(
-        table, hide_index=True, column_config=dict(_COLUMNS), height=35 * min(len(table), 12) + 38, placeholder=""
+        table, hide_index=True, column_config=dict(_LEDGER_COLUMNS), height=35 * min(len(table), 12) + 38, placeholder=""
     )
     st.caption("As of the last `carvana submissions`, which asks Kaggle for fresh scores. Times are UTC.")
     st.subheader("Own Dice against Kaggle's score")
@@ -59,13 +59,13 @@ def _page(rows: Sequence[Row]) -> None:
         )
         return
     st.markdown("What counts is that a higher own Dice means a higher score. On a dashed line both would be equal.")
-    shown = [own for own in OWN if (pairs["own"] == own).any()]
-    for own, place in zip(shown, st.columns(len(OWN)), strict=False):
+    shown = [own for own in CV_COLUMNS if (pairs["own"] == own).any()]
+    for own, place in zip(shown, st.columns(len(CV_COLUMNS)), strict=False):
         place.vega_lite_chart(_chart(pairs[pairs["own"] == own], _OWN[own]), key=f"chart-{own}")
         place.caption(_agreement(rows, own))
 
 
-def _cells(rows: Sequence[Row]) -> pd.DataFrame:
+def _cells(rows: Sequence[LedgerRow]) -> pd.DataFrame:
     """Return the ledger as the table shows it, newest first; columns without a word are left out, but the first two."""
     ledger = pd.DataFrame(rows).iloc[::-1]
     numbers = ledger[[*_OWN, *_SCORES, "threshold"]].apply(pd.to_numeric, errors="coerce")
@@ -83,7 +83,7 @@ def _cells(rows: Sequence[Row]) -> pd.DataFrame:
             "merge": ledger["merge"],
             "threshold": numbers["threshold"],
             "commit": ledger["git_commit"].str[:8],
-            "error": ledger["error"].map(without_folders),
+            "error": ledger["error"].map(hide_folders),
         }
     )
     told = [name for name in cells if cells[name].notna().any() and (cells[name] != "").any()]
@@ -129,16 +129,16 @@ def _chart(pairs: pd.DataFrame, own: str) -> dict[str, Any]:
     return spec | {"config": chart_config()}
 
 
-def _agreement(rows: Sequence[Row], own: str) -> str:
+def _agreement(rows: Sequence[LedgerRow], own: str) -> str:
     """Return how well an own Dice goes with both scores."""
-    found = {name: a for score, name in _SCORES.items() for a in agreements(rows, score) if a.own == own}
+    found = {name: a for score, name in _SCORES.items() for a in cv_lb_correlation(rows, score) if a.cv_column == own}
     if not found:
-        return f"How well they go together is told from {FEWEST} scored submissions on."
+        return f"How well they go together is told from {MIN_SUBMISSIONS} scored submissions on."
     told = (f"{_correlation(agreement)} with the {name} score" for name, agreement in found.items())
     return f"Correlation of the own Dice {_OWN[own]}: {', '.join(told)}."
 
 
-def _correlation(agreement: Agreement) -> str:
+def _correlation(agreement: CvLbCorrelation) -> str:
     if agreement.correlation is None:
         return "unknown (one of them never changed)"
     return f"{agreement.correlation:.3f} ({agreement.submissions} submissions)"

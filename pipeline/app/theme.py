@@ -4,8 +4,8 @@ from typing import Any
 
 import streamlit as st
 
-_BY_DAY = ("#0072b2", "#d55e00", "#009e73", "#b5508c", "#b08a00", "#3d9bd1", "#5b5ea6", "#555555")
-_BY_NIGHT = ("#56b4e9", "#e69f00", "#2fc295", "#e29bc4", "#f0e442", "#ff8a50", "#9db7ff", "#c9c9c9")
+_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5508c", "#b08a00", "#3d9bd1", "#5b5ea6", "#555555")
+_DARK = ("#56b4e9", "#e69f00", "#2fc295", "#e29bc4", "#f0e442", "#ff8a50", "#9db7ff", "#c9c9c9")
 """After Okabe and Ito, told apart by the colour-blind."""
 
 
@@ -18,7 +18,7 @@ def chart_config() -> dict[str, Any]:
         "background": "transparent",
         "axis": {"titlePadding": 8},
         "legend": {"orient": "bottom", "direction": "horizontal", "symbolOpacity": 1},
-        "range": {"category": list(_BY_NIGHT if night else _BY_DAY)},
+        "range": {"category": list(_DARK if night else _LIGHT)},
         "style": {
             "front": {"stroke": soft, "color": soft, "strokeWidth": 1.5},
             "now": {"stroke": ink, "color": ink},

@@ -12,23 +12,23 @@ import numpy as np
 import streamlit as st
 
 from pipeline.app import project
-from pipeline.app.faults import as_text, in_words, sentence
-from pipeline.app.sight import Sight, speaker
-from pipeline.app.slider import Comparison, compare
-from pipeline.competition.layout import split_id
-from pipeline.competition.submission import HEADER
+from pipeline.app.faults import error_markdown, escape_markdown, show_errors
+from pipeline.app.sight import CachedImage, cached_predictor
+from pipeline.app.slider import SliderImages, compare
+from pipeline.competition.layout import parse_image_id
+from pipeline.competition.submission import CSV_HEADER
 from pipeline.ensembling.ensemble import EnsembleSettings, MergeName, PostStep
-from pipeline.errors import PipelineError
-from pipeline.learning.rasters import Pixels
+from pipeline.errors import CarvanaError
+from pipeline.learning.rasters import UInt8Array
 from pipeline.params import Params, read_params
-from pipeline.reporting.crops import data_uri, doubt
-from pipeline.reporting.tables import MERGES
-from pipeline.serving.masker import Masked, Masker
-from pipeline.serving.nets import EXPORTS, model_of, trained
+from pipeline.reporting.crops import data_uri, heatmap_overlay
+from pipeline.reporting.tables import MERGE_TITLES
+from pipeline.serving.masker import SegmentationResult, Segmenter
+from pipeline.serving.nets import EXPORTS_DIR, list_models, model_of
 from pipeline.serving.outputs import cutout_png, mask_png, overlay, rle_row
-from pipeline.serving.pictures import Limits, open_picture
+from pipeline.serving.pictures import ImageLimits, load_image
 
-PIXELS = 25_000_000
+MAX_UPLOAD_PIXELS = 25_000_000
 """Of an upload, at most: for each net and view, as many levels are kept as the picture has pixels."""
 
 Layer = Literal["mask", "probability", "doubt"]
@@ -41,16 +41,16 @@ _SAMPLES = 48
 _EXPORT = ".onnx"
 
 _STEPS: Mapping[PostStep, str] = {
-    "edges": "outline as in the photograph",
-    "largest": "largest piece alone",
-    "filled": "small holes filled",
+    "refine_edges": "outline as in the photograph",
+    "keep_largest": "largest piece alone",
+    "fill_holes": "small holes filled",
 }
 
 _LAYERS: Mapping[Layer, str] = {"mask": "Mask", "probability": "Probability", "doubt": "Doubt"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class TryChoice:
     """What is asked of the nets, and how their answers become a mask."""
 
     nets: Sequence[str]
@@ -62,7 +62,7 @@ def show() -> None:
     """Draw the page."""
     st.title("Try a net")
     st.markdown("Give it a picture, and see which part of it the nets take for car.")
-    names = trained(Path())
+    names = list_models(Path())
     if not names:
         st.info(
             "No net is trained yet. Run `carvana repro` in the project's folder: with the settings that come with it, "
@@ -70,24 +70,24 @@ def show() -> None:
             icon=":material/info:",
         )
         return
-    with in_words():
+    with show_errors():
         params, sight = read_params(), _sight()
         if sight is not None:
-            _live(sight, names, params)
+            _render(sight, names, params)
 
 
-def _sight() -> Sight | None:
+def _sight() -> CachedImage | None:
     """Ask for a picture; return it, or None where none is given or it can't be read."""
     left, right = st.columns([3, 2], gap="medium")
-    limits = Limits(bytes=st.get_option("server.maxUploadSize") << 20, pixels=PIXELS)
+    limits = ImageLimits(bytes=st.get_option("server.maxUploadSize") << 20, pixels=MAX_UPLOAD_PIXELS)
     words = f"JPEG, PNG or WebP, up to {limits.bytes >> 20} MB and {limits.pixels // 1_000_000} million pixels."
     upload = left.file_uploader("A picture of your own", _TYPES, help=f"{words} It is not kept.")
     with right:
         image_id = _sample(disabled=upload is not None)
     if upload is not None:
-        return _kept(upload.file_id, upload.name, lambda: open_picture(upload.getvalue(), upload.name, limits))
+        return _cached(upload.file_id, upload.name, lambda: load_image(upload.getvalue(), upload.name, limits))
     if image_id is not None:
-        return _kept(image_id, f"{image_id}.jpg", lambda: project.test_images().image(image_id))
+        return _cached(image_id, f"{image_id}.jpg", lambda: project.test_images().image(image_id))
     return None
 
 
@@ -95,64 +95,64 @@ def _sample(*, disabled: bool) -> str | None:
     """Ask for a test image; return its id."""
     try:
         ids = project.test_ids()
-    except PipelineError as error:
-        st.caption(f"There are no test images to choose from: {sentence(error)}")
+    except CarvanaError as error:
+        st.caption(f"There are no test images to choose from: {error_markdown(error)}")
         return None
     image_id: str | None = st.selectbox(
         "Or one of the test images",
         ids[:: -(-len(ids) // _SAMPLES)],
-        format_func=lambda image_id: "car {}, angle {}".format(*split_id(image_id)),
+        format_func=lambda image_id: "car {}, angle {}".format(*parse_image_id(image_id)),
         disabled=disabled,
         help="Take your own picture away to come back to these." if disabled else None,
     )
     return image_id
 
 
-def _kept(key: str, name: str, read: Callable[[], Pixels]) -> Sight:
+def _cached(key: str, name: str, read: Callable[[], UInt8Array]) -> CachedImage:
     """Return what there is of a picture, and read it only if it is not the one that was looked at before."""
     if st.session_state.get("seen") != key:
         begun = time.perf_counter()
-        sight = Sight(name, read())
+        sight = CachedImage(name, read())
         sight.seconds["reading"] = time.perf_counter() - begun
         st.session_state.update(seen=key, sight=sight)
-    kept: Sight = st.session_state["sight"]
+    kept: CachedImage = st.session_state["sight"]
     return kept
 
 
 @st.fragment
-def _live(sight: Sight, names: Sequence[str], params: Params) -> None:
+def _render(sight: CachedImage, names: Sequence[str], params: Params) -> None:
     """Draw the picture beside all that changes it; a change here draws no more than this anew."""
     picture, controls = st.columns([3, 1], gap="medium")  # on a phone, the picture comes first
     with controls:
         choice = _choice(names, params)
-    with picture, in_words():
+    with picture, show_errors():
         if not choice.nets or not choice.views:
             st.info("Choose a net and a view at least.", icon=":material/touch_app:")
             return
         with st.spinner("Asking the nets ...", show_time=True):
-            looked = sight.look(choice.nets, choice.views, params)
-        masked = Masker({}).decide(looked, choice.settings)
+            looked = sight.predict(choice.nets, choice.views, params)
+        masked = Segmenter({}).combine(looked, choice.settings)
         layer = st.segmented_control(
             "Show", list(_LAYERS), format_func=_LAYERS.__getitem__, default="mask", required=True
         )
         begun = time.perf_counter()
         _draw(sight, masked, layer, several=len(choice.nets) > 1)
-        _tell(sight, masked, choice.nets, time.perf_counter() - begun)
+        _show_timing(sight, masked, choice.nets, time.perf_counter() - begun)
         _downloads(sight, masked)
 
 
-def _choice(names: Sequence[str], params: Params) -> Choice:
+def _choice(names: Sequence[str], params: Params) -> TryChoice:
     """Ask which nets are to look, in which views, and how a mask is made of what they say."""
     by_model: dict[str, list[str]] = {}
     for name in names:
         by_model.setdefault(name if name.endswith(_EXPORT) else model_of(name), []).append(name)
     # The project's own first.
-    options = list(dict.fromkeys([*(m for m, _ in params.ensemble_nets() if m in by_model), *by_model]))
+    options = list(dict.fromkeys([*(m for m, _ in params.ensemble_members() if m in by_model), *by_model]))
     models = st.pills(
         "Nets",
         options,
         default=options[0],
-        format_func=lambda model: model.removeprefix(f"{EXPORTS}/"),
+        format_func=lambda model: model.removeprefix(f"{EXPORTS_DIR}/"),
         selection_mode="multi",
         wrap=True,
     )
@@ -162,25 +162,25 @@ def _choice(names: Sequence[str], params: Params) -> Choice:
         words = "The net of each fold learned from other cars. Several are merged."
         folds = st.pills("Folds", folds, default=folds[0], selection_mode="multi", wrap=True, help=words)
     nets = [name for name in chosen if name in models or _fold(name) in folds]
-    predicted = params.predict.views
+    predicted = params.predict.tta
     offered = dict.fromkeys([*predicted.test, *predicted.oof, *predicted.holdout, "identity", "hflip"])
     views = st.pills(
         "Views",
         list(offered),
         default=list(predicted.test),
-        format_func=_in_words,
+        format_func=_view_label,
         selection_mode="multi",
         wrap=True,
         help="How the picture is shown to the nets. They look once for each view, and what they say is averaged.",
     )
-    return Choice(nets, views, _settings(params, nets))
+    return TryChoice(nets, views, _settings(params, nets))
 
 
 def _fold(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _in_words(view: str) -> str:
+def _view_label(view: str) -> str:
     """Return a view such as ``hflip+scale:0.75`` in words."""
     parts = ("as it is" if p == "identity" else "mirrored" if p == "hflip" else p for p in view.split("+"))
     return ", ".join(part.replace("scale:", "size × ") for part in parts)
@@ -195,7 +195,7 @@ def _settings(params: Params, nets: Sequence[str]) -> EnsembleSettings:
     merge = ensemble.merge
     if len(nets) > 1:
         options: Sequence[MergeName] = get_args(MergeName)
-        merge = st.radio("Merge", options, options.index(merge), format_func=MERGES.__getitem__)
+        merge = st.radio("Merge", options, options.index(merge), format_func=MERGE_TITLES.__getitem__)
     steps = st.pills(
         "Touch-ups",
         list(_STEPS),
@@ -211,12 +211,12 @@ def _settings(params: Params, nets: Sequence[str]) -> EnsembleSettings:
 def _threshold(params: Params, nets: Sequence[str]) -> float:
     """Return where to begin: the project's threshold, or that of an export which was made with one of its own."""
     own = None
-    with suppress(PipelineError):  # said where the nets are asked
-        own = speaker(nets[0], params).own_threshold if len(nets) == 1 else None
+    with suppress(CarvanaError):  # said where the nets are asked
+        own = cached_predictor(nets[0], params).default_threshold if len(nets) == 1 else None
     return params.ensemble.threshold if own is None else own
 
 
-def _draw(sight: Sight, masked: Masked, layer: Layer, *, several: bool) -> None:
+def _draw(sight: CachedImage, masked: SegmentationResult, layer: Layer, *, several: bool) -> None:
     """Show the picture left of a slider, and a layer right of it."""
     width, height = sight.shape
     if layer == "mask":
@@ -224,32 +224,32 @@ def _draw(sight: Sight, masked: Masked, layer: Layer, *, several: bool) -> None:
         part_HW = cv2.resize(
             masked.mask_HW.view(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA
         )
-        drawn_HWC = overlay(sight.small_HWC, part_HW >= 128)
+        drawn_HWC = overlay(sight.display_HWC, part_HW >= 128)
     elif layer == "probability":
         words = "the probability of car: yellow is sure, violet unlikely"
-        drawn_HWC = doubt(sight.image_HWC, masked.probability_HW, sight.box, width)
+        drawn_HWC = heatmap_overlay(sight.image_HWC, masked.probability_HW, sight.box, width)
     else:
         words = "where the nets part: bright where half of them say otherwise" if several else "where the net is unsure"
-        drawn_HWC = doubt(sight.image_HWC, masked.disagreement_HW, sight.box, width)
-    compare(Comparison(sight.uri, data_uri(drawn_HWC), "the picture", words, width, height), key="compare")
+        drawn_HWC = heatmap_overlay(sight.image_HWC, masked.disagreement_HW, sight.box, width)
+    compare(SliderImages(sight.uri, data_uri(drawn_HWC), "the picture", words, width, height), key="compare")
     st.caption(f"Left of the slider the picture, right of it {words}.")
 
 
-def _tell(sight: Sight, masked: Masked, nets: Sequence[str], drawing: float) -> None:
+def _show_timing(sight: CachedImage, masked: SegmentationResult, nets: Sequence[str], drawing: float) -> None:
     """Say how much is car, and what took how long."""
     stages = {"Reading": sight.seconds["reading"], **{name: sight.seconds[name] for name in nets}}
     stages |= {"merging": masked.seconds["decide"], "drawing": drawing}
-    times = " · ".join(f"{as_text(stage)} {1000 * seconds:.0f} ms" for stage, seconds in stages.items())
+    times = " · ".join(f"{escape_markdown(stage)} {1000 * seconds:.0f} ms" for stage, seconds in stages.items())
     st.caption(f"{masked.mask_HW.mean():.1%} of the picture is car. {times}.")
 
 
-def _downloads(sight: Sight, masked: Masked) -> None:
+def _downloads(sight: CachedImage, masked: SegmentationResult) -> None:
     """Offer the mask at the picture's own size; files are made when they are asked for."""
     stem = Path(sight.name).stem
     files: Mapping[str, tuple[str, str, Callable[[], bytes | str]]] = {
         "Mask": (f"{stem}_mask.png", "image/png", lambda: mask_png(masked.mask_HW)),
         "Cut-out": (f"{stem}_cutout.png", "image/png", lambda: cutout_png(sight.image_HWC, masked.mask_HW)),
-        "Run lengths": (f"{stem}_rle.csv", "text/csv", lambda: f"{HEADER}\n{rle_row(sight.name, masked.mask_HW)}"),
+        "Run lengths": (f"{stem}_rle.csv", "text/csv", lambda: f"{CSV_HEADER}\n{rle_row(sight.name, masked.mask_HW)}"),
     }
     for (label, (file_name, mime, made)), place in zip(files.items(), st.columns(len(files)), strict=True):
         place.download_button(

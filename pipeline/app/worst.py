@@ -8,20 +8,20 @@ import pandas as pd
 import streamlit as st
 
 from pipeline.app import project
-from pipeline.app.faults import as_text
-from pipeline.app.project import REPORTS, Stamp, stamp
+from pipeline.app.faults import escape_markdown
+from pipeline.app.project import REPORTS_DIR, FileFingerprint, file_fingerprint
 from pipeline.app.rescore import draw, score_images, setting_of
-from pipeline.data.source import Labelled
-from pipeline.ensembling.ablation import Panel
-from pipeline.ensembling.grid import Setting, Split
-from pipeline.errors import PipelineError
-from pipeline.params import FILE, read_params
+from pipeline.data.source import LabeledImages
+from pipeline.ensembling.ablation import ScoringGroup
+from pipeline.ensembling.grid import EnsembleConfig, ScoredSplit
+from pipeline.errors import CarvanaError
+from pipeline.params import PARAMS_FILE, read_params
 from pipeline.reporting.figures import Figure
-from pipeline.reporting.tables import in_words, of_split, worst_images
+from pipeline.reporting.tables import describe_setting, rows_of_split, worst_images
 from pipeline.stages import inputs
-from pipeline.stages.ablate import panels
+from pipeline.stages.ablate import scoring_groups
 
-Row = Mapping[Any, Any]
+TableRow = Mapping[Any, Any]
 
 _KEPT = 8
 """Settings whose scores a session remembers: on the whole competition they are some MB each."""
@@ -30,18 +30,18 @@ _SHOWN = 6
 """Images, at most two of a car."""
 
 
-def show(row: Row, split: Split, facts: Mapping[str, Any]) -> None:
+def show(row: TableRow, split: ScoredSplit, facts: Mapping[str, Any]) -> None:
     """Draw the part of the page that shows the setting of a row of ``ablation.csv``; ``facts`` are of its JSON.
 
     Raises PipelineError if images or maps are not at hand, or not those that were ablated.
     """
     st.subheader("Where it does worst")
-    st.markdown(("The current setting: " if row["current"] else "The chosen setting: ") + as_text(in_words(row)))
+    st.markdown(("The current setting: " if row["current"] else "The chosen setting: ") + escape_markdown(describe_setting(row)))
     params, setting = read_params(), setting_of(row)
     images = project.training_images()
     split_panels = _panels(split, _stamp_of_maps(split))
     if not {store.net for panel in split_panels for store in panel.stores} <= set(facts["nets"].values()):
-        raise PipelineError("Nets changed since the last ablation: run 'dvc repro ablate' first.")
+        raise CarvanaError("Nets changed since the last ablation: run 'dvc repro ablate' first.")
     scored = _scores(row, split, split_panels, images)
     lowest = worst_images(scored, _SHOWN, of_a_car=2)
     with st.spinner("Drawing them ..."):
@@ -57,17 +57,17 @@ def show(row: Row, split: Split, facts: Mapping[str, Any]) -> None:
 
 
 def _figure(figure: Figure) -> None:
-    st.markdown(f"**{' · '.join(map(as_text, [figure.facts[0], figure.title]))}**")
+    st.markdown(f"**{' · '.join(map(escape_markdown, [figure.facts[0], figure.title]))}**")
     for picture, place in zip(figure.pictures, st.columns(2), strict=True):
         place.image(picture.source, caption=picture.words)
-    st.caption(as_text(" · ".join(figure.facts[2:])))
+    st.caption(escape_markdown(" · ".join(figure.facts[2:])))
 
 
-def _scores(row: Row, split: Split, split_panels: Sequence[Panel], images: Labelled) -> pd.DataFrame:
+def _scores(row: TableRow, split: ScoredSplit, split_panels: Sequence[ScoringGroup], images: LabeledImages) -> pd.DataFrame:
     """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
-    doubts = REPORTS / "doubts.csv"
+    doubts = REPORTS_DIR / "doubts.csv"
     if row["current"] and doubts.is_file():
-        return of_split(project.table(doubts.name), split)
+        return rows_of_split(project.read_report_table(doubts.name), split)
     kept: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})
     key = setting_of(row), _digests(split_panels)
     if key not in kept:
@@ -81,25 +81,25 @@ def _scores(row: Row, split: Split, split_panels: Sequence[Panel], images: Label
 
 
 @st.cache_resource(max_entries=2, show_spinner="Looking at the stored predictions ...")
-def _panels(split: Split, maps: Stamp) -> list[Panel]:
-    return panels(read_params(), project.training_images().ids(), inputs.folds(), split)
+def _panels(split: ScoredSplit, maps: FileFingerprint) -> list[ScoringGroup]:
+    return scoring_groups(read_params(), project.training_images().ids(), inputs.read_fold_by_car(), split)
 
 
-def _stamp_of_maps(split: Split) -> Stamp:
+def _stamp_of_maps(split: ScoredSplit) -> FileFingerprint:
     """Return what tells whether ``_panels`` are still the same."""
     params = read_params()
     nets = [(model, fold) for model in params.models.active for fold in params.folds.active]
-    indexes = (inputs.maps_folder(split, *net) / "index.json" for net in nets)
-    weights = (path for net in nets for path in sorted(inputs.net_folder(*net).glob("*.safetensors")))
-    return stamp([Path(FILE), inputs.MANIFEST, inputs.FOLDS, *indexes, *weights])
+    indexes = (inputs.predictions_dir(split, *net) / "index.json" for net in nets)
+    weights = (path for net in nets for path in sorted(inputs.net_dir(*net).glob("*.safetensors")))
+    return file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE, inputs.FOLDS_FILE, *indexes, *weights])
 
 
-def _digests(split_panels: Sequence[Panel]) -> tuple[str, ...]:
+def _digests(split_panels: Sequence[ScoringGroup]) -> tuple[str, ...]:
     return tuple(store.digest for panel in split_panels for store in panel.stores)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _figures(
-    setting: Setting, digests: tuple[str, ...], _lowest: pd.DataFrame, active: Sequence[int], _images: Labelled
+    setting: EnsembleConfig, digests: tuple[str, ...], _lowest: pd.DataFrame, active: Sequence[int], _images: LabeledImages
 ) -> list[Figure]:
     return draw(_lowest, setting, active, _images)

@@ -7,85 +7,85 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.ensembling.grid import SPLITS, Choices, Split
-from pipeline.errors import PipelineError
-from pipeline.params import FILE, Params, read_params
-from pipeline.recipes import lay_over
+from pipeline.ensembling.grid import SCORED_SPLITS, AblationSpace, ScoredSplit
+from pipeline.errors import CarvanaError
+from pipeline.params import PARAMS_FILE, Params, read_params
+from pipeline.recipes import apply_overlay
 from pipeline.reporting import words
-from pipeline.reporting.tables import SPLITS as TITLES
-from pipeline.reporting.tables import in_words, of_split, read_table
-from pipeline.stages.inputs import net_folder, read_json
+from pipeline.reporting.tables import SPLIT_TITLES as TITLES
+from pipeline.reporting.tables import describe_setting, read_table, rows_of_split
+from pipeline.stages.inputs import net_dir, read_json
 from pipeline.stages.nets import net_digest
 
-REPORTS = Path("reports")
+REPORTS_DIR = Path("reports")
 
 _SHOWN = 12
 _WIDTH = 118
-_ANEW = "run 'dvc repro ablate'"
+_RERUN_HINT = "run 'dvc repro ablate'"
 
 
-def show_table(split: Split | None = None) -> None:
+def show_table(split: ScoredSplit | None = None) -> None:
     """Print the best settings of each split, or of one, with the current one."""
-    facts, table = _facts(), read_table(REPORTS / "ablation.csv")
+    facts, table = _read_ablation(), read_table(REPORTS_DIR / "ablation.csv")
     for name in _splits(split):
-        rows = of_split(table, name)
+        rows = rows_of_split(table, name)
         if "refused" in facts[name]:
             print(f"{TITLES[name]}: {facts[name]['refused']}\n")
             continue
         if len(rows) != facts[name]["settings"]:
-            raise PipelineError(f"{REPORTS / 'ablation.csv'} is cut short: {_ANEW}, which makes it.")
+            raise CarvanaError(f"{REPORTS_DIR / 'ablation.csv'} is cut short: {_RERUN_HINT}, which makes it.")
         print(f"{TITLES[name]}: the current setting and the best of {len(rows)}")
         print("\n".join(f"  {_line(row)}" for row in _shown(rows)), end="\n\n")
-    print(f"{REPORTS / 'ablation.csv'} has all; 'carvana ablate --best' says what they show.")
+    print(f"{REPORTS_DIR / 'ablation.csv'} has all; 'carvana ablate --best' says what they show.")
 
 
-def show_best(split: Split | None = None) -> None:
+def show_recommendation(split: ScoredSplit | None = None) -> None:
     """Print what each split, or one, shows: the best, what can't be told apart from it, the cheapest, the advice."""
-    facts = _facts()
-    verdicts = dict(zip(TITLES, words.verdicts(facts), strict=True))
+    facts = _read_ablation()
+    verdicts = dict(zip(TITLES, words.summarize_ablation(facts), strict=True))
     for name in _splits(split):
         print("\n".join(_in_lines(verdicts[name])), end="\n\n")
     print("'carvana ablate --apply' follows the advice; reports/index.html shows all of it.")
 
 
-def apply_best(split: Split | None = None) -> None:
+def apply_recommendation(split: ScoredSplit | None = None) -> None:
     """Write the advised setting to params.yaml.
 
     By default that of the held-out cars, which alone score fold ensembles; where they are too few to tell, that out
     of fold, which says nothing of folds. Raises PipelineError if neither can tell, or nets or params.yaml changed.
     """
-    facts, params = _facts(), read_params()
-    _demand_fresh(facts, params)
+    facts, params = _read_ablation(), read_params()
+    _check_fresh(facts, params)
     able = [name for name in _splits(split) if facts[name].get("advice")]
     if not able:
         reasons = [facts[name].get("refused") or facts[name].get("no_interval") for name in _splits(split)]
-        raise PipelineError(f"Nothing to apply. {' '.join(map(str, reasons))}")
+        raise CarvanaError(f"Nothing to apply. {' '.join(map(str, reasons))}")
     name = able[-1]
-    if name == "oof" and params.predict.weights == "best":
-        raise PipelineError(f"Nothing to apply. {facts[name]['cautions'][0]}")
+    if name == "oof" and params.predict.checkpoint == "best":
+        raise CarvanaError(f"Nothing to apply. {facts[name]['cautions'][0]}")
     row = facts[name]["advice"]
-    print(f"{TITLES[name]}: {in_words(row)}\n  {facts[name]['advice_words']}")
-    changes = lay_over(_overlay(row, params.choices()))
+    print(f"{TITLES[name]}: {describe_setting(row)}\n  {facts[name]['advice_words']}")
+    changes = apply_overlay(_overlay(row, params.ablation_space()))
     print("\n".join(changes) or "Nothing changed: the submission is made so already.")
     if changes:
-        predicts = " The new views of test images will be predicted." if "predict.views.test" in str(changes) else ""
+        predicts = " The new views of test images will be predicted." if "predict.tta.test" in str(changes) else ""
         print(f"Run 'dvc repro'. No net is trained anew.{predicts}")
 
 
-def _splits(split: Split | None) -> list[Split]:
-    return [split] if split else list(SPLITS)
+def _splits(split: ScoredSplit | None) -> list[ScoredSplit]:
+    return [split] if split else list(SCORED_SPLITS)
 
 
-def _demand_fresh(facts: Mapping[str, Any], params: Params) -> None:
-    if facts["choices"] != params.choices().described():
-        raise PipelineError(f"{FILE} changed since the last ablation: {_ANEW} first.")
+def _check_fresh(facts: Mapping[str, Any], params: Params) -> None:
+    if facts["choices"] != params.ablation_space().fingerprint():
+        raise CarvanaError(f"{PARAMS_FILE} changed since the last ablation: {_RERUN_HINT} first.")
     for name, digest in facts["nets"].items():
         model, fold = name.rsplit("/", 1)
-        if net_digest(net_folder(model, int(fold)), params.predict.weights) != digest:
-            raise PipelineError(f"The net {name} changed since the last ablation: {_ANEW} first.")
+        if net_digest(net_dir(model, int(fold)), params.predict.checkpoint) != digest:
+            raise CarvanaError(f"The net {name} changed since the last ablation: {_RERUN_HINT} first.")
 
 
-def _overlay(row: Mapping[str, Any], choices: Choices) -> dict[str, Any]:
+def _overlay(row: Mapping[str, Any], choices: AblationSpace) -> dict[str, Any]:
     """Return what of a row differs from what is chosen now, as params.yaml has it."""
     models, views = row["models"].split(), row["views"].split()
     ensemble: dict[str, Any] = {"threshold": row["threshold"]}
@@ -111,12 +111,12 @@ def _shown(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    bounds = f" [{words.signed(row['low'])}, {words.signed(row['high'])}]" if words.known(row["low"]) else ""
-    difference = "now" if row["current"] else f"{words.signed(row['difference'])}{bounds}"
-    return f"{words.dice(row['dice'])}  {difference}  {in_words(row)}: {words.cost(row)}"
+    bounds = f" [{words.format_signed(row['low'])}, {words.format_signed(row['high'])}]" if words.is_known(row["low"]) else ""
+    difference = "now" if row["current"] else f"{words.format_signed(row['difference'])}{bounds}"
+    return f"{words.format_dice(row['dice'])}  {difference}  {describe_setting(row)}: {words.describe_cost(row)}"
 
 
-def _in_lines(verdict: words.Verdict) -> Iterator[str]:
+def _in_lines(verdict: words.AblationSummary) -> Iterator[str]:
     """Yield a verdict for the terminal, each point after its label."""
     if verdict.refused:
         yield from textwrap.wrap(f"{verdict.title}: {verdict.refused}", _WIDTH, subsequent_indent="  ")
@@ -129,9 +129,9 @@ def _in_lines(verdict: words.Verdict) -> Iterator[str]:
         yield from textwrap.wrap(caution, _WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
-def _facts() -> dict[str, Any]:
-    path = REPORTS / "ablation.json"
+def _read_ablation() -> dict[str, Any]:
+    path = REPORTS_DIR / "ablation.json"
     facts = read_json(path)
-    if not {"choices", "nets", *SPLITS} <= facts.keys():
-        raise PipelineError(f"{path} is of another version: {_ANEW}, which makes it.")
+    if not {"choices", "nets", *SCORED_SPLITS} <= facts.keys():
+        raise CarvanaError(f"{path} is of another version: {_RERUN_HINT}, which makes it.")
     return facts

@@ -4,25 +4,25 @@ import os
 import sys
 from importlib.util import find_spec
 
-from pipeline.commands.listening import LOOPBACK, demand_free, is_loopback, url_of
-from pipeline.errors import PipelineError
+from pipeline.commands.listening import LOOPBACK, check_port, is_loopback, server_url
+from pipeline.errors import CarvanaError
 from pipeline.params import read_params
 
 UPLOAD_MB = 32
 """Of one picture, at most: the competition's largest has 1 MB, a telephone's some 10."""
 
 
-def serve(address: str, port: int) -> None:
+def serve_app(address: str, port: int) -> None:
     """Become the server of the page: does not return, and Ctrl-C or a signal stops it as it stops Streamlit.
 
     Raises PipelineError outside a project, without Streamlit, and for an address or port that can't be had.
     """
     read_params()
     if find_spec("streamlit") is None:
-        raise PipelineError("The page needs Streamlit, which is not installed: pip install '.[app]'")
+        raise CarvanaError("The page needs Streamlit, which is not installed: pip install '.[app]'")
     local = is_loopback(address)
-    demand_free(address, port)
-    print(f"The page is at {url_of(address, port)}, until Ctrl-C.")
+    check_port(address, port)
+    print(f"The page is at {server_url(address, port)}, until Ctrl-C.")
     if not local:
         print(
             f"warning: whoever reaches {address} can use it: there is no password, and what is sent is not encrypted. "
@@ -30,10 +30,10 @@ def serve(address: str, port: int) -> None:
             file=sys.stderr,
         )
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline.app.server", *options(address, port, local)])
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.app.server", *streamlit_options(address, port, local)])
 
 
-def options(address: str, port: int, local: bool) -> list[str]:
+def streamlit_options(address: str, port: int, local: bool) -> list[str]:
     """Return Streamlit's options: all that matters, so that no file of settings in a home decides otherwise."""
     chosen = {
         "server.address": address,

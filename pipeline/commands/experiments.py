@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from pipeline.commands.repro import demand_whole
+from pipeline.commands.repro import check_dvc_lock
 from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import SPLITS, AblationSettings, Choices
-from pipeline.ensembling.pairing import HERE, Paired, Run, pair
-from pipeline.errors import PipelineError
+from pipeline.ensembling.grid import SCORED_SPLITS, AblationSettings, AblationSpace
+from pipeline.ensembling.pairing import WORKSPACE, PairedComparison, ScoredRun, compare_runs
+from pipeline.errors import CarvanaError
 from pipeline.files import write_text
-from pipeline.reporting.experiments import in_lines
+from pipeline.reporting.experiments import format_experiments
 
 TABLE = Path("reports/experiments.csv")
 """A row an experiment and split; the workspace's are among them."""
@@ -37,7 +37,7 @@ _NONE_YET = (
     "as it is; with --queue instead of --temp, several wait for 'dvc exp run --run-all'."
 )
 _FLATTERING = (
-    "predict.weights=best chooses nets by the very images that score them out of fold: only held-out cars can tell "
+    "predict.checkpoint=best chooses nets by the very images that score them out of fold: only held-out cars can tell "
     "what it is worth."
 )
 _LEARNING = ("train.", "input.", "models.", "folds.", "data.")
@@ -62,11 +62,11 @@ def show_experiments() -> None:
     """Print the experiments beside the workspace and write ``TABLE``; raises PipelineError as `compare` does."""
     found = compare()
     write_text(TABLE, found.table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
-    print("\n".join(in_lines(found.table, found.notes, max(80, shutil.get_terminal_size((120, 24)).columns))))
+    print("\n".join(format_experiments(found.table, found.notes, max(80, shutil.get_terminal_size((120, 24)).columns))))
     print(f"{TABLE}: all of it")
 
 
-def compare() -> Paired:
+def compare() -> PairedComparison:
     """Return all experiments, and the last commit where it scored otherwise, beside the workspace.
 
     Those of earlier commits too: pairs of images tell what a setting did wherever it was tried, and to commit the best
@@ -81,18 +81,18 @@ def compare() -> Paired:
     for name, revision in project.finished.items():
         try:
             runs.append(_run(name, revision, lock, project.cache))
-        except PipelineError as error:
+        except CarvanaError as error:
             notes.append(f"{name} {error}")
-    found = pair(here, runs)
-    if any("predict.weights=" in run.changed for run in runs):
+    found = compare_runs(here, runs)
+    if any("predict.checkpoint=" in run.changed for run in runs):
         notes.append(_FLATTERING)
     if any(word.startswith(_LEARNING) for run in runs for word in run.changed.split()):
         notes.append(_LUCK)
-    return Paired(found.table, [*found.notes, *notes] if runs or notes else [_NONE_YET])
+    return PairedComparison(found.table, [*found.notes, *notes] if runs or notes else [_NONE_YET])
 
 
 @dataclass(frozen=True)
-class _Lock:
+class _LockFile:
     """What a dvc.lock says of scores."""
 
     settings: Mapping[str, Any]
@@ -104,7 +104,7 @@ class _Lock:
 
 
 @dataclass(frozen=True)
-class _Project:
+class _DvcProject:
     """What DVC knows of experiments."""
 
     finished: dict[str, str]
@@ -114,7 +114,7 @@ class _Project:
     cache: Path
 
 
-def _ask_dvc() -> _Project:
+def _ask_dvc() -> _DvcProject:
     from dvc.exceptions import DvcException  # takes half a second
     from dvc.repo import Repo
 
@@ -131,16 +131,16 @@ def _ask_dvc() -> _Project:
             cache = Path(repo.cache.local.path)
             changed = [dep for part in repo.status(["evaluate"]).get("evaluate", ()) for dep in _deps_of(part)]
     except DvcException as error:
-        raise PipelineError(f"DVC can't tell its experiments: {error}") from error
+        raise CarvanaError(f"DVC can't tell its experiments: {error}") from error
     if any(dep.startswith("predictions/") for dep in changed):
-        raise PipelineError(
+        raise CarvanaError(
             f"{_IMAGES} is older than the maps here: run 'dvc repro' first, for scores to compare with."
         )
     times = Counter(name for name, _, _ in found)
     finished = {name if times[name] == 1 else f"{name}@{base[:7]}": rev for name, base, rev in found}
     # What failed at first and was run again is finished.
     unfinished = {(n, state) for n, state in queue if state in _STATES and not (state == "Failed" and times[n])}
-    return _Project(finished, [(n, _STATES[state].format(n)) for n, state in sorted(unfinished)], cache)
+    return _DvcProject(finished, [(n, _STATES[state].format(n)) for n, state in sorted(unfinished)], cache)
 
 
 def _deps_of(changes: Any) -> Iterator[str]:
@@ -149,84 +149,84 @@ def _deps_of(changes: Any) -> Iterator[str]:
         yield from changes.get("changed deps", ())
 
 
-def _workspace() -> tuple[_Lock, Run]:
-    demand_whole(Path.cwd())
+def _workspace() -> tuple[_LockFile, ScoredRun]:
+    check_dvc_lock(Path.cwd())
     try:
         lock, content = _parse(_LOCK.read_text(encoding="utf-8")), _IMAGES.read_bytes()
     except OSError as error:
-        raise PipelineError(
+        raise CarvanaError(
             f"{error.filename} is missing: run 'dvc repro' first, for scores to compare with."
         ) from error
     if lock.older or lock.images != hashlib.md5(content, usedforsecurity=False).hexdigest():
-        raise PipelineError(f"{_IMAGES} is not what {_LOCK} says: run 'dvc repro' first, for scores to compare with.")
+        raise CarvanaError(f"{_IMAGES} is not what {_LOCK} says: run 'dvc repro' first, for scores to compare with.")
     try:
-        return lock, _as_run(HERE, "", lock, content)
-    except PipelineError as error:
-        raise PipelineError(f"The workspace {error} Run 'dvc repro'.") from error
+        return lock, _as_run(WORKSPACE, "", lock, content)
+    except CarvanaError as error:
+        raise CarvanaError(f"The workspace {error} Run 'dvc repro'.") from error
 
 
-def _run(name: str, revision: str, here: _Lock, cache: Path) -> Run:
+def _run(name: str, revision: str, here: _LockFile, cache: Path) -> ScoredRun:
     """Return an experiment; raises PipelineError with why it can't be compared, which follows its name."""
     lock = _lock_of(revision)
     if lock is None or lock.images is None or lock.older:
-        raise PipelineError("was run only in part: it has no scores of its own.")
+        raise CarvanaError("was run only in part: it has no scores of its own.")
     try:
         content = (cache / lock.images[:2] / lock.images[2:]).read_bytes()
     except OSError as error:
-        raise PipelineError("has no scores in DVC's cache any more: run it again, or 'dvc exp pull' it.") from error
+        raise CarvanaError("has no scores in DVC's cache any more: run it again, or 'dvc exp pull' it.") from error
     changes = list(_changes(here, lock))
     if changes and lock.images == here.images:
-        raise PipelineError("has the very scores of the workspace: it was run only in part, or changed nothing.")
+        raise CarvanaError("has the very scores of the workspace: it was run only in part, or changed nothing.")
     return _as_run(name, " ".join(changes), lock, content)
 
 
-def _as_run(name: str, changed: str, lock: _Lock, content: bytes) -> Run:
+def _as_run(name: str, changed: str, lock: _LockFile, content: bytes) -> ScoredRun:
     try:
         images = pd.read_csv(BytesIO(content), usecols=list(_COLUMNS), dtype=_COLUMNS, keep_default_na=False)
-        views = tuple(lock.settings["predict.views.test"])
-        choices = Choices(
+        views = tuple(lock.settings["predict.tta.test"])
+        choices = AblationSpace(
             ablation=AblationSettings(),
             ensemble=EnsembleSettings.model_validate(lock.settings["ensemble"]),
             models=tuple(lock.settings["models.active"]),
             folds=tuple(lock.settings["folds.active"]),
-            predicted=dict.fromkeys(SPLITS, views),
+            predicted=dict.fromkeys(SCORED_SPLITS, views),
             views=views,
         )
     except (ValueError, KeyError, TypeError) as error:  # pydantic's and pandas' own are ValueErrors
-        raise PipelineError("has settings or scores in the form of another version.") from error
-    return Run(name, changed, {split: choices.current(split) for split in SPLITS}, images)
+        raise CarvanaError("has settings or scores in the form of another version.") from error
+    return ScoredRun(name, changed, {split: choices.current(split) for split in SCORED_SPLITS}, images)
 
 
-def _lock_of(revision: str) -> _Lock | None:
+def _lock_of(revision: str) -> _LockFile | None:
     """Return what a revision's dvc.lock says, or None where it has none."""
     # By git, since DVC would parse all of dvc.yaml and dvc.lock for it.
     command = ["git", "show", f"{revision}:./{_LOCK}"]
     try:
         shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError as error:
-        raise PipelineError(f"git can't be run ({error.strerror}): experiments are kept in it.") from error
+        raise CarvanaError(f"git can't be run ({error.strerror}): experiments are kept in it.") from error
     return _parse(shown.stdout) if shown.returncode == 0 else None
 
 
-def _parse(text: str) -> _Lock:
+def _parse(text: str) -> _LockFile:
     stages = YAML(typ="safe").load(_CODE.sub("", text))["stages"]
     evaluate = stages.get("evaluate", {})
     known = evaluate.get("params", {}).get(_PARAMS, {})
     nets = [f"{model}-{fold}" for model in known.get("models.active", ()) for fold in known.get("folds.active", ())]
     # Stages of models that are no longer active stay in dvc.lock.
-    matrix = {"", *nets, *(f"{net}-{split}" for net in nets for split in SPLITS)}
+    matrix = {"", *nets, *(f"{net}-{split}" for net in nets for split in SCORED_SPLITS)}
     parts = {name: name.partition("@") for name in stages}
     used = [stages[name] for name, (stage, _, item) in parts.items() if stage in _SCORING and item in matrix]
     made = {out["path"]: out.get("md5") for entry in used for out in entry.get("outs") or ()}
     read = [dep for entry in used for dep in entry.get("deps") or ()]
-    return _Lock(
+    return _LockFile(
         settings={key: value for entry in used for key, value in entry.get("params", {}).get(_PARAMS, {}).items()},
         images=made.get(_IMAGES.as_posix()),
         older=any(made.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read),
     )
 
 
-def _changes(here: _Lock, there: _Lock) -> Iterator[str]:
+def _changes(here: _LockFile, there: _LockFile) -> Iterator[str]:
     """Yield the settings that scores follow from and that differ there, as DVC's ``--set-param`` takes them."""
     for key, value in sorted(there.settings.items()):
         # Of a model that is not active here dvc.lock knows nothing.

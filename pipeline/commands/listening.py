@@ -4,7 +4,7 @@ import errno
 import ipaddress
 import socket
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
 LOOPBACK = "127.0.0.1"
 
@@ -16,25 +16,25 @@ def is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
-        raise PipelineError(
+        raise CarvanaError(
             f"--address {address} is no address: give one of this machine, such as {LOOPBACK}."
         ) from None
 
 
-def demand_free(address: str, port: int) -> None:
+def check_port(address: str, port: int) -> None:
     """Raise PipelineError unless a server can listen there now."""
     if not 0 < port < 1 << 16:
-        raise PipelineError(f"--port {port} is no port: they go from 1 to 65535.")
+        raise CarvanaError(f"--port {port} is no port: they go from 1 to 65535.")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, after an earlier one
         try:
             probe.bind((address, port))
         except OSError as error:
-            raise PipelineError(_why_not(error, address, port)) from None
+            raise CarvanaError(_why_not(error, address, port)) from None
 
 
-def url_of(address: str, port: int) -> str:
+def server_url(address: str, port: int) -> str:
     """Return what a browser is told."""
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 

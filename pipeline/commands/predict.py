@@ -11,16 +11,16 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from pipeline.competition.submission import HEADER
-from pipeline.ensembling.ensemble import ENSEMBLE, EnsembleSettings
-from pipeline.errors import CorruptFileError, PipelineError
-from pipeline.files import whole_file
-from pipeline.params import FILE, Params, read_params
+from pipeline.competition.submission import CSV_HEADER
+from pipeline.ensembling.ensemble import ENSEMBLE_NAME, EnsembleSettings
+from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.files import atomic_write
+from pipeline.params import PARAMS_FILE, Params, read_params
 from pipeline.serving import nets
-from pipeline.serving.jobs import CSV, Job, demand_free, plan
-from pipeline.serving.masker import Looked, Masker
-from pipeline.serving.outputs import KINDS, rle_row
-from pipeline.serving.stream import stream
+from pipeline.serving.jobs import RLE_CSV, SegmentJob, check_conflicts, plan_outputs
+from pipeline.serving.masker import RawPredictions, Segmenter
+from pipeline.serving.outputs import MASK_FORMATS, rle_row
+from pipeline.serving.stream import predict_images
 
 RLE = "rle"
 """What is written besides ``KINDS``: one CSV for all pictures."""
@@ -30,7 +30,7 @@ _BATCH = 4
 
 
 @dataclass
-class Tally:
+class RunTally:
     """What became of the pictures."""
 
     pixels: list[int] = field(default_factory=list)
@@ -40,11 +40,11 @@ class Tally:
     seconds: float = 0.0
 
 
-def predict(
+def segment_images(
     paths: Sequence[Path],
     out: Path,
     *,
-    names: Sequence[str] = (ENSEMBLE,),
+    names: Sequence[str] = (ENSEMBLE_NAME,),
     views: Sequence[str] | None = None,
     changes: Mapping[str, Any] | None = None,
     write: Collection[str] = ("mask",),
@@ -55,52 +55,52 @@ def predict(
     Where there is no params.yaml, defaults hold. Raises PipelineError before any work if it can't be done, and at the
     end if a picture was not sound.
     """
-    jobs, kinds, csv = plan(paths, out), [kind for kind in KINDS if kind in write], out / CSV if RLE in write else None
-    demand_free(jobs, kinds, csv, overwrite=overwrite)
-    params = read_params() if Path(FILE).exists() else None
-    masker = _masker(names, views, params)
+    jobs, kinds, csv = plan_outputs(paths, out), [kind for kind in MASK_FORMATS if kind in write], out / RLE_CSV if RLE in write else None
+    check_conflicts(jobs, kinds, csv, overwrite=overwrite)
+    params = read_params() if Path(PARAMS_FILE).exists() else None
+    masker = _segmenter(names, views, params)
     settings = _settings(params, masker, changes or {})
     print(f"Predicting with {', '.join(masker.nets)}.", file=sys.stderr)
 
-    def finish(job: Job, looked: Looked) -> tuple[int, str]:
-        mask_HW = masker.mask(looked, settings)
+    def finish(job: SegmentJob, looked: RawPredictions) -> tuple[int, str]:
+        mask_HW = masker.segment(looked, settings)
         for kind in kinds:
-            with whole_file(job.target(kind)) as temporary:
-                temporary.write_bytes(KINDS[kind].encode(looked.image_HWC, mask_HW))
+            with atomic_write(job.target(kind)) as temporary:
+                temporary.write_bytes(MASK_FORMATS[kind].encode(looked.image_HWC, mask_HW))
         return mask_HW.size, rle_row(job.path.name, mask_HW) if csv else ""
 
-    tally = _work(stream(masker, jobs, finish, params.machine.predict_batch if params else _BATCH), len(jobs), csv)
+    tally = _work(predict_images(masker, jobs, finish, params.hardware.predict_batch if params else _BATCH), len(jobs), csv)
     print(_summary(tally, [*kinds, *([csv.name] if csv else [])], out))
     if tally.skipped:
-        raise PipelineError(f"{len(tally.skipped)} of {len(jobs)} pictures were skipped, first: {tally.skipped[0]}")
+        raise CarvanaError(f"{len(tally.skipped)} of {len(jobs)} pictures were skipped, first: {tally.skipped[0]}")
 
 
-def _masker(names: Sequence[str], views: Sequence[str] | None, params: Params | None) -> Masker:
+def _segmenter(names: Sequence[str], views: Sequence[str] | None, params: Params | None) -> Segmenter:
     found = dict.fromkeys(net for name in names for net in _expand(name, params))
     if params is None:
-        return Masker({net: nets.load(net, views or ["identity"]) for net in found})
-    views, device = views or params.predict.views.test, params.machine.device
-    weights, precision = params.predict.weights, params.predict.precision
-    return Masker({net: nets.load(net, views, weights=weights, device=device, precision=precision) for net in found})
+        return Segmenter({net: nets.load_predictor(net, views or ["identity"]) for net in found})
+    views, device = views or params.predict.tta.test, params.hardware.device
+    weights, precision = params.predict.checkpoint, params.predict.precision
+    return Segmenter({net: nets.load_predictor(net, views, weights=weights, device=device, precision=precision) for net in found})
 
 
-def _settings(params: Params | None, masker: Masker, changes: Mapping[str, Any]) -> EnsembleSettings:
+def _settings(params: Params | None, masker: Segmenter, changes: Mapping[str, Any]) -> EnsembleSettings:
     tree = params.ensemble.model_dump() if params else {}
-    own = nets.own_threshold(masker.nets.values())
+    own = nets.default_threshold(masker.nets.values())
     return EnsembleSettings.model_validate({**tree, **({} if own is None else {"threshold": own}), **changes})
 
 
 def _expand(name: str, params: Params | None) -> list[str]:
-    if name != ENSEMBLE:
-        return nets.expand(name)
+    if name != ENSEMBLE_NAME:
+        return nets.resolve(name)
     if params is None:
-        raise PipelineError(f"The ensemble is that of {FILE}, which is not here: go to the project, or give --net.")
-    return [f"{model}/{fold}" for model, fold in params.ensemble_nets()]
+        raise CarvanaError(f"The ensemble is that of {PARAMS_FILE}, which is not here: go to the project, or give --net.")
+    return [f"{model}/{fold}" for model, fold in params.ensemble_members()]
 
 
-def _work(results: Generator[tuple[Job, tuple[int, str] | CorruptFileError]], count: int, csv: Path | None) -> Tally:
+def _work(results: Generator[tuple[SegmentJob, tuple[int, str] | CorruptFileError]], count: int, csv: Path | None) -> RunTally:
     """Take all results, showing how far it is; the CSV, if any, appears when all are there."""
-    tally, begun = Tally(), time.perf_counter()
+    tally, begun = RunTally(), time.perf_counter()
     bar = tqdm(total=count, desc="Predicting", unit="picture", disable=None)
     with bar, _rows(csv) as rows, closing(results):
         try:
@@ -125,14 +125,14 @@ def _work(results: Generator[tuple[Job, tuple[int, str] | CorruptFileError]], co
 def _rows(csv: Path | None) -> Iterator[TextIO]:
     """Yield where rows go: to the file, which appears whole or not at all, or nowhere."""
     with (
-        whole_file(csv) if csv else nullcontext(Path(os.devnull)) as path,
+        atomic_write(csv) if csv else nullcontext(Path(os.devnull)) as path,
         path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        file.write(f"{HEADER}\n")
+        file.write(f"{CSV_HEADER}\n")
         yield file
 
 
-def _summary(tally: Tally, written: Sequence[str], out: Path) -> str:
+def _summary(tally: RunTally, written: Sequence[str], out: Path) -> str:
     count, megapixels = len(tally.pixels), sum(tally.pixels) / 1e6
     if not count:
         return "No picture was sound."

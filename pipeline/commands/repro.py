@@ -9,32 +9,32 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.params import read_params
-from pipeline.places import home
-from pipeline.reporting.summary import summary
+from pipeline.places import project_root
+from pipeline.reporting.summary import format_summary
 from pipeline.stages.download import bring_in
 
 
 def repro(arguments: Sequence[str]) -> None:
     """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are torn, or it fails."""
     params = read_params()
-    demand_whole(Path.cwd())
+    check_dvc_lock(Path.cwd())
     if "--dry" not in arguments:
         # DVC may take the manifest from its cache, without a look at whether the files that it stands for are there.
-        bring_in(params.data, home())
+        bring_in(params.data, project_root())
     status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
     if status:
-        raise PipelineError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
+        raise CarvanaError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
     if not any(argument == "--dry" or not argument.startswith("-") for argument in arguments):  # else not all of it ran
         show_summary()
 
 
-def demand_whole(project: Path) -> None:
+def check_dvc_lock(project: Path) -> None:
     """Raise PipelineError if a killed DVC left one of its files torn, with the way to mend it."""
     lock = project / "dvc.lock"
     if lock.is_file() and _is_torn(lock):
-        raise PipelineError(
+        raise CarvanaError(
             f"{lock} is torn: a run was killed while DVC wrote it. Take back the last whole one with "
             "'git checkout dvc.lock', or delete it if git has none: finished stages are taken up, not run again."
         )
@@ -43,7 +43,7 @@ def demand_whole(project: Path) -> None:
         try:
             json.loads(guard.read_text(encoding="utf-8") or "{}")
         except ValueError as error:
-            raise PipelineError(f"{guard} is torn: if no other dvc runs in this project, delete it.") from error
+            raise CarvanaError(f"{guard} is torn: if no other dvc runs in this project, delete it.") from error
 
 
 def _is_torn(lock: Path) -> bool:
@@ -66,5 +66,5 @@ def show_summary() -> None:
         evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
         submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise PipelineError(f"{error.filename} is missing: run 'carvana repro' first.") from error
-    print(summary(evaluation, submission))
+        raise CarvanaError(f"{error.filename} is missing: run 'carvana repro' first.") from error
+    print(format_summary(evaluation, submission))

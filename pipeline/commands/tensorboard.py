@@ -6,25 +6,25 @@ import threading
 
 from tensorboard import default, program
 
-from pipeline.commands.listening import demand_free, is_loopback, url_of
-from pipeline.errors import PipelineError
-from pipeline.places import runs
+from pipeline.commands.listening import check_port, is_loopback, server_url
+from pipeline.errors import CarvanaError
+from pipeline.places import runs_dir
 
 _PANELS = 200
 """Of a training, held in memory at most: of more epochs TensorBoard shows a part. Its own choice would be 10."""
 
 
-def serve(address: str, port: int) -> None:
+def serve_tensorboard(address: str, port: int) -> None:
     """Serve ``runs/``; does not return.
 
     Raises PipelineError where nothing was trained yet, and for an address or port that can't be had.
     """
-    if not any(runs().glob("**/events.out.tfevents.*")):
-        raise PipelineError(f"There is no log of a training in {runs()}: train first, with 'dvc repro train'.")
+    if not any(runs_dir().glob("**/events.out.tfevents.*")):
+        raise CarvanaError(f"There is no log of a training in {runs_dir()}: train first, with 'dvc repro train'.")
     local = is_loopback(address)
-    demand_free(address, port)
+    check_port(address, port)
     _start(address, port)
-    print(f"TensorBoard is at {url_of(address, port)}, until Ctrl-C. It shows {runs()}.", flush=True)
+    print(f"TensorBoard is at {server_url(address, port)}, until Ctrl-C. It shows {runs_dir()}.", flush=True)
     if not local:
         print(f"warning: whoever reaches {address} can look: there is no password.", file=sys.stderr)
     threading.Event().wait()
@@ -35,7 +35,7 @@ def _start(address: str, port: int) -> None:
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of each resume
     board = program.TensorBoard(plugins=default.get_plugins())
     options = {
-        "logdir": runs(),
+        "logdir": runs_dir(),
         "host": address,
         "port": port,
         "window_title": "Carvana",
@@ -46,4 +46,4 @@ def _start(address: str, port: int) -> None:
     try:
         board.launch()
     except program.TensorBoardServerException as error:
-        raise PipelineError(f"{error.msg}: choose another port with --port.") from error
+        raise CarvanaError(f"{error.msg}: choose another port with --port.") from error

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST_CARS = 8
+MIN_CLUSTERS = 8
 """Cars below which no interval is shown: nobody can tell how 7 values are distributed.
 
 As many have to differ from 0 at all: from cars on which nothing happened nothing can be drawn but more of the same.
@@ -19,18 +19,18 @@ As many have to differ from 0 at all: from cars on which nothing happened nothin
 
 _RESAMPLES = 4999
 _BOUNDS = (0.025, 0.975)
-_SURE = 0.95
+_CONFIDENCE = 0.95
 _SEED = 0
 _COLUMNS_AT_ONCE = 256
 
-_LEAST_ERROR = 0.1
+_MIN_RELATIVE_SE = 0.1
 """Least standard error of a resample, as a part of that of all cars.
 
 Where few cars differ at all, some resamples hold none of them, and dividing by their error would end nowhere.
 """
 
 
-def intervals(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDArray[np.float64]:
+def studentized_ci(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the 95 % intervals of K means over images, (K, 2): lower and upper bound, each for itself.
 
     ``sums_CK`` holds a value's sum over the images of each of C cars, for K quantities, such as paired differences of
@@ -44,7 +44,7 @@ def intervals(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDAr
     return bounds_K2
 
 
-def lower_bounds(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDArray[np.float64]:
+def simultaneous_lower_bounds(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return lower bounds (K,) of the means that hold for all K at once, 95 % sure; values as `intervals` takes them.
 
     Of a thousand intervals that hold each for itself some fifty do not; whoever picks among them picks those. Here the
@@ -55,7 +55,7 @@ def lower_bounds(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> N
     for columns, mean_K, error_K, studentised_BK in _resampled(sums_CK, images_C):
         np.maximum(worst_B, studentised_BK.max(axis=1), out=worst_B)
         bounds_K[columns], errors_K[columns] = mean_K, error_K
-    return bounds_K - np.quantile(worst_B, _SURE) * errors_K if np.isfinite(worst_B[0]) else bounds_K
+    return bounds_K - np.quantile(worst_B, _CONFIDENCE) * errors_K if np.isfinite(worst_B[0]) else bounds_K
 
 
 _Part = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -64,14 +64,14 @@ _Part = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArra
 
 def _resampled(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> Iterator[_Part]:
     """Yield some columns at a time of those on which enough cars differ."""
-    told = np.flatnonzero(np.count_nonzero(sums_CK, axis=0) >= FEWEST_CARS)
-    drawn_BC = _drawn(len(images_C)) if len(told) else np.empty(0)
+    told = np.flatnonzero(np.count_nonzero(sums_CK, axis=0) >= MIN_CLUSTERS)
+    drawn_BC = _resample_counts(len(images_C)) if len(told) else np.empty(0)
     for start in range(0, len(told), _COLUMNS_AT_ONCE):
         columns = told[start : start + _COLUMNS_AT_ONCE]
-        yield columns, *_studentised(sums_CK[:, columns], images_C, drawn_BC)
+        yield columns, *_studentized(sums_CK[:, columns], images_C, drawn_BC)
 
 
-def _studentised(
+def _studentized(
     sums_CK: NDArray[np.float64], images_C: NDArray[np.int64], drawn_BC: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     mean_K = sums_CK.sum(axis=0) / images_C.sum()
@@ -79,7 +79,7 @@ def _studentised(
     rest_CK = sums_CK - np.outer(images_C, mean_K)
     error_K = _standard_error(np.ones((1, len(images_C))), rest_CK, images_C)[1][0]
     moved_BK, errors_BK = _standard_error(drawn_BC, rest_CK, images_C)
-    least_K = np.where(error_K > 0, _LEAST_ERROR * error_K, 1.0)
+    least_K = np.where(error_K > 0, _MIN_RELATIVE_SE * error_K, 1.0)
     return mean_K, error_K, moved_BK / np.maximum(errors_BK, least_K)
 
 
@@ -99,7 +99,7 @@ def _standard_error(
     return mean_BK, np.sqrt(np.maximum(squares_BK, 0) * cars / (cars - 1)) / images_B1
 
 
-def _drawn(cars: int) -> NDArray[np.float64]:
+def _resample_counts(cars: int) -> NDArray[np.float64]:
     """Return how often each resample draws each car, (B, C); the same for all quantities, so that they stay paired."""
     generator = np.random.default_rng(_SEED)
     return generator.multinomial(cars, np.full(cars, 1 / cars), size=_RESAMPLES).astype(np.float64)

@@ -2,7 +2,7 @@
 
 import re
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
 HEIGHT = 1280
 """Rows of every image and mask, in pixels."""
@@ -16,34 +16,34 @@ ANGLES = 16
 _IMAGE_ID = re.compile(r"([0-9a-f]{12})_(0[1-9]|1[0-6])")
 
 
-def split_id(image_id: str) -> tuple[str, int]:
+def parse_image_id(image_id: str) -> tuple[str, int]:
     """Return the car and the turntable angle (1 to 16) of an image id such as ``00087a6bd4dc_01``.
 
     Raises PipelineError if the id has another form.
     """
     match = _IMAGE_ID.fullmatch(image_id)
     if match is None:
-        raise PipelineError(
+        raise CarvanaError(
             f"'{image_id}' is no image id: expected 12 hex digits of the car, '_' and an angle from 01 to 16."
         )
     return match[1], int(match[2])
 
 
-def car_of(image_id: str) -> str:
+def car_id(image_id: str) -> str:
     """Return the car of an image id; raises PipelineError if the id has another form."""
-    return split_id(image_id)[0]
+    return parse_image_id(image_id)[0]
 
 
-def join_id(car: str, angle: int) -> str:
+def format_image_id(car: str, angle: int) -> str:
     """Return the image id of a car (12 hex digits) at a turntable angle (1 to 16)."""
     return f"{car}_{angle:02d}"
 
 
-def image_name(image_id: str) -> str:
+def image_filename(image_id: str) -> str:
     """Return the file name of an image, as submissions and train_masks.csv name it."""
     return f"{image_id}.jpg"
 
 
-def mask_name(image_id: str) -> str:
+def mask_filename(image_id: str) -> str:
     """Return the file name of a training mask."""
     return f"{image_id}_mask.gif"

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.competition.rle import Mask
+from pipeline.competition.rle import MaskLike
 
 
-class Counts(NamedTuple):
+class ConfusionCounts(NamedTuple):
     """The pixel counts of one image that every score follows from."""
 
     intersection: int
@@ -36,14 +36,14 @@ class Counts(NamedTuple):
         return _ratio(self.pixels - self.predicted - self.true + 2 * self.intersection, self.pixels)
 
 
-def count(predicted_HW: Mask, true_HW: Mask) -> Counts:
+def confusion_counts(predicted_HW: MaskLike, true_HW: MaskLike) -> ConfusionCounts:
     """Return the counts of a predicted and a true mask.
 
     Raises ValueError if their shapes differ: masks are scored at the image's own size, and never broadcast.
     """
     if predicted_HW.shape != true_HW.shape:
         raise ValueError(f"The predicted mask has the shape {predicted_HW.shape}, the true one {true_HW.shape}.")
-    return Counts(
+    return ConfusionCounts(
         intersection=int(np.count_nonzero(np.logical_and(predicted_HW, true_HW))),
         predicted=int(np.count_nonzero(predicted_HW)),
         true=int(np.count_nonzero(true_HW)),
@@ -51,20 +51,20 @@ def count(predicted_HW: Mask, true_HW: Mask) -> Counts:
     )
 
 
-def count_runs(predicted_N2: NDArray[np.int64], true_M2: NDArray[np.int64], pixels: int) -> Counts:
+def confusion_counts_from_runs(predicted_N2: NDArray[np.int64], true_M2: NDArray[np.int64], pixels: int) -> ConfusionCounts:
     """Return the counts of two masks of so many pixels from their runs, without painting them.
 
     Runs are as `pipeline.competition.rle` defines them, and valid.
     """
-    return Counts(
-        intersection=overlap(predicted_N2, true_M2),
+    return ConfusionCounts(
+        intersection=intersection_of_runs(predicted_N2, true_M2),
         predicted=int(predicted_N2[:, 1].sum()),
         true=int(true_M2[:, 1].sum()),
         pixels=pixels,
     )
 
 
-def overlap(runs_N2: NDArray[np.int64], others_M2: NDArray[np.int64]) -> int:
+def intersection_of_runs(runs_N2: NDArray[np.int64], others_M2: NDArray[np.int64]) -> int:
     """Return the number of pixels that two lists of valid runs share."""
     starts, lengths = runs_N2.T
     shared_N = _covered_before(starts + lengths, others_M2) - _covered_before(starts, others_M2)

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
-Mask = NDArray[np.bool_ | np.integer[Any]]
+MaskLike = NDArray[np.bool_ | np.integer[Any]]
 """Any bool or integer array: 0 is background, every other value is car."""
 
 
-def encode(mask_HW: Mask) -> str:
+def encode(mask_HW: MaskLike) -> str:
     """Return the run-length code of a mask; the empty string if no pixel is car.
 
     Runs go on from the end of one row into the next, as Kaggle's do. Raises ValueError if the array has other than two
     dimensions, and TypeError if it holds floats, which want a threshold first.
     """
-    return format_runs(find_runs(mask_HW))
+    return format_runs(mask_to_runs(mask_HW))
 
 
 def decode(text: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -33,12 +33,12 @@ def decode(text: str, height: int, width: int) -> NDArray[np.uint8]:
 
     Raises PipelineError, saying which run and why, if the text is no code of a mask of that size.
     """
-    runs = parse(text)
-    validate(runs, height * width)
-    return paint(runs, height, width)
+    runs = parse_runs(text)
+    validate_runs(runs, height * width)
+    return runs_to_mask(runs, height, width)
 
 
-def find_runs(mask_HW: Mask) -> NDArray[np.int64]:
+def mask_to_runs(mask_HW: MaskLike) -> NDArray[np.int64]:
     """Return ``runs_N2`` of a mask, in order, with a gap between each two; raises what `encode` does."""
     if mask_HW.ndim != 2:
         raise ValueError(f"A mask has two dimensions, height and width; this array has the shape {mask_HW.shape}.")
@@ -59,7 +59,7 @@ def find_runs(mask_HW: Mask) -> NDArray[np.int64]:
     return runs
 
 
-def paint(runs_N2: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint8]:
+def runs_to_mask(runs_N2: NDArray[np.int64], height: int, width: int) -> NDArray[np.uint8]:
     """Return the mask of valid runs: uint8 ``mask_HW`` of ``height`` x ``width`` pixels, 1 where car, else 0."""
     starts, lengths = runs_N2.T
     edges = np.column_stack([starts, starts + lengths]).ravel()
@@ -75,7 +75,7 @@ def format_runs(runs_N2: NDArray[np.int64]) -> str:
     return ("%d %d " * len(runs_N2) % tuple(one_based.ravel().tolist())).rstrip()
 
 
-def parse(text: str) -> NDArray[np.int64]:
+def parse_runs(text: str) -> NDArray[np.int64]:
     """Return ``runs_N2`` of a run-length code, whether or not they fit an image: that is for `validate` to say.
 
     Raises PipelineError if a token is not a whole number, or if their number is odd.
@@ -85,16 +85,16 @@ def parse(text: str) -> NDArray[np.int64]:
         return np.empty((0, 2), dtype=np.int64)
     # Checked first, since fromstring stops quietly at what it can't read (NumPy before 2.3).
     if text.encode(errors="replace").translate(None, delete=b"0123456789 "):
-        raise PipelineError(_odd_token(text))
+        raise CarvanaError(_odd_token(text))
     numbers = np.fromstring(text, dtype=np.int64, sep=" ")
     if numbers.size % 2:
-        raise PipelineError(f"It has an odd number of tokens, {numbers.size}: expected pairs of start and length.")
+        raise CarvanaError(f"It has an odd number of tokens, {numbers.size}: expected pairs of start and length.")
     runs = numbers.reshape(-1, 2)
     runs[:, 0] -= 1
     return runs
 
 
-def validate(runs_N2: NDArray[np.int64], pixels: int) -> None:
+def validate_runs(runs_N2: NDArray[np.int64], pixels: int) -> None:
     """Check runs against an image of so many pixels: in order, apart, none empty and none beyond the image.
 
     A run may begin where the one before it ends: Kaggle takes that too. Raises PipelineError for the first run that is
@@ -104,10 +104,10 @@ def validate(runs_N2: NDArray[np.int64], pixels: int) -> None:
     # Not `starts + lengths > pixels`: numbers as large as int64 can hold would overflow.
     outside = (starts < 0) | (lengths < 1) | (lengths > pixels - starts)
     if outside.any():
-        raise PipelineError(_outside_reason(runs_N2, int(outside.argmax()), pixels))
+        raise CarvanaError(_outside_reason(runs_N2, int(outside.argmax()), pixels))
     early = starts[1:] < starts[:-1] + lengths[:-1]
     if early.any():
-        raise PipelineError(_order_reason(runs_N2, int(early.argmax()) + 1))
+        raise CarvanaError(_order_reason(runs_N2, int(early.argmax()) + 1))
 
 
 def _odd_token(text: str) -> str:
@@ -117,12 +117,12 @@ def _odd_token(text: str) -> str:
         for number, token in enumerate(tokens, start=1)
         if token and not (token.isascii() and token.isdigit())
     )
-    return f"Token {number} is {_shortened(token)}: expected whole numbers from 1, with blanks between them."
+    return f"Token {number} is {_truncate(token)}: expected whole numbers from 1, with blanks between them."
 
 
 def _outside_reason(runs_N2: NDArray[np.int64], index: int, pixels: int) -> str:
     start, length = int(runs_N2[index, 0]) + 1, int(runs_N2[index, 1])
-    run = _named(runs_N2, index)
+    run = _format_run(runs_N2, index)
     if start < 1:
         return f"{run} starts at 0: pixels are numbered from 1."
     if length < 1:
@@ -131,15 +131,15 @@ def _outside_reason(runs_N2: NDArray[np.int64], index: int, pixels: int) -> str:
 
 
 def _order_reason(runs_N2: NDArray[np.int64], index: int) -> str:
-    run, previous = _named(runs_N2, index), _named(runs_N2, index - 1)
+    run, previous = _format_run(runs_N2, index), _format_run(runs_N2, index - 1)
     if runs_N2[index, 0] < runs_N2[index - 1, 0]:
         return f"{run} is out of order, it starts before {previous}: sort runs by their start."
     return f"{run} overlaps {previous}: name each pixel once."
 
 
-def _named(runs_N2: NDArray[np.int64], index: int) -> str:
+def _format_run(runs_N2: NDArray[np.int64], index: int) -> str:
     return f"Run {index + 1} ('{format_runs(runs_N2[index : index + 1])}')"
 
 
-def _shortened(token: str) -> str:
+def _truncate(token: str) -> str:
     return repr(token if len(token) <= 20 else token[:20] + "...")

@@ -21,24 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH, image_name, split_id
-from pipeline.competition.metric import Counts, count_runs
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import HEIGHT, WIDTH, image_filename, parse_image_id
+from pipeline.competition.metric import ConfusionCounts, confusion_counts_from_runs
+from pipeline.errors import CarvanaError
 
-HEADER = "img,rle_mask"
+CSV_HEADER = "img,rle_mask"
 """First line of every submission, and of train_masks.csv."""
 
-Progress = Callable[[Iterator[Any]], Iterable[Any]]
+ProgressBar = Callable[[Iterator[Any]], Iterable[Any]]
 """Passes rows on, and shows a person how many went by."""
 
-LIKELY = 0.05, 0.6
+PLAUSIBLE_COVERAGE = 0.05, 0.6
 """Shares of an image between which a mask is likely to be a car; the training masks cover 0.088 to 0.410."""
 
 _PIXELS = HEIGHT * WIDTH
 
 
 @dataclass(frozen=True)
-class Report:
+class SubmissionReport:
     """What a submission holds that passed `check`."""
 
     rows: int
@@ -58,10 +58,10 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Score:
+class SubmissionScore:
     """How a submission's masks agree with the true ones, as Kaggle scores it."""
 
-    counts: dict[str, Counts]
+    counts: dict[str, ConfusionCounts]
     """Pixels of each image, by image id, in the submission's order."""
 
     @property
@@ -88,21 +88,21 @@ class Score:
         return math.fsum(getattr(counts, name) for counts in self.counts.values()) / len(self.counts)
 
 
-def rows(path: Path) -> Iterator[tuple[int, str, str]]:
+def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield ``(row, image_id, text)`` of each row of a CSV: its number, from 2, its image, its run-length code.
 
     The suffix says how the file is packed: ``.gz``, ``.zip`` (holding one CSV), or anything else for plain text.
     Raises PipelineError if the file is absent or damaged, the header is another, or a row has other than two columns
     or a name that is no image's. The run-length code is not looked into.
     """
-    stream = lines(path)
+    stream = read_lines(path)
     _check_header(path, next(stream, b""))
     for row, line in enumerate(stream, start=2):
         image_id, text = _fields(path, row, line)
         yield row, image_id, text
 
 
-def check(path: Path, expected_ids: Collection[str] | None = None, progress: Progress = iter) -> Report:
+def validate_submission(path: Path, expected_ids: Collection[str] | None = None, progress: ProgressBar = iter) -> SubmissionReport:
     """Return what a submission holds, or refuse it.
 
     ``expected_ids`` are the images that it must hold, each once and no other; None takes any image ids. Raises
@@ -115,7 +115,7 @@ def check(path: Path, expected_ids: Collection[str] | None = None, progress: Pro
     areas: list[int] = []  # pixels of car, image by image
     unlikely: list[tuple[str, float]] = []
 
-    stream = lines(path)
+    stream = read_lines(path)
     header = next(stream, b"")
     _check_header(path, header)
     digest.update(header)
@@ -123,20 +123,20 @@ def check(path: Path, expected_ids: Collection[str] | None = None, progress: Pro
         digest.update(line)
         image_id, text = _fields(path, row, line)
         if image_id in seen:
-            raise _second_row(path, row, image_id)
+            raise _duplicate_error(path, row, image_id)
         if expected is not None and image_id not in expected:
-            raise PipelineError(f"{_where(path, row, image_id)}: not one of the images expected; leave it out.")
+            raise CarvanaError(f"{_where(path, row, image_id)}: not one of the images expected; leave it out.")
         seen.add(image_id)
-        areas.append(int(_runs(path, row, image_id, text)[:, 1].sum()))
+        areas.append(int(_parse_row_runs(path, row, image_id, text)[:, 1].sum()))
         share = areas[-1] / _PIXELS
-        if areas[-1] and not LIKELY[0] <= share <= LIKELY[1]:
+        if areas[-1] and not PLAUSIBLE_COVERAGE[0] <= share <= PLAUSIBLE_COVERAGE[1]:
             unlikely.append((image_id, share))
 
     if expected_ids is not None:
         _check_complete(path, expected_ids, seen)
     if not areas:
-        raise PipelineError(f"{path} holds a header and no rows: expected one row per image.")
-    return Report(
+        raise CarvanaError(f"{path} holds a header and no rows: expected one row per image.")
+    return SubmissionReport(
         rows=len(areas),
         empty=areas.count(0),
         coverage_min=min(areas) / _PIXELS,
@@ -147,13 +147,13 @@ def check(path: Path, expected_ids: Collection[str] | None = None, progress: Pro
     )
 
 
-def warnings_of(report: Report) -> list[str]:
+def coverage_warnings(report: SubmissionReport) -> list[str]:
     """Return what is allowed in a submission, but not likely to be meant."""
     words = []
     if report.empty:
         words.append(f"{report.empty} of {report.rows} masks are empty.")
     if report.unlikely:
-        (image_id, share), least, most = report.unlikely[0], *LIKELY
+        (image_id, share), least, most = report.unlikely[0], *PLAUSIBLE_COVERAGE
         words.append(
             f"{len(report.unlikely)} of {report.rows} masks cover less than {least:.0%} or more than {most:.0%} of "
             f"their image, first {image_id} with {share:.1%}."
@@ -161,7 +161,7 @@ def warnings_of(report: Report) -> list[str]:
     return words
 
 
-def score(path: Path, truth_path: Path, progress: Progress = iter, spill: Path | None = None) -> Score:
+def score_submission(path: Path, truth_path: Path, progress: ProgressBar = iter, spill_dir: Path | None = None) -> SubmissionScore:
     """Return the Dice of each image of a submission, given a CSV of the true masks in the same form.
 
     Both files are read side by side. True masks that the submission has not come to yet wait in a temporary file, so
@@ -169,32 +169,32 @@ def score(path: Path, truth_path: Path, progress: Progress = iter, spill: Path |
     whatever `rows` refuses in either file, a duplicate image, a run-length code that is none of a 1280 x 1918 mask, an
     image that only one file holds, and files without rows.
     """
-    counts: dict[str, Counts] = {}
+    counts: dict[str, ConfusionCounts] = {}
     truth = _truth(truth_path)
-    with tempfile.TemporaryFile(dir=spill) as file:
-        waiting = _Waiting(file)
-        for row, image_id, text in progress(rows(path)):
+    with tempfile.TemporaryFile(dir=spill_dir) as file:
+        waiting = _SpilledRuns(file)
+        for row, image_id, text in progress(read_rows(path)):
             if image_id in counts:
-                raise _second_row(path, row, image_id)
-            predicted = _runs(path, row, image_id, text)
+                raise _duplicate_error(path, row, image_id)
+            predicted = _parse_row_runs(path, row, image_id, text)
             true = waiting.take(image_id) if image_id in waiting else _read_up_to(image_id, truth, waiting)
             if true is None:
-                raise PipelineError(f"{_where(path, row, image_id)}: {truth_path} has no mask of this image.")
-            counts[image_id] = count_runs(predicted, true, _PIXELS)
+                raise CarvanaError(f"{_where(path, row, image_id)}: {truth_path} has no mask of this image.")
+            counts[image_id] = confusion_counts_from_runs(predicted, true, _PIXELS)
         for image_id, runs in truth:
             waiting.put(image_id, runs)
 
         if len(waiting):
-            raise PipelineError(
+            raise CarvanaError(
                 f"{path} has no row for {len(waiting)} of the images in {truth_path}, first {waiting.first()}: "
                 "add them, or score against their images only."
             )
     if not counts:
-        raise PipelineError(f"{path} and {truth_path} hold headers and no rows: nothing to score.")
-    return Score(counts)
+        raise CarvanaError(f"{path} and {truth_path} hold headers and no rows: nothing to score.")
+    return SubmissionScore(counts)
 
 
-class _Waiting:
+class _SpilledRuns:
     """Runs of images, kept in a file and found by image id."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -224,15 +224,15 @@ class _Waiting:
 def _truth(path: Path) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Yield image id and runs of each true mask, each image once."""
     seen: set[str] = set()
-    for row, image_id, text in rows(path):
+    for row, image_id, text in read_rows(path):
         if image_id in seen:
-            raise _second_row(path, row, image_id)
+            raise _duplicate_error(path, row, image_id)
         seen.add(image_id)
-        yield image_id, _runs(path, row, image_id, text)
+        yield image_id, _parse_row_runs(path, row, image_id, text)
 
 
 def _read_up_to(
-    image_id: str, truth: Iterator[tuple[str, NDArray[np.int64]]], waiting: _Waiting
+    image_id: str, truth: Iterator[tuple[str, NDArray[np.int64]]], waiting: _SpilledRuns
 ) -> NDArray[np.int64] | None:
     """Return the image's true runs, and let those read on the way wait; None if the truth ends before."""
     for other_id, runs in truth:
@@ -242,27 +242,27 @@ def _read_up_to(
     return None
 
 
-def _runs(path: Path, row: int, image_id: str, text: str) -> NDArray[np.int64]:
+def _parse_row_runs(path: Path, row: int, image_id: str, text: str) -> NDArray[np.int64]:
     """Return the valid runs of a row."""
     try:
-        runs = rle.parse(text)
-        rle.validate(runs, _PIXELS)
-    except PipelineError as error:
-        raise PipelineError(f"{_where(path, row, image_id)}: {error}") from None
+        runs = rle.parse_runs(text)
+        rle.validate_runs(runs, _PIXELS)
+    except CarvanaError as error:
+        raise CarvanaError(f"{_where(path, row, image_id)}: {error}") from None
     return runs
 
 
 def _check_header(path: Path, line: bytes) -> None:
     columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
-    if [_unquoted(column) for column in columns.split(",")] != HEADER.split(","):
-        raise PipelineError(f"{path}, row 1: the header is {columns!r}, expected {HEADER!r}.")
+    if [_unquoted(column) for column in columns.split(",")] != CSV_HEADER.split(","):
+        raise CarvanaError(f"{path}, row 1: the header is {columns!r}, expected {CSV_HEADER!r}.")
 
 
 def _check_complete(path: Path, expected_ids: Collection[str], seen: set[str]) -> None:
     missing = [image_id for image_id in expected_ids if image_id not in seen]
     if missing:
-        raise PipelineError(
-            f"{path} misses {len(missing)} of {len(expected_ids)} images, first {image_name(missing[0])}: "
+        raise CarvanaError(
+            f"{path} misses {len(missing)} of {len(expected_ids)} images, first {image_filename(missing[0])}: "
             "add a row for each, with nothing after the comma where the mask is empty."
         )
 
@@ -273,17 +273,17 @@ def _fields(path: Path, row: int, line: bytes) -> tuple[str, str]:
     if b'"' in line:
         fields = [_unquoted(field) for field in fields]
         if any('"' in field for field in fields):
-            raise PipelineError(f"{path}, row {row}: a quotation mark out of place; take it out.")
+            raise CarvanaError(f"{path}, row {row}: a quotation mark out of place; take it out.")
     if len(fields) != 2:
-        raise PipelineError(f"{path}, row {row}: {len(fields)} columns instead of 2, an image name and its mask.")
+        raise CarvanaError(f"{path}, row {row}: {len(fields)} columns instead of 2, an image name and its mask.")
     name, text = fields
     image_id, _, suffix = name.partition(".")
     try:
         if suffix != "jpg":
-            raise PipelineError(f"'{name[:40]}' is no image name: expected '<image id>.jpg'.")
-        split_id(image_id)
-    except PipelineError as error:
-        raise PipelineError(f"{path}, row {row}: {error}") from None
+            raise CarvanaError(f"'{name[:40]}' is no image name: expected '<image id>.jpg'.")
+        parse_image_id(image_id)
+    except CarvanaError as error:
+        raise CarvanaError(f"{path}, row {row}: {error}") from None
     return image_id, text
 
 
@@ -291,32 +291,32 @@ def _unquoted(field: str) -> str:
     return field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
-def _second_row(path: Path, row: int, image_id: str) -> PipelineError:
-    return PipelineError(f"{_where(path, row, image_id)}: a second row of this image; keep one.")
+def _duplicate_error(path: Path, row: int, image_id: str) -> CarvanaError:
+    return CarvanaError(f"{_where(path, row, image_id)}: a second row of this image; keep one.")
 
 
 def _where(path: Path, row: int, image_id: str) -> str:
-    return f"{path}, row {row} ({image_name(image_id)})"
+    return f"{path}, row {row} ({image_filename(image_id)})"
 
 
-def content_digest(path: Path, packed: str | None = None) -> str:
+def content_digest(path: Path, compression: str | None = None) -> str:
     """Return the hex SHA-256 of the CSV text, uncompressed; ``packed`` stands in for a suffix that does not tell."""
     digest = hashlib.sha256()
-    for line in lines(path, packed):
+    for line in read_lines(path, compression):
         digest.update(line)
     return digest.hexdigest()
 
 
-def lines(path: Path, packed: str | None = None) -> Iterator[bytes]:
+def read_lines(path: Path, compression: str | None = None) -> Iterator[bytes]:
     """Yield the lines of the CSV, with their ends, unpacked as the suffix says, or ``packed`` in its place."""
     try:
-        with _opened(path, packed or path.suffix) as stream:
+        with _opened(path, compression or path.suffix) as stream:
             yield from stream
     except FileNotFoundError:
-        raise PipelineError(f"{path} does not exist: expected a CSV, plain, .gz or .zip.") from None
+        raise CarvanaError(f"{path} does not exist: expected a CSV, plain, .gz or .zip.") from None
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         # Besides what the disk may do: cut short or damaged archives, and zips that are encrypted or packed otherwise.
-        raise PipelineError(f"{path} can't be read, write or fetch it again: {error}") from error
+        raise CarvanaError(f"{path} can't be read, write or fetch it again: {error}") from error
 
 
 @contextmanager
@@ -338,5 +338,5 @@ def _only_csv(path: Path, archive: zipfile.ZipFile) -> str:
     # macOS adds a shadow of each file under __MACOSX/.
     names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
     if len(names) != 1:
-        raise PipelineError(f"{path} holds {len(names)} CSVs: expected one.")
+        raise CarvanaError(f"{path} holds {len(names)} CSVs: expected one.")
     return names[0]

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.files import sha256_of
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, RuntimeError, ValueError)
@@ -58,7 +58,7 @@ class ZipArchive:
         try:
             return zipfile.ZipFile(self.path)
         except (*_DAMAGED, OSError) as error:
-            raise PipelineError(f"{self.path} can't be read as a zip ({error}): fetch it again.") from error
+            raise CarvanaError(f"{self.path} can't be read as a zip ({error}): fetch it again.") from error
 
     @cached_property
     def _members(self) -> Mapping[str, zipfile.ZipInfo]:
@@ -75,14 +75,14 @@ class ZipArchive:
     def read(self, name: str, limit: int = -1) -> bytes:
         """Return a member's bytes; its CRC is checked when it is read whole."""
         if name not in self._members:
-            raise PipelineError(f"{self.path} has no file {name}.")
+            raise CarvanaError(f"{self.path} has no file {name}.")
         try:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
         except (*_DAMAGED, OSError) as error:
             # EINVAL: a damaged directory points before the file's start. None: unpackers, not the system, say so.
             if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
-                raise _lost(self.path, error) from error
+                raise _io_error(self.path, error) from error
             raise CorruptFileError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
 
     def fingerprint(self) -> str:
@@ -133,7 +133,7 @@ class SingleFile:
         return sha256_of(self._name.encode(), self.read(self._name))
 
 
-def find(directory: Path, part: str) -> Archive | None:
+def open_archive(directory: Path, part: str) -> Archive | None:
     """Return the archive of a part such as ``train``, or None.
 
     Takes ``train.zip``, the folder ``train`` or, as unzip leaves it, ``train/train``; for the single files of the
@@ -155,11 +155,11 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as handle:
             return handle.read(limit)
     except OSError as error:
-        raise _lost(path, error) from error
+        raise _io_error(path, error) from error
 
 
-def _lost(path: Path, error: OSError) -> PipelineError:
-    return PipelineError(
+def _io_error(path: Path, error: OSError) -> CarvanaError:
+    return CarvanaError(
         f"{path} can't be read ({error.strerror or error}): see that its drive is there and that it may be read, "
         "then run the same again."
     )
@@ -167,10 +167,10 @@ def _lost(path: Path, error: OSError) -> PipelineError:
 
 def _safe_base_name(archive: Path, member: str, taken: Mapping[str, object]) -> str:
     if not member.isprintable():
-        raise PipelineError(f"{archive} holds {member!r}, a name with control characters: don't use this file.")
+        raise CarvanaError(f"{archive} holds {member!r}, a name with control characters: don't use this file.")
     path = PurePosixPath(member.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise PipelineError(f"{archive} holds '{member}', a path that climbs out of the zip: don't use this file.")
+        raise CarvanaError(f"{archive} holds '{member}', a path that climbs out of the zip: don't use this file.")
     if path.name in taken:
-        raise PipelineError(f"{archive} holds two files named {path.name}: fetch it again.")
+        raise CarvanaError(f"{archive} holds two files named {path.name}: fetch it again.")
     return path.name

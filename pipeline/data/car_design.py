@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 Point = tuple[float, float]
 
 
@@ -49,7 +49,7 @@ class Proportions:
     """Roof rails."""
 
     @cached_property
-    def upper_line(self) -> tuple[Floats, Floats]:
+    def upper_line(self) -> tuple[Float64Array, Float64Array]:
         """Distances d and heights z of the side view's upper line, each (N,), rounded off as pressed steel is."""
         first_rise = (0.22, self.nose + 0.35 * (self.cowl[1] - self.nose))
         end = (self.length - 0.06, self.tail)
@@ -59,11 +59,11 @@ class Proportions:
         kernel = np.hanning(31)
         return d, np.convolve(np.pad(z, 15, mode="edge"), kernel / kernel.sum(), mode="valid")
 
-    def top(self, d: Floats) -> Floats:
+    def top(self, d: Float64Array) -> Float64Array:
         """Height of the side view's upper line at distances ``d``."""
         return np.interp(d, *self.upper_line)
 
-    def shoulder(self, d: Floats) -> Floats:
+    def shoulder(self, d: Float64Array) -> Float64Array:
         """Height where the flank ends and bonnet, glass or boot begins; it rises a little towards the tail."""
         return np.minimum(self.belt + 0.05 * (d / self.length - 0.4), self.top(d) - 0.05)
 
@@ -107,7 +107,7 @@ class Proportions:
 
 
 # fmt: off
-KINDS = (
+BODY_STYLES = (
     Proportions("saloon", 4.86, 1.84, 0.70, (1.35, 0.99), (2.10, 1.41), (2.65, 1.45), (3.35, 1.39), (4.15, 1.11),
                 1.06, 0.95, 0.95, 2.80, 0.335, 0.20),
     Proportions("suv", 4.78, 1.93, 0.92, (1.30, 1.17), (1.92, 1.69), (2.60, 1.75), (4.35, 1.68), (4.66, 1.16),
@@ -146,7 +146,7 @@ PAINTS: tuple[tuple[int, int, int], ...] = (
 
 
 @dataclass(frozen=True)
-class Design:
+class CarDesign:
     """One invented car: its measures, its paint (sRGB, 0 to 255) and the choices of trim."""
 
     measures: Proportions
@@ -158,13 +158,13 @@ class Design:
     aerial: bool
 
 
-def design_car(seed: int, index: int) -> Design:
+def design_car(seed: int, index: int) -> CarDesign:
     """Invent the car number ``index`` of the sample ``seed``; neighbours differ in kind and paint."""
     deal = np.random.default_rng((seed, 0))
-    kinds, paints = deal.permutation(len(KINDS)), deal.permutation(len(PAINTS))
+    kinds, paints = deal.permutation(len(BODY_STYLES)), deal.permutation(len(PAINTS))
     rng = np.random.default_rng((seed, 1, index))
-    measures = KINDS[kinds[index % len(KINDS)]].scaled(*(1 + rng.uniform(-0.03, 0.03, 3)))
-    return Design(
+    measures = BODY_STYLES[kinds[index % len(BODY_STYLES)]].scaled(*(1 + rng.uniform(-0.03, 0.03, 3)))
+    return CarDesign(
         replace(measures, wheel_radius=measures.wheel_radius * (1 + rng.uniform(-0.03, 0.03))),
         PAINTS[paints[index % len(PAINTS)]],
         chrome=bool(rng.random() < 0.5),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.data.car_design import Design, Floats, Proportions
+from pipeline.data.car_design import CarDesign, Float64Array, Proportions
 from pipeline.data.car_texture import end_uv, side_uv, swatch_uv, wheel_uv
 
 
@@ -16,13 +16,13 @@ from pipeline.data.car_texture import end_uv, side_uv, swatch_uv, wheel_uv
 class Triangles:
     """T triangles, their corners anticlockwise when seen from outside the car."""
 
-    corners_T33: Floats
+    corners_T33: Float64Array
     """Places of the corners, in metres."""
-    normals_T33: Floats
+    normals_T33: Float64Array
     """Directions that the smooth surface faces at the corners."""
-    uv_T32: Floats
+    uv_T32: Float64Array
     """Places of the corners in the texture, in pixels."""
-    behind_T: Floats
+    behind_T: Float64Array
     """Metres added to the distance when triangles are sorted, so that what the skin covers is drawn before it."""
 
     def mirrored(self) -> "Triangles":
@@ -32,7 +32,7 @@ class Triangles:
         return Triangles(corners, normals, self.uv_T32[:, ::-1], self.behind_T)
 
 
-def build_car(design: Design) -> Triangles:
+def build_car(design: CarDesign) -> Triangles:
     """Return the car's model, textured for :func:`pipeline.data.car_texture.paint_texture`."""
     car = design.measures
     half = [*_body(car), *_wheels(car), *_mirror(car)]
@@ -49,7 +49,7 @@ def build_car(design: Design) -> Triangles:
     )
 
 
-def _grid(points_RC3: Floats, material: str, behind: float = 0.0) -> Triangles:
+def _grid(points_RC3: Float64Array, material: str, behind: float = 0.0) -> Triangles:
     """Triangulate a grid of points in one plain material, two triangles to a cell, with smooth normals.
 
     Seen from outside, columns run to the right where rows run upwards.
@@ -88,7 +88,7 @@ def _body(car: Proportions) -> list[Triangles]:
     ]
 
 
-def _stations(car: Proportions) -> Floats:
+def _stations(car: Proportions) -> Float64Array:
     """Distances d (S,) of the cross-sections: close together where the shape turns quickly."""
     arches = [axle + car.arch_radius * np.sin(np.linspace(-np.pi / 2, np.pi / 2, 21)) for axle in car.axles]
     turns = [point[0] + np.linspace(-0.09, 0.09, 5) for point in (car.cowl, car.header, car.roof_end, car.deck)]
@@ -96,7 +96,7 @@ def _stations(car: Proportions) -> Floats:
     return d[np.diff(d, prepend=-1.0) > 0.015]
 
 
-def _flank(car: Proportions, d_S1: Floats) -> Floats:
+def _flank(car: Proportions, d_S1: Float64Array) -> Float64Array:
     """Return the points (S, 12, 3) as (d, y, z) from the sills up to the shoulder, cut out above the wheels."""
     shoulder = car.shoulder(d_S1)
     sill = car.clearance + 0.05 * np.exp(-(((car.length - d_S1) / 0.35) ** 2)) + 0.03 * np.exp(-((d_S1 / 0.3) ** 2))
@@ -119,7 +119,7 @@ def _flank(car: Proportions, d_S1: Floats) -> Floats:
     return np.stack(np.broadcast_arrays(d_S1, y, z), axis=2)
 
 
-def _cabin(car: Proportions, d_S1: Floats, base_S1: Floats) -> Floats:
+def _cabin(car: Proportions, d_S1: Float64Array, base_S1: Float64Array) -> Float64Array:
     """Return the points (S, 15, 3) as (d, y, z) from the shoulder, ``base_S1`` from the middle, up to the middle line.
 
     The sections are quarters of superellipses, boxier the higher they are, and lean inwards.
@@ -135,7 +135,7 @@ def _cabin(car: Proportions, d_S1: Floats, base_S1: Floats) -> Floats:
     return np.stack(np.broadcast_arrays(d_S1, y, z), axis=2)
 
 
-def _capped(points_SK3: Floats, car: Proportions) -> Floats:
+def _capped(points_SK3: Float64Array, car: Proportions) -> Float64Array:
     """Close a strip of the skin at nose and tail with ever smaller copies of its end sections, bulging a little."""
     middle = np.array([0.0, 0.0, 0.55 * car.belt])
     shrink = np.sin(np.linspace(0, np.pi / 2, _CAP_RINGS + 1)[:-1])
@@ -148,7 +148,7 @@ def _capped(points_SK3: Floats, car: Proportions) -> Floats:
     return np.concatenate([rounded[0], points_SK3, rounded[1][::-1]])
 
 
-def _shaped(points_SK3: Floats, car: Proportions) -> Floats:
+def _shaped(points_SK3: Float64Array, car: Proportions) -> Float64Array:
     """Curve nose and tail in plan and side view, and go from (d, y, z) to the car's frame."""
     d, y, z = np.moveaxis(points_SK3, 2, 0)
     across = (np.abs(y) / (car.width / 2)) ** 2.5
@@ -178,7 +178,7 @@ def _textured(skin: Triangles, car: Proportions) -> Triangles:
 # ---------------------------------------------------------------- other parts
 
 
-def _ring(points: int) -> tuple[Floats, Floats]:
+def _ring(points: int) -> tuple[Float64Array, Float64Array]:
     """Return cosine and sine of a full turn, each (points,), the first repeated at the end."""
     turn = np.linspace(0, 2 * np.pi, points)
     return np.cos(turn), np.sin(turn)
@@ -187,7 +187,7 @@ def _ring(points: int) -> tuple[Floats, Floats]:
 def _block(centre: Sequence[float], size: Sequence[float], material: str, behind: float = 0.0) -> Triangles:
     """Return a rounded box around ``centre`` that reaches ``size`` to either side."""
 
-    def boxy(value: Floats) -> Floats:
+    def boxy(value: Float64Array) -> Float64Array:
         return np.sign(value) * np.abs(value) ** 0.55
 
     down = np.linspace(np.pi / 2, -np.pi / 2, 9)[:, None]

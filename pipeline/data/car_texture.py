@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.car_design import Design, Floats, Proportions
+from pipeline.data.car_design import CarDesign, Float64Array, Proportions
 
-Colour = tuple[float, float, float, float]
+Color = tuple[float, float, float, float]
 """Red, green and blue in sRGB, then the share of light that the surface mirrors head-on; all from 0 to 255."""
 
-Points = Sequence[tuple[float, float]] | Floats
+Points = Sequence[tuple[float, float]] | Float64Array
 """Corners (across, z) in metres."""
 
 _SCALE = 320  # texture pixels per metre, about the scale of the pictures
@@ -28,41 +28,41 @@ _WHEEL_U, _WHEEL_V, _WHEEL_RADIUS = 1600, 832, 180  # the wheel's centre and rad
 _SWATCH_U = {"black": 1420, "tyre": 1500, "chrome": 1580, "paint": 1660}
 _SWATCH_V = 1150
 
-_BLACK: Colour = (10, 10, 11, 2)
-_TRIM: Colour = (26, 27, 29, 6)
-_TYRE: Colour = (30, 30, 31, 2)
-_GLASS: Colour = (30, 34, 35, 15)
-_SEAT: Colour = (24, 25, 26, 15)
-_CHROME: Colour = (96, 98, 100, 120)
-_LAMP: Colour = (62, 65, 68, 30)
-_LENS: Colour = (150, 154, 158, 30)
-_AMBER: Colour = (214, 104, 26, 25)
-_RED: Colour = (150, 12, 18, 25)
-_RIM: Colour = (172, 174, 178, 60)
+_BLACK: Color = (10, 10, 11, 2)
+_TRIM: Color = (26, 27, 29, 6)
+_TYRE: Color = (30, 30, 31, 2)
+_GLASS: Color = (30, 34, 35, 15)
+_SEAT: Color = (24, 25, 26, 15)
+_CHROME: Color = (96, 98, 100, 120)
+_LAMP: Color = (62, 65, 68, 30)
+_LENS: Color = (150, 154, 158, 30)
+_AMBER: Color = (214, 104, 26, 25)
+_RED: Color = (150, 12, 18, 25)
+_RIM: Color = (172, 174, 178, 60)
 
 
-def side_uv(d: Floats, z: Floats) -> Floats:
+def side_uv(d: Float64Array, z: Float64Array) -> Float64Array:
     """Return the texture positions (..., 2) in pixels of points on the side."""
     return np.stack([(d + _AHEAD) * _SCALE, (_CEILING - z) * _SCALE], axis=-1)
 
 
-def end_uv(front: NDArray[np.bool_], y: Floats, z: Floats) -> Floats:
+def end_uv(front: NDArray[np.bool_], y: Float64Array, z: Float64Array) -> Float64Array:
     """Return the texture positions (..., 2) in pixels of points on the front, or on the rear where not ``front``."""
     u = np.where(front, _FRONT_U, _REAR_U) + (y + _HALF) * _SCALE
     return np.stack([u, _ENDS_V + (_CEILING - z) * _SCALE], axis=-1)
 
 
-def wheel_uv(x: Floats, z: Floats) -> Floats:
+def wheel_uv(x: Float64Array, z: Float64Array) -> Float64Array:
     """Return the texture positions (..., 2) in pixels of points on a wheel, in wheel radii from its hub."""
     return np.stack([_WHEEL_U - x * _WHEEL_RADIUS, _WHEEL_V - z * _WHEEL_RADIUS], axis=-1)
 
 
-def swatch_uv(material: str) -> Floats:
+def swatch_uv(material: str) -> Float64Array:
     """Return the texture position (2,) in pixels of a plain material: black, tyre, chrome or paint."""
     return np.array([_SWATCH_U[material], _SWATCH_V], dtype=float)
 
 
-def paint_texture(design: Design) -> NDArray[np.uint8]:
+def paint_texture(design: CarDesign) -> NDArray[np.uint8]:
     """Return the car's texture, (1280, 1856, 4) uint8, its channels as in :data:`Colour`."""
     texture = np.empty((_HEIGHT, _WIDTH, 4), np.uint8)
     # Less light comes to the lower flanks, from the floor only.
@@ -70,17 +70,17 @@ def paint_texture(design: Design) -> NDArray[np.uint8]:
     shade = 1 - 0.16 * np.clip((0.85 - z) / 0.65, 0, 1)
     texture[..., :3] = np.round(shade[:, None, None] * design.paint)
     texture[..., 3] = _paint(design)[3]
-    _draw_side(_Tile(texture, 0, 0, -_AHEAD, _CEILING), design)
-    _draw_front(_Tile(texture, _FRONT_U, _ENDS_V, -_HALF, _CEILING), design)
-    _draw_rear(_Tile(texture, _REAR_U, _ENDS_V, -_HALF, _CEILING), design)
-    _draw_wheel(_Tile(texture, _WHEEL_U, _WHEEL_V, 0, 0), design)
+    _draw_side(_TextureTile(texture, 0, 0, -_AHEAD, _CEILING), design)
+    _draw_front(_TextureTile(texture, _FRONT_U, _ENDS_V, -_HALF, _CEILING), design)
+    _draw_rear(_TextureTile(texture, _REAR_U, _ENDS_V, -_HALF, _CEILING), design)
+    _draw_wheel(_TextureTile(texture, _WHEEL_U, _WHEEL_V, 0, 0), design)
     for name, colour in (("black", _BLACK), ("tyre", _TYRE), ("chrome", _CHROME), ("paint", _paint(design))):
         u = _SWATCH_U[name]
         texture[_SWATCH_V - 20 : _SWATCH_V + 20, u - 20 : u + 20] = colour
     return texture
 
 
-class _Tile:
+class _TextureTile:
     """Draws in metres into the part of a texture whose pixel (u, v) is the place (left, top)."""
 
     def __init__(self, texture_HW4: NDArray[np.uint8], u: float, v: float, left: float, top: float) -> None:
@@ -91,32 +91,32 @@ class _Tile:
         pixels = np.stack([self.u + (across - self.left) * _SCALE, self.v + (self.top - z) * _SCALE], axis=1)
         return np.round(pixels * 16).astype(np.int32)
 
-    def fill(self, points: Points, colour: Colour) -> None:
+    def fill(self, points: Points, colour: Color) -> None:
         """Fill a polygon."""
         cv2.fillPoly(self.texture_HW4, [self._sixteenths(points)], colour, cv2.LINE_AA, 4)
 
-    def fill_both(self, points: Sequence[tuple[float, float]], colour: Colour) -> None:
+    def fill_both(self, points: Sequence[tuple[float, float]], colour: Color) -> None:
         """Fill a polygon and its mirror image on the other side of the middle."""
         self.fill(points, colour)
         self.fill([(-across, z) for across, z in points], colour)
 
-    def line(self, points: Points, colour: Colour, width: float) -> None:
+    def line(self, points: Points, colour: Color, width: float) -> None:
         """Draw an open line, ``width`` metres wide."""
         thickness = max(1, round(width * _SCALE))
         cv2.polylines(self.texture_HW4, [self._sixteenths(points)], False, colour, thickness, cv2.LINE_AA, 4)
 
-    def box(self, across: float, z: float, width: float, height: float, colour: Colour) -> None:
+    def box(self, across: float, z: float, width: float, height: float, colour: Color) -> None:
         """Fill an upright rectangle around a centre."""
         a, b = width / 2, height / 2
         self.fill([(across - a, z - b), (across + a, z - b), (across + a, z + b), (across - a, z + b)], colour)
 
-    def disc(self, across: float, z: float, radius: float, colour: Colour) -> None:
+    def disc(self, across: float, z: float, radius: float, colour: Color) -> None:
         """Fill a disc around a centre."""
         turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         self.fill(np.stack([across + radius * np.cos(turn), z + radius * np.sin(turn)], axis=1), colour)
 
 
-def _paint(design: Design, shade: float = 1.0) -> Colour:
+def _paint(design: CarDesign, shade: float = 1.0) -> Color:
     red, green, blue = design.paint
     return red * shade, green * shade, blue * shade, 11
 
@@ -124,7 +124,7 @@ def _paint(design: Design, shade: float = 1.0) -> Colour:
 # ---------------------------------------------------------------- side
 
 
-def _draw_side(tile: _Tile, design: Design) -> None:
+def _draw_side(tile: _TextureTile, design: CarDesign) -> None:
     car = design.measures
     belt, end, gap = car.belt, car.length, _paint(design, 0.4)
     if car.doors == 4:
@@ -158,7 +158,7 @@ def _draw_side(tile: _Tile, design: Design) -> None:
             tile.disc(axle, car.wheel_radius, car.arch_radius + 0.012, _paint(design, 0.3))
 
 
-def _draw_side_windows(tile: _Tile, design: Design, rear_door: float, door_end: float) -> None:
+def _draw_side_windows(tile: _TextureTile, design: CarDesign, rear_door: float, door_end: float) -> None:
     """Draw the glass of the side, its frame and its pillars, and what shows behind it."""
     car = design.measures
     d = np.linspace(car.cowl[0] - 0.1, car.deck[0] + 0.1, 200)
@@ -175,14 +175,14 @@ def _draw_side_windows(tile: _Tile, design: Design, rear_door: float, door_end: 
     low = car.shoulder(d) + 0.035
     inside = (high > low + 0.03) & (d < stop)
     d, high, low = d[inside], high[inside], low[inside]
-    outline = _between(d, low, high)
+    outline = _blend(d, low, high)
     tile.fill(outline, _GLASS)
 
     # Through the glass one sees the studio beyond the far window, dimmer at the back, and seats before it.
     for start, end, brightness in ((d[0] + 0.3, rear_door - 0.12, 1.0), (rear_door + 0.1, door_end - 0.1, 0.63)):
         if end - start > 0.2:
             across = np.linspace(start, end, 30)
-            view = _between(across, np.interp(across, d, low) + 0.1, np.interp(across, d, high) - 0.06)
+            view = _blend(across, np.interp(across, d, low) + 0.1, np.interp(across, d, high) - 0.06)
             tile.fill(view, (92 * brightness, 99 * brightness, 99 * brightness, 15))
             at, z = end - 0.22, float(np.interp(end - 0.22, d, low))
             tile.fill([(at - 0.14, z), (at - 0.07, z + 0.21), (at + 0.09, z + 0.23), (at + 0.2, z)], _SEAT)
@@ -193,7 +193,7 @@ def _draw_side_windows(tile: _Tile, design: Design, rear_door: float, door_end: 
         tile.fill([(pillar - 0.05, foot), (pillar - 0.04, head), (pillar + 0.04, head), (pillar + 0.05, foot)], _TRIM)
 
 
-def _between(across: Floats, low: Floats, high: Floats) -> Floats:
+def _blend(across: Float64Array, low: Float64Array, high: Float64Array) -> Float64Array:
     """Return the outline (2N, 2) of the area between two lines."""
     return np.concatenate([np.stack([across, high], axis=1), np.stack([across, low], axis=1)[::-1]])
 
@@ -201,7 +201,7 @@ def _between(across: Floats, low: Floats, high: Floats) -> Floats:
 # ---------------------------------------------------------------- front and rear
 
 
-def _draw_front(tile: _Tile, design: Design) -> None:
+def _draw_front(tile: _TextureTile, design: CarDesign) -> None:
     car = design.measures
     half, lamp, floor = car.width / 2, car.nose, car.clearance
     trim = _CHROME if design.chrome else _TRIM
@@ -238,7 +238,7 @@ def _draw_front(tile: _Tile, design: Design) -> None:
     _draw_plate(tile, floor + 0.27)
 
 
-def _draw_rear(tile: _Tile, design: Design) -> None:
+def _draw_rear(tile: _TextureTile, design: CarDesign) -> None:
     car = design.measures
     half, lamp, floor = car.width / 2, car.tail - 0.18, car.clearance
     if car.kind == "convertible":
@@ -260,7 +260,7 @@ def _draw_rear(tile: _Tile, design: Design) -> None:
     _draw_plate(tile, floor + 0.3 if car.kind == "pickup" else car.tail - 0.2)
 
 
-def _draw_screen(tile: _Tile, car: Proportions, foot: float, head: float, *, brightness: float, seats: bool) -> None:
+def _draw_screen(tile: _TextureTile, car: Proportions, foot: float, head: float, *, brightness: float, seats: bool) -> None:
     """Draw windscreen or rear window between two heights: dark glass, and the view through it."""
 
     def half_width(z: float) -> float:
@@ -281,7 +281,7 @@ def _draw_screen(tile: _Tile, car: Proportions, foot: float, head: float, *, bri
     tile.line([(-low, foot), (low, foot)], _BLACK, 0.03)
 
 
-def _draw_plate(tile: _Tile, z: float) -> None:
+def _draw_plate(tile: _TextureTile, z: float) -> None:
     tile.box(0, z, 0.36, 0.2, (40, 41, 43, 10))
     tile.box(0, z, 0.33, 0.17, (238, 240, 242, 8))
     tile.box(0, z - 0.062, 0.33, 0.045, (30, 130, 205, 8))
@@ -292,7 +292,7 @@ def _draw_plate(tile: _Tile, z: float) -> None:
 # ---------------------------------------------------------------- wheel
 
 
-def _draw_wheel(tile: _Tile, design: Design) -> None:
+def _draw_wheel(tile: _TextureTile, design: CarDesign) -> None:
     radius = _WHEEL_RADIUS / _SCALE
     for share, colour in ((1.05, _TYRE), (0.72, _RIM), (0.66, (18, 18, 19, 4)), (0.40, (60, 60, 62, 30))):
         tile.disc(0, 0, radius * share, colour)

@@ -16,9 +16,9 @@ from pipeline.data.car_design import design_car
 from pipeline.data.car_model import Triangles, build_car
 from pipeline.data.car_texture import paint_texture
 
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Places = NDArray[np.float64]
+UInt8Array = NDArray[np.uint8]
+Float32Array = NDArray[np.float32]
+Points3D = NDArray[np.float64]
 
 MARGIN = 24
 """Pixels by which the painted studio is larger than a picture on every side, for the camera to shift."""
@@ -30,7 +30,7 @@ _CHUNK = 16384  # pixels shaded at once: few enough to stay in the processor's c
 
 
 @dataclass(frozen=True)
-class Shot:
+class CameraSetup:
     """What differs between the cars' visits to the studio, the same for all angles of one car."""
 
     turn: float
@@ -43,7 +43,7 @@ class Shot:
     """Exposure and white balance: factors of red, green and blue."""
 
 
-def draw_car(seed: int, index: int) -> list[tuple[Image, Image]]:
+def draw_car(seed: int, index: int) -> list[tuple[UInt8Array, UInt8Array]]:
     """Draw car number ``index`` of the sample ``seed`` at its 16 angles.
 
     Returns for each angle the picture, (1280, 1918, 3) uint8 RGB, and its mask, (1280, 1918) uint8, 1 where the
@@ -54,18 +54,18 @@ def draw_car(seed: int, index: int) -> list[tuple[Image, Image]]:
     rng = np.random.default_rng((seed, 2, index))
     right, down = (int(value) for value in rng.integers(-MARGIN, MARGIN + 1, 2))
     light, warmth = 1 + rng.uniform(-0.05, 0.03), rng.uniform(-0.012, 0.012)
-    shot = Shot(
+    shot = CameraSetup(
         turn=rng.uniform(-0.05, 0.05),
         place=(rng.uniform(-0.08, 0.08), rng.uniform(-0.12, 0.12)),
         shift=(right, down),
         gain=(light + warmth, light, light - warmth),
     )
-    return [photograph(model, texture, shot, angle, rng) for angle in range(1, ANGLES + 1)]
+    return [render_photo(model, texture, shot, angle, rng) for angle in range(1, ANGLES + 1)]
 
 
-def photograph(
-    model: Triangles, texture_HW4: Image, shot: Shot, angle: int, rng: np.random.Generator
-) -> tuple[Image, Image]:
+def render_photo(
+    model: Triangles, texture_HW4: UInt8Array, shot: CameraSetup, angle: int, rng: np.random.Generator
+) -> tuple[UInt8Array, UInt8Array]:
     """Draw one car at one turntable angle (1 to 16, 1 from the front, 5 from its left) in the studio.
 
     Returns the picture, (1280, 1918, 3) uint8 RGB, and the mask, (1280, 1918) uint8 of 0 and 1.
@@ -78,7 +78,7 @@ def photograph(
 
     picture = _exposed_studio(shot).copy()
     _cast_shadow(picture, corners, shot)
-    seen, ids = _rasterise(corners, model.behind_T, shot)
+    seen, ids = _rasterize(corners, model.behind_T, shot)
     # Within a triangle, normal and texture position are linear in the pixel's x and y.
     pixels = np.concatenate([_project(corners[seen], shot), np.ones((len(seen), 3, 1))], axis=2)
     surface = np.linalg.solve(pixels, np.concatenate([normals[seen], model.uv_T32[seen]], axis=2))
@@ -89,7 +89,7 @@ def photograph(
     return noisy, (ids > 0).astype(np.uint8)
 
 
-def _project(places: Places, shot: Shot) -> Places:
+def _project(places: Points3D, shot: CameraSetup) -> Points3D:
     """Project studio places (..., 3) to pixel coordinates (..., 2); a pixel's centre has whole coordinates."""
     depth = places[..., 1] + _DISTANCE
     x = _CENTRE_X + shot.shift[0] + _FOCAL * places[..., 0] / depth
@@ -114,7 +114,7 @@ _SPARE_NOISE = 256  # pixels by which the sheet of noise is larger than a pictur
 
 
 @cache
-def _studio() -> Image:
+def _studio() -> UInt8Array:
     """Paint the empty studio with a margin all round, once per process: (1280 + 2m, 1918 + 2m, 3) uint8 RGB."""
     height, width = HEIGHT + 2 * MARGIN, WIDTH + 2 * MARGIN
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -146,7 +146,7 @@ def _studio() -> Image:
     return np.asarray(np.clip(np.round(cv2.GaussianBlur(studio, (0, 0), 0.8)), 0, 255), np.uint8)
 
 
-def _sign(height: int, width: int) -> Image:
+def _sign(height: int, width: int) -> UInt8Array:
     """Draw the sign on the wall, (height, width) uint8 from 0 to 255: thin letters, then bold ones."""
     sign = np.zeros((height, width), np.uint8)
     for place, letter in enumerate(_SIGN):
@@ -162,7 +162,7 @@ def _sign(height: int, width: int) -> Image:
 
 
 @lru_cache(maxsize=1)
-def _exposed_studio(shot: Shot) -> Image:
+def _exposed_studio(shot: CameraSetup) -> UInt8Array:
     """Return the empty studio as one car's shots see it: (1280, 1918, 3) uint8 RGB, not to be written to."""
     left, top = MARGIN - shot.shift[0], MARGIN - shot.shift[1]
     levels = np.round(np.arange(256)[:, None] * np.array(shot.gain))
@@ -178,7 +178,7 @@ def _sensor_noise() -> NDArray[np.int8]:
     return np.round(cv2.GaussianBlur(white * 2.2, (0, 0), 0.7)).astype(np.int8)
 
 
-def _cast_shadow(picture_HWC: Image, corners_T33: Places, shot: Shot) -> None:
+def _cast_shadow(picture_HWC: UInt8Array, corners_T33: Points3D, shot: CameraSetup) -> None:
     """Darken the floor under and around the car, in place."""
     shrink = 8  # soft shadows need no finer pixels
     below = corners_T33.mean(axis=1) * [1, 1, 0]
@@ -198,7 +198,7 @@ def _cast_shadow(picture_HWC: Image, corners_T33: Places, shot: Shot) -> None:
 # ---------------------------------------------------------------- car
 
 
-def _rasterise(corners_T33: Places, behind_T: Places, shot: Shot) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+def _rasterize(corners_T33: Points3D, behind_T: Points3D, shot: CameraSetup) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Draw the triangles that face the camera, far ones first.
 
     Returns their indices (N,), and an image (1280, 1918) int32 of 1 + the place among those indices, 0 where there is
@@ -220,7 +220,7 @@ def _rasterise(corners_T33: Places, behind_T: Places, shot: Shot) -> tuple[NDArr
 
 
 def _paint_car(
-    picture_HWC: Image, ids_HW: NDArray[np.int32], surface_N35: Floats, texture_HW4: Image, shot: Shot
+    picture_HWC: UInt8Array, ids_HW: NDArray[np.int32], surface_N35: Float32Array, texture_HW4: UInt8Array, shot: CameraSetup
 ) -> None:
     """Shade the car's pixels and lay them over the picture with soft edges, in place.
 
@@ -254,7 +254,7 @@ def _paint_car(
     behind[:] = cv2.add(cv2.multiply(behind, uncovered, scale=1 / 255), blurred[..., :3])
 
 
-def _shade(normals_3N: Floats, material_4N: Floats, right_N: Floats, down_N: Floats) -> Floats:
+def _shade(normals_3N: Float32Array, material_4N: Float32Array, right_N: Float32Array, down_N: Float32Array) -> Float32Array:
     """Return sRGB colours (3, N) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat.
 
     ``material_4N`` is the texture from 0 to 1, ``right_N`` and ``down_N`` are pixels from the vanishing point.
@@ -271,24 +271,24 @@ def _shade(normals_3N: Floats, material_4N: Floats, right_N: Floats, down_N: Flo
     grazing = 0.6 * np.square(np.square(slant)) * slant * np.minimum(gloss * 25, 1)
     mirrored = (gloss + (1 - gloss) * grazing) * _surroundings(rx, ry, rz)
     albedo = np.square(material_4N[:3])  # a texture holds sRGB, about the square root of the light
-    colours: Floats = 255 * np.sqrt(np.clip(albedo * (light * (1 - grazing)) + mirrored, 0, 1))
+    colours: Float32Array = 255 * np.sqrt(np.clip(albedo * (light * (1 - grazing)) + mirrored, 0, 1))
     return colours
 
 
-def _surroundings(rx: Floats, ry: Floats, rz: Floats) -> Floats:
+def _surroundings(rx: Float32Array, ry: Float32Array, rz: Float32Array) -> Float32Array:
     """Return the studio's brightness (N,) in a direction: grey floor, white wall, dark ceiling, two rows of lamps."""
     floor = 0.24 + 0.18 * rz
     wall = (0.30 + 0.55 * _ramp(ry, -0.3, 0.5)) * (1 - 0.75 * _ramp(rz, 0.12, 0.45))
     steep = np.maximum(rz, np.float32(0.15))
-    across: Floats = np.abs(np.abs(ry / steep) - 0.75)
-    along: Floats = np.abs(rx / steep)
+    across: Float32Array = np.abs(np.abs(ry / steep) - 0.75)
+    along: Float32Array = np.abs(rx / steep)
     lamps = _ramp(-across, -0.34, -0.18) * _ramp(-along, -2.2, -1.8)
     sky = wall + 2.2 * lamps * _ramp(rz, 0.2, 0.4)
-    brightness: Floats = floor + (sky - floor) * _ramp(rz, -0.02, 0.05)
+    brightness: Float32Array = floor + (sky - floor) * _ramp(rz, -0.02, 0.05)
     return brightness
 
 
-def _ramp(value: Floats, start: float, end: float) -> Floats:
+def _ramp(value: Float32Array, start: float, end: float) -> Float32Array:
     """Return 0 up to ``start``, 1 from ``end``, and a straight line between."""
-    line: Floats = np.clip((value - start) * np.float32(1 / (end - start)), 0, 1)
+    line: Float32Array = np.clip((value - start) * np.float32(1 / (end - start)), 0, 1)
     return line

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.competition.layout import car_of
-from pipeline.errors import PipelineError
+from pipeline.competition.layout import car_id
+from pipeline.errors import CarvanaError
 from pipeline.files import write_text
 
-HELD_OUT = -1
+HOLDOUT_FOLD = -1
 """Fold of the cars that no net trains on."""
 
-Folds = Mapping[str, int]
+FoldByCar = Mapping[str, int]
 """Fold by car."""
 
 
@@ -24,11 +24,11 @@ def mean_areas(image_ids: Iterable[str], mask: Callable[[str], NDArray[np.uint8]
     """Return the mean area of each car's masks, in pixels."""
     areas: dict[str, list[int]] = {}
     for image_id in tqdm(image_ids, desc="Measuring masks", unit="image"):
-        areas.setdefault(car_of(image_id), []).append(int(np.count_nonzero(mask(image_id))))
+        areas.setdefault(car_id(image_id), []).append(int(np.count_nonzero(mask(image_id))))
     return {car: sum(values) / len(values) for car, values in areas.items()}
 
 
-def deal(area_by_car: Mapping[str, float], count: int, holdout_cars: int, seed: int) -> dict[str, int]:
+def assign_folds(area_by_car: Mapping[str, float], count: int, holdout_cars: int, seed: int) -> dict[str, int]:
     """Return the fold of every car, -1 for those held out, so that folds are alike in mask area.
 
     Cars are sorted by area. Held-out ones are taken at even distances; of the others each run of ``count``
@@ -36,7 +36,7 @@ def deal(area_by_car: Mapping[str, float], count: int, holdout_cars: int, seed: 
     """
     cars = sorted(area_by_car, key=lambda car: (area_by_car[car], car))
     if len(cars) - holdout_cars < count:
-        raise PipelineError(
+        raise CarvanaError(
             f"{len(cars)} cars are too few for {count} folds and {holdout_cars} held-out cars: "
             "lower folds.count or folds.holdout_cars."
         )
@@ -44,11 +44,11 @@ def deal(area_by_car: Mapping[str, float], count: int, holdout_cars: int, seed: 
     held_out = {cars[place] for place in _spread(len(cars), holdout_cars, random)}
     dealt = [car for car in cars if car not in held_out]
     order = [fold for _ in range(0, len(dealt), count) for fold in random.permutation(count)]
-    folds = dict.fromkeys(held_out, HELD_OUT) | {car: int(f) for car, f in zip(dealt, order, strict=False)}
+    folds = dict.fromkeys(held_out, HOLDOUT_FOLD) | {car: int(f) for car, f in zip(dealt, order, strict=False)}
     return dict(sorted(folds.items()))
 
 
-def write_folds(path: Path, folds: Folds) -> None:
+def write_folds(path: Path, folds: FoldByCar) -> None:
     """Write ``car,fold`` rows, sorted by car."""
     write_text(path, "car,fold\n" + "".join(f"{car},{fold}\n" for car, fold in sorted(folds.items())))
 
@@ -62,16 +62,16 @@ def read_folds(path: Path) -> dict[str, int]:
             raise ValueError("it has no rows")
         return folds
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise PipelineError(f"{path} can't be read as folds ({error}): run 'dvc repro --force folds'.") from error
+        raise CarvanaError(f"{path} can't be read as folds ({error}): run 'dvc repro --force folds'.") from error
 
 
-def select(image_ids: Iterable[str], folds: Folds, wanted: Iterable[int]) -> list[str]:
+def images_in_folds(image_ids: Iterable[str], folds: FoldByCar, wanted: Iterable[int]) -> list[str]:
     """Return the images whose car is in one of the ``wanted`` folds."""
     chosen = set(wanted)
     try:
-        return [image_id for image_id in image_ids if folds[car_of(image_id)] in chosen]
+        return [image_id for image_id in image_ids if folds[car_id(image_id)] in chosen]
     except KeyError as error:
-        raise PipelineError(f"folds.csv has no car {error}: run 'dvc repro --force folds'.") from error
+        raise CarvanaError(f"folds.csv has no car {error}: run 'dvc repro --force folds'.") from error
 
 
 def training_folds(fold: int, count: int) -> list[int]:

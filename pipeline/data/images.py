@@ -10,10 +10,10 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.competition.layout import HEIGHT, WIDTH
 from pipeline.errors import CorruptFileError
 
-Pixels = NDArray[np.uint8]
+UInt8Array = NDArray[np.uint8]
 
 
-def decode_jpeg(data: bytes, name: str) -> Pixels:
+def decode_jpeg(data: bytes, name: str) -> UInt8Array:
     """Return a photograph as uint8 RGB, (1280, 1918, 3).
 
     Strict: where other readers fill what is missing with grey, a truncated or corrupt file raises CorruptFileError,
@@ -21,7 +21,7 @@ def decode_jpeg(data: bytes, name: str) -> Pixels:
     """
     check_jpeg_header(data, name)  # first: a damaged header may announce gigabytes
     try:
-        image_HWC: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        image_HWC: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         raise CorruptFileError(f"{name} is no sound JPEG ({error}): fetch it again.") from error
     return image_HWC
@@ -33,25 +33,25 @@ def check_jpeg_header(data: bytes, name: str) -> None:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
         raise CorruptFileError(f"{name} is no JPEG ({error}): fetch it again.") from error
-    _demand_shape(name, height, width)
+    _check_shape(name, height, width)
 
 
-def decode_mask(data: bytes, name: str) -> Pixels:
+def decode_mask(data: bytes, name: str) -> UInt8Array:
     """Return a GIF mask as uint8 of 0 and 1, (1280, 1918); raises CorruptFileError if it has more than two values."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            _demand_shape(name, picture.height, picture.width)
-            grey_HW: Pixels = np.asarray(picture.convert("L"))
+            _check_shape(name, picture.height, picture.width)
+            grey_HW: UInt8Array = np.asarray(picture.convert("L"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise CorruptFileError(f"{name} is no sound mask ({error}): fetch it again.") from error
     # Readers differ in calling a car 1 or 255, and both are fine; anything between is not.
     highest = grey_HW.max()
     if highest not in (0, 1, 255) or np.any((grey_HW != 0) & (grey_HW != highest)):
         raise CorruptFileError(f"{name} is not binary (a mask holds 0 and one other value, 1 or 255): fetch it again.")
-    mask_HW: Pixels = (grey_HW != 0).view(np.uint8)
+    mask_HW: UInt8Array = (grey_HW != 0).view(np.uint8)
     return mask_HW
 
 
-def _demand_shape(name: str, height: int, width: int) -> None:
+def _check_shape(name: str, height: int, width: int) -> None:
     if (height, width) != (HEIGHT, WIDTH):
         raise CorruptFileError(f"{name} is {width} x {height} pixels, not {WIDTH} x {HEIGHT}: fetch it again.")

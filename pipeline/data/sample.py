@@ -25,12 +25,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.competition import rle
-from pipeline.competition.layout import image_name, join_id, mask_name
-from pipeline.cores import cores
+from pipeline.competition.layout import format_image_id, image_filename, mask_filename
+from pipeline.cores import available_cpus
 from pipeline.data.car_design import design_car
 from pipeline.data.drawing import draw_car
 from pipeline.data.settings import SampleSettings
-from pipeline.files import whole_file, write_text
+from pipeline.files import atomic_write, write_text
 
 _JPEG_QUALITY = 90
 _MEMBER_DATE = (2017, 7, 28, 0, 0, 0)  # as in Kaggle's zips
@@ -88,16 +88,16 @@ def car_ids(settings: SampleSettings) -> list[str]:
 @contextmanager
 def _drawing(seed: int, cars: list[str], order: list[int], workers: int | None) -> Iterator[Iterator[list[DrawnImage]]]:
     """Give an iterator over the cars in ``order``, which a pool of processes draws ahead."""
-    workers = min(workers or cores(), len(order))
+    workers = min(workers or available_cpus(), len(order))
     # Spawned, not forked: the fork of a process whose libraries hold threads can hang.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_init_worker)
     try:
         yield pool.map(_draw_and_encode, [seed] * len(order), order, [cars[index] for index in order])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
+def _init_worker() -> None:
     cv2.setNumThreads(1)
     parent = parent_process()
 
@@ -114,7 +114,7 @@ def _draw_and_encode(seed: int, index: int, car: str) -> list[DrawnImage]:
     images = []
     for angle, (image_HWC, mask_HW) in enumerate(draw_car(seed, index), start=1):
         jpeg = simplejpeg.encode_jpeg(image_HWC, _JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
-        images.append(DrawnImage(join_id(car, angle), jpeg, _encode_gif(mask_HW), rle.encode(mask_HW)))
+        images.append(DrawnImage(format_image_id(car, angle), jpeg, _encode_gif(mask_HW), rle.encode(mask_HW)))
     return images
 
 
@@ -146,10 +146,10 @@ def _write_split(
     with _whole_zip(folder / f"{split}.zip") as images:
         for _ in tqdm(range(cars), desc=f"Drawing {split} cars", unit="car"):
             for image in next(drawn):
-                name = image_name(image.image_id)
+                name = image_filename(image.image_id)
                 _add(images, f"{split}/{name}", image.jpeg, zipfile.ZIP_STORED)  # a JPEG does not shrink further
                 if masks is not None:
-                    _add(masks, f"{split}_masks/{mask_name(image.image_id)}", image.gif)
+                    _add(masks, f"{split}_masks/{mask_filename(image.image_id)}", image.gif)
                 rows.append((name, image.rle_mask))
     return rows
 
@@ -168,7 +168,7 @@ def _csv(rows: Iterable[tuple[str, ...]], quote: bool = False) -> str:
 
 @contextmanager
 def _whole_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         yield archive
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.files import sha256_of
-from pipeline.sections import Distinct, Section
+from pipeline.sections import NonEmptyUnique, StrictModel
 
 DRAWING = ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py")
 """Files beside this one that decide what a sample looks like."""
@@ -15,7 +15,7 @@ DRAWING = ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_text
 _ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?kaggle\.com/)?(?:(?:c|competitions)/)?([a-z0-9-]+)(?:[/?#].*)?")
 
 
-class SampleSettings(Section):
+class SampleSettings(StrictModel):
     """Section ``data.sample`` of params.yaml: how large a sample to draw, and which."""
 
     train_cars: int = Field(default=14, ge=2, le=1000)
@@ -28,7 +28,7 @@ class SampleSettings(Section):
     """Another seed gives other cars."""
 
 
-class DataSettings(Section):
+class DataSettings(StrictModel):
     """Section ``data`` of params.yaml."""
 
     source: Literal["sample", "directory", "kaggle"]
@@ -61,7 +61,7 @@ class DataSettings(Section):
         return match[1]
 
     @property
-    def from_kaggle(self) -> bool:
+    def is_from_kaggle(self) -> bool:
         """Whether the files are fetched from Kaggle."""
         return self.source == "kaggle" and self.directory is None
 
@@ -72,13 +72,13 @@ class DataSettings(Section):
         return self
 
 
-class FoldSettings(Section):
+class FoldSettings(StrictModel):
     """Section ``folds`` of params.yaml."""
 
     count: int = Field(ge=2)
     """Folds that the cars are dealt to."""
 
-    active: Distinct[int]
+    active: NonEmptyUnique[int]
     """Folds to train and predict: all of them, or fewer to save time."""
 
     holdout_cars: int = Field(ge=0)
@@ -95,7 +95,7 @@ class FoldSettings(Section):
         return self
 
 
-def locate(settings: DataSettings, home: Path) -> Path:
+def data_dir(settings: DataSettings, home: Path) -> Path:
     """Return the folder of the competition's files; samples of different settings have different folders."""
     if settings.directory is not None:
         return (home / Path(settings.directory).expanduser()).resolve()
@@ -103,9 +103,9 @@ def locate(settings: DataSettings, home: Path) -> Path:
         # Other settings and other code draw other pictures: these stay beside them.
         code = (Path(__file__).with_name(name).read_bytes() for name in DRAWING)
         return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
-    return kaggle_folder(settings, home)
+    return kaggle_data_dir(settings, home)
 
 
-def kaggle_folder(settings: DataSettings, home: Path) -> Path:
+def kaggle_data_dir(settings: DataSettings, home: Path) -> Path:
     """Return the folder for what is fetched from Kaggle."""
     return home / "data" / settings.competition

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH, image_name, mask_name, split_id
-from pipeline.data.archive import Archive, find
-from pipeline.data.images import Pixels, check_jpeg_header, decode_jpeg, decode_mask
-from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.competition.layout import HEIGHT, WIDTH, image_filename, mask_filename, parse_image_id
+from pipeline.data.archive import Archive, open_archive
+from pipeline.data.images import UInt8Array, check_jpeg_header, decode_jpeg, decode_mask
+from pipeline.errors import CarvanaError, CorruptFileError
 
 
-class Masks(Protocol):
+class MaskSource(Protocol):
     """Training masks by image id."""
 
     def ids(self) -> list[str]:
         """Return the ids of all images that have a mask, sorted."""
 
-    def mask(self, image_id: str) -> Pixels:
+    def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
 
     def fingerprint(self) -> str:
@@ -39,7 +39,7 @@ class RleMasks:
     def _rows(self) -> Mapping[str, bytes]:
         lines = self.archive.read(self.file).splitlines()
         if not lines or lines[0].strip() != b"img,rle_mask":
-            raise PipelineError(
+            raise CarvanaError(
                 f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask': fetch it again."
             )
         rows: dict[str, bytes] = {}
@@ -48,7 +48,7 @@ class RleMasks:
             image_id = name.decode("utf-8", "replace").removesuffix(".jpg")
             if not comma or image_id in rows:
                 reason = "is a second row of its image" if comma else "has no comma"
-                raise PipelineError(f"Row {number} of {self.file} in {self.archive.path} {reason}: mend the file.")
+                raise CarvanaError(f"Row {number} of {self.file} in {self.archive.path} {reason}: mend the file.")
             rows[image_id] = text
         return rows
 
@@ -56,11 +56,11 @@ class RleMasks:
         """Return the ids of all rows, sorted."""
         return sorted(self._rows)
 
-    def mask(self, image_id: str) -> Pixels:
+    def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
         try:
             return rle.decode(self._rows[image_id].decode("utf-8", "replace"), HEIGHT, WIDTH)
-        except PipelineError as error:
+        except CarvanaError as error:
             raise CorruptFileError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 
     def fingerprint(self) -> str:
@@ -78,9 +78,9 @@ class GifMasks:
         """Return the ids of all masks, sorted."""
         return _ids(self.archive, "_mask.gif")
 
-    def mask(self, image_id: str) -> Pixels:
+    def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
-        name = mask_name(image_id)
+        name = mask_filename(image_id)
         return decode_mask(self.archive.read(name), f"{name} in {self.archive.path}")
 
     def fingerprint(self) -> str:
@@ -89,7 +89,7 @@ class GifMasks:
 
 
 @dataclass(frozen=True)
-class Photos:
+class ImageSet:
     """Photographs by image id."""
 
     archive: Archive
@@ -98,13 +98,13 @@ class Photos:
         """Return the ids of all photographs, sorted."""
         return _ids(self.archive, ".jpg")
 
-    def image(self, image_id: str) -> Pixels:
+    def image(self, image_id: str) -> UInt8Array:
         """Return a photograph as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is not sound."""
-        return decode_jpeg(self.archive.read(image_name(image_id)), self.where(image_id))
+        return decode_jpeg(self.archive.read(image_filename(image_id)), self.where(image_id))
 
     def check_header(self, image_id: str) -> None:
         """Raise CorruptFileError unless the file announces a JPEG of the right size; reads the first bytes only."""
-        name, where = image_name(image_id), self.where(image_id)
+        name, where = image_filename(image_id), self.where(image_id)
         try:
             check_jpeg_header(self.archive.read(name, limit=1 << 12), where)
         except CorruptFileError:
@@ -113,11 +113,11 @@ class Photos:
 
     def where(self, image_id: str) -> str:
         """Return words for messages that say which file this is."""
-        return f"{image_name(image_id)} in {self.archive.path.name}"
+        return f"{image_filename(image_id)} in {self.archive.path.name}"
 
 
 @dataclass(frozen=True)
-class Source:
+class CompetitionData:
     """A folder with the competition's files, zipped or unpacked."""
 
     directory: Path
@@ -125,30 +125,30 @@ class Source:
     """Whether the photographs are to be the HQ ones; else these do where there are no others."""
 
     @cached_property
-    def train(self) -> Photos:
+    def train(self) -> ImageSet:
         """Training photographs."""
-        return Photos(self._any_of(*self._names("train")))
+        return ImageSet(self._any_of(*self._names("train")))
 
     @cached_property
-    def test(self) -> Photos:
+    def test(self) -> ImageSet:
         """Test photographs."""
-        return Photos(self._any_of(*self._names("test")))
+        return ImageSet(self._any_of(*self._names("test")))
 
     @cached_property
-    def masks(self) -> Masks:
+    def masks(self) -> MaskSource:
         """Training masks, from the CSV where it is there, else from the GIFs."""
-        rows = find(self.directory, "train_masks.csv")
+        rows = open_archive(self.directory, "train_masks.csv")
         return RleMasks(rows) if rows else GifMasks(self._any_of("train_masks"))
 
     @cached_property
     def sample_ids(self) -> list[str] | None:
         """Test ids in the order of ``sample_submission.csv``, or None where that file is missing."""
-        archive = find(self.directory, "sample_submission.csv")
+        archive = open_archive(self.directory, "sample_submission.csv")
         if archive is None:
             return None
         reader = csv.DictReader(io.StringIO(archive.read("sample_submission.csv").decode("utf-8", "replace")))
         if "img" not in (reader.fieldnames or ()):
-            raise PipelineError(f"sample_submission.csv in {archive.path} has no column img: fetch it again.")
+            raise CarvanaError(f"sample_submission.csv in {archive.path} has no column img: fetch it again.")
         return [row["img"].removesuffix(".jpg") for row in reader]
 
     @property
@@ -162,67 +162,67 @@ class Source:
 
     def _any_of(self, *parts: str) -> Archive:
         for part in parts:
-            archive = find(self.directory, part)
+            archive = open_archive(self.directory, part)
             if archive is not None:
                 return archive
-        raise PipelineError(
+        raise CarvanaError(
             f"{self.directory} holds neither {parts[0]}.zip nor a folder {parts[0]}: "
             "set data.directory to the folder with the competition's files."
         )
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImages:
     """Training photographs with their masks, less those that can't be used."""
 
-    photos: Photos
-    masks: Masks
+    photos: ImageSet
+    masks: MaskSource
     skipped: Collection[str]
 
     def ids(self) -> list[str]:
         """Return the ids of all usable images, sorted."""
         return [image_id for image_id in self.photos.ids() if image_id not in self.skipped]
 
-    def image(self, image_id: str) -> Pixels:
+    def image(self, image_id: str) -> UInt8Array:
         """Return a photograph, uint8 RGB (1280, 1918, 3)."""
         return self.photos.image(image_id)
 
-    def mask(self, image_id: str) -> Pixels:
+    def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
         return self.masks.mask(image_id)
 
 
-def open_training(source: Source, manifest: Mapping[str, Any]) -> Labelled:
+def open_training(source: CompetitionData, manifest: Mapping[str, Any]) -> LabeledImages:
     """Return the training images that ``manifest`` was made of; raises PipelineError if they changed since."""
-    _demand(source, manifest, "train", source.train.archive.fingerprint())
-    _demand(source, manifest, "masks", source.masks.fingerprint())
-    return Labelled(source.train, source.masks, manifest["unreadable"])
+    _check_fingerprint(source, manifest, "train", source.train.archive.fingerprint())
+    _check_fingerprint(source, manifest, "masks", source.masks.fingerprint())
+    return LabeledImages(source.train, source.masks, manifest["unreadable"])
 
 
-def open_test(source: Source, manifest: Mapping[str, Any]) -> Photos:
+def open_test(source: CompetitionData, manifest: Mapping[str, Any]) -> ImageSet:
     """Return the test images that ``manifest`` was made of; raises PipelineError if they changed since."""
-    _demand(source, manifest, "test", source.test.archive.fingerprint())
+    _check_fingerprint(source, manifest, "test", source.test.archive.fingerprint())
     return source.test
 
 
-def _demand(source: Source, manifest: Mapping[str, Any], part: str, digest: str) -> None:
+def _check_fingerprint(source: CompetitionData, manifest: Mapping[str, Any], part: str, digest: str) -> None:
     if manifest[part]["digest"] != digest:
-        raise PipelineError(
+        raise CarvanaError(
             f"The {part} files in {source.directory} are not those of data/manifest.json: "
             "run 'dvc repro --force download' to take the new ones in."
         )
 
 
-def _ours(name: str, ending: str) -> bool:
+def _is_data_file(name: str, ending: str) -> bool:
     # Macs put a file of the same name, with "._" before it, beside each.
     return name.endswith(ending) and not name.startswith(".")
 
 
 def _ids(archive: Archive, ending: str) -> list[str]:
-    ids = [name.removesuffix(ending) for name in archive.names() if _ours(name, ending)]
+    ids = [name.removesuffix(ending) for name in archive.names() if _is_data_file(name, ending)]
     for image_id in ids:
         try:
-            split_id(image_id)
-        except PipelineError as error:
-            raise PipelineError(f"{archive.path}: {error} Take the file away or give it its name.") from error
+            parse_image_id(image_id)
+        except CarvanaError as error:
+            raise CarvanaError(f"{archive.path}: {error} Take the file away or give it its name.") from error
     return ids

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge
-from pipeline.ensembling.maps import MapStore
-from pipeline.ensembling.postprocess import Decision, Photo
+from pipeline.ensembling.ensemble import EnsembleSettings, MergeRule
+from pipeline.ensembling.maps import PredictionStore
+from pipeline.ensembling.postprocess import ImageLoader, MaskBuilder
 
-Net = tuple[str, int]
+NetId = tuple[str, int]
 """Model and fold."""
 
 
 @dataclass(frozen=True)
-class ActiveNets:
+class EnsembleContext:
     """Every fold of every active model."""
 
     settings: EnsembleSettings
@@ -20,11 +20,11 @@ class ActiveNets:
     """Those in which all look."""
     models: Sequence[str]
     folds: Sequence[int]
-    ensemble: Sequence[Net]
+    ensemble: Sequence[NetId]
     """Those of them that are merged."""
-    store: Callable[[str, str, int], MapStore]
+    store: Callable[[str, str, int], PredictionStore]
     """Maps by split, model and fold."""
-    image: Photo
+    image: ImageLoader
     """Asked for where the settings post-process by photographs."""
 
     @property
@@ -32,25 +32,25 @@ class ActiveNets:
         """The ensemble's models."""
         return list(dict.fromkeys(model for model, _ in self.ensemble))
 
-    def maps(self, split: str, nets: Sequence[Net]) -> list[MapStore]:
+    def stores(self, split: str, nets: Sequence[NetId]) -> list[PredictionStore]:
         """Return the maps of some nets."""
         return [self.store(split, *net) for net in nets]
 
-    def merge(self, nets: Sequence[Net]) -> Merge:
+    def merge_rule(self, nets: Sequence[NetId]) -> MergeRule:
         """Return how the settings merge some nets."""
-        return merge_of(self.settings, nets, len(self.views))
+        return build_merge_rule(self.settings, nets, len(self.views))
 
-    def decision(self, nets: Sequence[Net]) -> Decision:
+    def mask_builder(self, nets: Sequence[NetId]) -> MaskBuilder:
         """Return how the settings make a mask of what some nets say."""
-        return decision_of(self.settings, nets, len(self.views), self.image)
+        return build_mask_builder(self.settings, nets, len(self.views), self.image)
 
 
-def merge_of(settings: EnsembleSettings, nets: Sequence[Net], views: int) -> Merge:
+def build_merge_rule(settings: EnsembleSettings, nets: Sequence[NetId], views: int) -> MergeRule:
     """Return the merge of ``nets``, each a sum of as many views."""
     weights = tuple(settings.weights.get(model, 1) for model, _ in nets)
-    return Merge(settings.merge, settings.threshold, (views,) * len(nets), weights)
+    return MergeRule(settings.merge, settings.threshold, (views,) * len(nets), weights)
 
 
-def decision_of(settings: EnsembleSettings, nets: Sequence[Net], views: int, image: Photo) -> Decision:
+def build_mask_builder(settings: EnsembleSettings, nets: Sequence[NetId], views: int, image: ImageLoader) -> MaskBuilder:
     """Return how maps of ``nets``, each a sum of as many views, become a mask."""
-    return Decision(merge_of(settings, nets, views), settings.postprocess, image)
+    return MaskBuilder(build_merge_rule(settings, nets, views), settings.postprocess, image)

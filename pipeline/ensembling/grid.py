@@ -9,24 +9,24 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge, MergeName, Steps
-from pipeline.errors import PipelineError
-from pipeline.sections import Distinct, Section, Unique
+from pipeline.ensembling.ensemble import EnsembleSettings, MergeName, MergeRule, Steps
+from pipeline.errors import CarvanaError
+from pipeline.sections import NonEmptyUnique, StrictModel, Unique
 
 T = TypeVar("T")
 
-Split = Literal["oof", "holdout"]
+ScoredSplit = Literal["oof", "holdout"]
 """Validation cars, each seen by the nets of its own fold, or cars held out of every fold."""
 
-SPLITS: tuple[Split, ...] = ("oof", "holdout")
+SCORED_SPLITS: tuple[ScoredSplit, ...] = ("oof", "holdout")
 
 
-Net = tuple[str, int]
+NetId = tuple[str, int]
 """Model and fold; the fold is ``OWN`` where each image has nets of its own."""
 
-OWN = -1
+OWN_FOLD = -1
 
-FEWEST_HELD_OUT = 2
+MIN_HOLDOUT_CARS = 2
 """Cars on which a fold ensemble is scored: one car's taste is no comparison."""
 
 _SUBSETS_OF_A_SIZE = 252
@@ -35,28 +35,28 @@ _SUBSETS_OF_A_SIZE = 252
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
-class AblationSettings(Section):
-    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.views`` hold, each tried with each.
+class AblationSettings(StrictModel):
+    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.tta`` hold, each tried with each.
 
     None stands for each by itself, and the first two, three and so on together.
     """
 
-    views: Distinct[Distinct[str]] | None = None
+    views: NonEmptyUnique[NonEmptyUnique[str]] | None = None
     """Sets of views, of those predicted."""
 
-    models: Distinct[Distinct[str]] | None = None
+    models: NonEmptyUnique[NonEmptyUnique[str]] | None = None
     """Sets of models, of the active ones."""
 
-    folds: Distinct[Distinct[int]] | None = None
+    folds: NonEmptyUnique[NonEmptyUnique[int]] | None = None
     """Sets of folds, of the active ones; scored on held-out cars alone. None without those: no fold ensembles."""
 
-    merge: Distinct[MergeName] = ("probability", "logit", "vote")
+    merge: NonEmptyUnique[MergeName] = ("mean_probability", "mean_logit", "majority_vote")
     """Ways to merge."""
 
-    weights: Distinct[Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]]] = ({},)
+    weights: NonEmptyUnique[Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]]] = ({},)
     """Weights of models, as in ``ensemble``; those of the current setting are always among them."""
 
-    threshold: Distinct[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+    threshold: NonEmptyUnique[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
     """Probabilities from which on a pixel is car."""
 
     tolerance: Annotated[float, Field(ge=0)] | None = 0.0002
@@ -65,7 +65,7 @@ class AblationSettings(Section):
     None: as much as it may, if only it can't be told apart from the best.
     """
 
-    postprocess: Unique[Steps] = ((), ("largest",), ("filled",), ("edges",))
+    postprocess: Unique[Steps] = ((), ("keep_largest",), ("fill_holes",), ("refine_edges",))
     """Steps to try on the current and the best settings, apart from the grid; none at all: nothing is tried."""
 
     postprocess_best: Annotated[int, Field(ge=0)] = 2
@@ -73,7 +73,7 @@ class AblationSettings(Section):
 
 
 @dataclass(frozen=True)
-class Setting:
+class EnsembleConfig:
     """One way to make masks of stored maps, in its one normal form: settings that give the same masks are equal."""
 
     models: tuple[str, ...]
@@ -86,9 +86,9 @@ class Setting:
     threshold: float
 
     @property
-    def nets(self) -> list[Net]:
+    def nets(self) -> list[NetId]:
         """Model and fold of every net that sees an image."""
-        return [(model, fold) for model in self.models for fold in self.folds or (OWN,)]
+        return [(model, fold) for model in self.models for fold in self.folds or (OWN_FOLD,)]
 
     @property
     def passes(self) -> int:
@@ -98,12 +98,12 @@ class Setting:
     @property
     def net_weights(self) -> tuple[int, ...]:
         """The weight of every net."""
-        return tuple(weight for weight in self.weights for _ in self.folds or (OWN,))
+        return tuple(weight for weight in self.weights for _ in self.folds or (OWN_FOLD,))
 
     @property
-    def merger(self) -> Merge:
+    def merge_rule(self) -> MergeRule:
         """The arithmetic, for maps that are sums of the views."""
-        return Merge(self.merge, self.threshold, (len(self.views),) * len(self.nets), self.net_weights)
+        return MergeRule(self.merge, self.threshold, (len(self.views),) * len(self.nets), self.net_weights)
 
     def row(self) -> dict[str, Any]:
         """Return the setting as cells of a table."""
@@ -125,7 +125,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Choices:
+class AblationSpace:
     """What there is to choose from, and what is chosen now."""
 
     ablation: AblationSettings
@@ -134,28 +134,28 @@ class Choices:
     """Active ones."""
     folds: tuple[int, ...]
     """Active ones."""
-    predicted: Mapping[Split, tuple[str, ...]]
+    predicted: Mapping[ScoredSplit, tuple[str, ...]]
     """Views by split."""
     views: tuple[str, ...]
     """Of the submission."""
     weights: Literal["last", "best"] = "last"
     """Of training, that predict."""
 
-    def current(self, split: Split) -> Setting:
+    def current(self, split: ScoredSplit) -> EnsembleConfig:
         """Return what the submission is made with; out of fold, its folds are each image's own."""
         folds = () if split == "oof" else self.ensemble.folds or self.folds
         models, weights = self.ensemble.models or self.models, self.ensemble.weights
         return self._setting(split, models, folds, self.views, self.ensemble.merge, weights, self.ensemble.threshold)
 
-    def grid(self, split: Split) -> list[Setting]:
+    def grid(self, split: ScoredSplit) -> list[EnsembleConfig]:
         """Return every combination, each once, the current setting first."""
         ablation = self.ablation
         settings = (
             self._setting(split, models, folds, views, merge, weights, threshold)
             for models, folds, views, merge, weights, threshold in product(
-                ablation.models or alone_and_together(self.models),
+                ablation.models or singles_and_prefixes(self.models),
                 self._fold_sets(split),
-                ablation.views or alone_and_together(self.predicted[split]),
+                ablation.views or singles_and_prefixes(self.predicted[split]),
                 ablation.merge,
                 (*ablation.weights, self.ensemble.weights),
                 ablation.threshold,
@@ -163,7 +163,7 @@ class Choices:
         )
         return list(dict.fromkeys([self.current(split), *settings]))
 
-    def described(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return all of it as JSON has it, to tell whether an ablation was made of the same."""
         facts = {
             "ablation": self.ablation.model_dump(mode="json"),
@@ -177,7 +177,7 @@ class Choices:
         tree: dict[str, Any] = json.loads(json.dumps(facts))
         return tree
 
-    def fold_subsets(self) -> list[Setting]:
+    def fold_subsets(self) -> list[EnsembleConfig]:
         """Return the current setting with every subset of the active folds, for its models and for each of them."""
         current = self.current("holdout")
         sets = dict.fromkeys([current.models, *((model,) for model in current.models)])
@@ -189,12 +189,12 @@ class Choices:
             for folds in subsets
         ]
 
-    def cautions(self, split: Split) -> list[str]:
+    def warnings(self, split: ScoredSplit) -> list[str]:
         """Return what a reader must know of a split's scores, in sentences."""
         found = []
         if split == "oof" and self.weights == "best":
             found.append(
-                "predict.weights is best: the epoch of each net was chosen on the very cars that score it here, "
+                "predict.checkpoint is best: the epoch of each net was chosen on the very cars that score it here, "
                 "which flatters it. Held-out cars tell."
             )
         if self.ensemble.postprocess:
@@ -202,37 +202,37 @@ class Choices:
             found.append(f"Settings are compared before post-processing ({steps}), which is tried apart.")
         return found
 
-    def refusal(self, split: Split, cars: int) -> str | None:
+    def why_not_scorable(self, split: ScoredSplit, cars: int) -> str | None:
         """Return why nothing can be scored on so many cars of a split, or None.
 
         Raises PipelineError if that was asked for in so many words.
         """
-        if split == "oof" or cars >= FEWEST_HELD_OUT:
+        if split == "oof" or cars >= MIN_HOLDOUT_CARS:
             return None
         held_out = "One car is" if cars else "No cars are"
         reason = (
             f"{held_out} held out of all folds, and each other car was learned by some net of an ensemble of folds: "
-            f"set folds.holdout_cars to {FEWEST_HELD_OUT} or more (8 for intervals) and run 'dvc repro', to train anew."
+            f"set folds.holdout_cars to {MIN_HOLDOUT_CARS} or more (8 for intervals) and run 'dvc repro', to train anew."
         )
         if self.ablation.folds is not None:
-            raise PipelineError(f"ablation.folds can't be scored. {reason}")
+            raise CarvanaError(f"ablation.folds can't be scored. {reason}")
         return f"Fold ensembles are not scored. {reason}"
 
     def _setting(
         self,
-        split: Split,
+        split: ScoredSplit,
         models: Sequence[str],
         folds: Sequence[int],
         views: Sequence[str],
         merge: MergeName,
         weights: Mapping[str, int],
         threshold: float,
-    ) -> Setting:
+    ) -> EnsembleConfig:
         """Return the normal form: sets in the order of what is active, and one net, which merges with nothing."""
         models = sorted(models, key=self.models.index)
         numbers = [weights.get(model, 1) for model in models]
         common = gcd(*numbers)
-        setting = Setting(
+        setting = EnsembleConfig(
             models=tuple(models),
             folds=tuple(sorted(folds, key=self.folds.index)),
             views=tuple(sorted(views, key=self.predicted[split].index)),
@@ -240,13 +240,13 @@ class Choices:
             weights=tuple(number // common for number in numbers),
             threshold=threshold,
         )
-        return setting if len(setting.nets) > 1 else replace(setting, merge="probability")
+        return setting if len(setting.nets) > 1 else replace(setting, merge="mean_probability")
 
-    def _fold_sets(self, split: Split) -> Sequence[tuple[int, ...]]:
-        return [()] if split == "oof" else self.ablation.folds or alone_and_together(self.folds)
+    def _fold_sets(self, split: ScoredSplit) -> Sequence[tuple[int, ...]]:
+        return [()] if split == "oof" else self.ablation.folds or singles_and_prefixes(self.folds)
 
 
-def alone_and_together(items: Sequence[T]) -> list[tuple[T, ...]]:
+def singles_and_prefixes(items: Sequence[T]) -> list[tuple[T, ...]]:
     """Return each item by itself, and the first two, three and so on together."""
     return [*((item,) for item in items), *(tuple(items[:size]) for size in range(2, len(items) + 1))]
 

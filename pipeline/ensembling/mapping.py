@@ -10,17 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.ensembling.maps import LevelMap, ShardWriter, read_unreadable, shard_name, sum_views, write_index
-from pipeline.ensembling.timing import TIMING, Laps, read_laps, total, write_laps, write_timing
+from pipeline.ensembling.maps import ProbabilityMap, ShardWriter, read_unreadable, shard_name, sum_views, write_index
+from pipeline.ensembling.timing import (
+    TIMING_FILE,
+    WarmupAndRest,
+    read_warmup_and_rest,
+    total_timing,
+    write_timing,
+    write_warmup_and_rest,
+)
 from pipeline.errors import CorruptFileError
-from pipeline.files import whole_file
+from pipeline.files import atomic_write
 
-Predictions = Iterator[tuple[str, NDArray[np.uint8] | CorruptFileError]]
+PredictionStream = Iterator[tuple[str, NDArray[np.uint8] | CorruptFileError]]
 """Image ids in order, with levels (V, 1280, 1918) or with why the image can't be read."""
 
 
 @dataclass(frozen=True)
-class MapJob:
+class PredictJob:
     """Images to predict and the form of their maps."""
 
     image_ids: Sequence[str]
@@ -33,11 +40,11 @@ class MapJob:
     """Digest of the net that predicts."""
 
 
-def make_maps(
-    job: MapJob,
-    predict: Callable[[Sequence[str]], Predictions],
+def write_predictions(
+    job: PredictJob,
+    predict: Callable[[Sequence[str]], PredictionStream],
     work: Path,
-    took: Callable[[], Laps] | None = None,
+    read_timing: Callable[[], WarmupAndRest] | None = None,
 ) -> Path:
     """Write the maps of all images and return their folder, below ``work``.
 
@@ -50,11 +57,11 @@ def make_maps(
         for number, image_ids in enumerate(shards):
             path = folder / shard_name(number)
             if not path.is_file():
-                with whole_file(path) as temporary:
+                with atomic_write(path) as temporary:
                     _write_shard(job, _counted(predict(image_ids), bar), temporary)
                     # Before the shard has its name: no kill leaves a shard whose time is lost.
-                    if took:
-                        write_laps(_times_of(path, times), took())
+                    if read_timing:
+                        write_warmup_and_rest(_times_of(path, times), read_timing())
             bar.update(min((number + 1) * job.shard_images, len(job.image_ids)) - bar.n)
     paths = [folder / shard_name(number) for number in range(len(shards))]
     write_index(
@@ -67,8 +74,8 @@ def make_maps(
         digests=[_sha256(path) for path in paths],
         net=job.net,
     )
-    laps = [read_laps(_times_of(path, times)) for path in paths]
-    write_timing(folder / TIMING, total([pair for pair in laps if pair]))
+    laps = [read_warmup_and_rest(_times_of(path, times)) for path in paths]
+    write_timing(folder / TIMING_FILE, total_timing([pair for pair in laps if pair]))
     return folder
 
 
@@ -76,7 +83,7 @@ def _times_of(shard: Path, times: Path) -> Path:
     return times / f"{shard.stem}.json"
 
 
-def _write_shard(job: MapJob, predictions: Predictions, path: Path) -> None:
+def _write_shard(job: PredictJob, predictions: PredictionStream, path: Path) -> None:
     unreadable: dict[str, str] = {}
     with ShardWriter(path) as writer:
         for image_id, levels_VHW in predictions:
@@ -88,11 +95,11 @@ def _write_shard(job: MapJob, predictions: Predictions, path: Path) -> None:
                 writer.add(sum_views(image_id, "+".join(job.views), levels_VHW))
             else:
                 for view, levels_HW in zip(job.views, levels_VHW, strict=True):
-                    writer.add(LevelMap.crop(image_id, view, 1, levels_HW))
+                    writer.add(ProbabilityMap.crop(image_id, view, 1, levels_HW))
         writer.note_unreadable(unreadable)
 
 
-def _counted(predictions: Predictions, bar: "tqdm[Any]") -> Predictions:
+def _counted(predictions: PredictionStream, bar: "tqdm[Any]") -> PredictionStream:
     for prediction in predictions:
         yield prediction
         bar.update()

@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.ensembling.timing import TIMING, Timing, read_timing
-from pipeline.errors import PipelineError
+from pipeline.ensembling.timing import TIMING_FILE, Timing, read_timing
+from pipeline.errors import CarvanaError
 from pipeline.files import sha256_of, write_json
 
-FULL = 255
+MAX_LEVEL = 255
 """Level of a certain pixel, in one view."""
 
-INDEX = "index.json"
+INDEX_FILE = "index.json"
 
-MAKE_ANEW = "run 'rm -r .resume/predict', 'dvc repro --single-item --force predict' and 'dvc repro'"
+REBUILD_HINT = "run 'rm -r .resume/predict', 'dvc repro --single-item --force predict' and 'dvc repro'"
 """What makes maps again that DVC and the state of resumes hold to be finished."""
 
 _ROW_GROUP_MAPS = 32
@@ -56,14 +56,14 @@ _SCHEMA = pa.schema(
     ]
 )
 
-Raster = NDArray[np.uint8] | NDArray[np.uint16]
+UnsignedImage = NDArray[np.uint8] | NDArray[np.uint16]
 
 _Row = dict[str, Any]
 """A map by the columns of ``_SCHEMA``, its levels compressed."""
 
 
 @dataclass(frozen=True)
-class LevelMap:
+class ProbabilityMap:
     """Levels of one image from one net: a box of the raster, 0 outside.
 
     ``levels`` is the exact sum of ``count`` views of 0 to 255 each, uint8 for one view and uint16 for more.
@@ -74,10 +74,10 @@ class LevelMap:
     count: int
     top: int
     left: int
-    levels: Raster
+    probs_u8: UnsignedImage
 
     @classmethod
-    def crop(cls, image_id: str, view: str, count: int, levels_HW: Raster) -> Self:
+    def crop(cls, image_id: str, view: str, count: int, levels_HW: UnsignedImage) -> Self:
         """Return the map of a whole raster, cropped to where it is not zero."""
         left, top, width, height = _bounding_box(levels_HW)
         return cls(image_id, view, count, top, left, levels_HW[top : top + height, left : left + width])
@@ -85,18 +85,18 @@ class LevelMap:
     @property
     def box(self) -> tuple[slice, slice]:
         """Rows and columns of the raster that ``levels`` fills."""
-        height, width = self.levels.shape
+        height, width = self.probs_u8.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
-    def raster(self, height: int = HEIGHT, width: int = WIDTH) -> Raster:
+    def to_full_size(self, height: int = HEIGHT, width: int = WIDTH) -> UnsignedImage:
         """Return the whole raster (height, width), of the dtype of ``levels``."""
-        levels_HW = np.zeros((height, width), self.levels.dtype)
-        levels_HW[self.box] = self.levels
+        levels_HW = np.zeros((height, width), self.probs_u8.dtype)
+        levels_HW[self.box] = self.probs_u8
         return levels_HW
 
 
 @dataclass(frozen=True)
-class PackedMap:
+class CompressedMap:
     """A map as it is stored: whoever needs it unpacks it, on a thread of its own if there are many."""
 
     row: _Row
@@ -116,23 +116,23 @@ class PackedMap:
         """What its levels take on disk."""
         return len(self.row["levels"])
 
-    def unpack(self) -> LevelMap:
+    def decompress(self) -> ProbabilityMap:
         """Return the map itself."""
         row = self.row
         shape, dtype = (row["height"], row["width"]), np.dtype(np.uint8 if row["count"] == 1 else np.uint16)
         data = _ZSTD.decompress(row["levels"], shape[0] * shape[1] * dtype.itemsize)
-        levels: Raster = np.frombuffer(data, dtype).reshape(shape)
-        return LevelMap(row["image_id"], row["view"], row["count"], row["top"], row["left"], levels)
+        levels: UnsignedImage = np.frombuffer(data, dtype).reshape(shape)
+        return ProbabilityMap(row["image_id"], row["view"], row["count"], row["top"], row["left"], levels)
 
 
-def sum_views(image_id: str, view: str, levels_VHW: NDArray[np.uint8]) -> LevelMap:
+def sum_views(image_id: str, view: str, levels_VHW: NDArray[np.uint8]) -> ProbabilityMap:
     """Return the exact sum of an image's views (V, H, W), uint8 where there is only one."""
     if len(levels_VHW) == 1:
-        return LevelMap.crop(image_id, view, 1, levels_VHW[0])
-    return LevelMap.crop(image_id, view, len(levels_VHW), levels_VHW.sum(axis=0, dtype=np.uint16))
+        return ProbabilityMap.crop(image_id, view, 1, levels_VHW[0])
+    return ProbabilityMap.crop(image_id, view, len(levels_VHW), levels_VHW.sum(axis=0, dtype=np.uint16))
 
 
-def sum_maps(maps: Sequence[LevelMap]) -> LevelMap:
+def sum_maps(maps: Sequence[ProbabilityMap]) -> ProbabilityMap:
     """Return the exact sum of several maps of one image, in the smallest box that holds them all."""
     if len(maps) == 1:
         return maps[0]
@@ -141,9 +141,9 @@ def sum_maps(maps: Sequence[LevelMap]) -> LevelMap:
     total = np.zeros((bottom - top, right - left), np.uint16)
     for m in maps:
         rows, columns = m.box
-        total[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] += m.levels
+        total[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] += m.probs_u8
     view = "+".join(m.view for m in maps)
-    return LevelMap(maps[0].image_id, view, sum(m.count for m in maps), top, left, total)
+    return ProbabilityMap(maps[0].image_id, view, sum(m.count for m in maps), top, left, total)
 
 
 class ShardWriter:
@@ -156,7 +156,7 @@ class ShardWriter:
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def add(self, level_map: LevelMap) -> None:
+    def add(self, level_map: ProbabilityMap) -> None:
         """Add a map, whose levels must not change any more; raises what went wrong with earlier ones."""
         if len(self._waiting) == _WAITING_MAPS:
             self._waiting.popleft().result()
@@ -181,7 +181,7 @@ class ShardWriter:
             self._pool.shutdown(cancel_futures=True)
             self._writer.close()
 
-    def _compress(self, level_map: LevelMap) -> None:
+    def _compress(self, level_map: ProbabilityMap) -> None:
         self._rows.append(_to_row(level_map))
         if len(self._rows) == _ROW_GROUP_MAPS:
             self._write()
@@ -192,7 +192,7 @@ class ShardWriter:
             self._rows = []
 
 
-class MapStore:
+class PredictionStore:
     """A folder of shards with an index: the maps of one net on one split.
 
     Raises PipelineError that says which command makes it, if it is not there.
@@ -201,7 +201,7 @@ class MapStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            text = (folder / INDEX).read_bytes()
+            text = (folder / INDEX_FILE).read_bytes()
             index = json.loads(text)
             self.digest = sha256_of(text)
             self.views: list[str] = index["views"]
@@ -212,20 +212,20 @@ class MapStore:
             self.net: str | None = index.get("net")
             """Digest of the net that predicted; older indexes have none."""
         except (OSError, ValueError, KeyError) as error:
-            raise PipelineError(f"{folder} holds no maps ({error}): make them with 'dvc repro'.") from error
+            raise CarvanaError(f"{folder} holds no maps ({error}): make them with 'dvc repro'.") from error
 
     def timing(self) -> Timing | None:
         """Return how long predicting took, or None where that was not measured.
 
         Raises PipelineError that names the file if it holds something else.
         """
-        path = self.folder / TIMING
+        path = self.folder / TIMING_FILE
         if not path.exists():
             return None
         try:
             timing = read_timing(path)
         except (OSError, ValueError) as error:
-            raise PipelineError(f"{path} can't be read ({error}): {MAKE_ANEW}.") from error
+            raise CarvanaError(f"{path} can't be read ({error}): {REBUILD_HINT}.") from error
         return timing if timing.images else None
 
     def shard_count(self) -> int:
@@ -237,34 +237,34 @@ class MapStore:
         start = number * self.shard_images
         return self.image_ids[start : start + self.shard_images]
 
-    def shard(self, number: int) -> Iterator[LevelMap]:
+    def shard(self, number: int) -> Iterator[ProbabilityMap]:
         """Yield the maps of a file in order of their images, then views."""
         return read_shard(self.folder / shard_name(number))
 
-    def packed(self, number: int, image_ids: Container[str] | None = None) -> Iterator[list[PackedMap]]:
+    def compressed(self, number: int, image_ids: Container[str] | None = None) -> Iterator[list[CompressedMap]]:
         """Yield the maps of each image in a file, or of some, one a view, as they are stored."""
-        rows = read_packed(self.folder / shard_name(number), image_ids)
+        rows = read_compressed(self.folder / shard_name(number), image_ids)
         for _, maps in groupby(rows, lambda packed: packed.image_id):
             yield list(maps)
 
-    def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[LevelMap]:
+    def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[ProbabilityMap]:
         """Yield the sum over ``views`` (all where None) of each readable image in a file.
 
         Raises PipelineError if a view was not predicted, or not kept apart from the others.
         """
         return self._sums(self.shard(number), views)
 
-    def of_images(self, image_ids: Container[str], views: Sequence[str] | None = None) -> Iterator[LevelMap]:
+    def iter_images(self, image_ids: Container[str], views: Sequence[str] | None = None) -> Iterator[ProbabilityMap]:
         """Yield what ``images`` does of some images of all files, in order, and decompress no other map."""
         for number in range(self.shard_count()):
             if any(image_id in image_ids for image_id in self.shard_ids(number)):
                 yield from self._sums(read_shard(self.folder / shard_name(number), image_ids), views)
 
-    def _sums(self, level_maps: Iterator[LevelMap], views: Sequence[str] | None) -> Iterator[LevelMap]:
+    def _sums(self, level_maps: Iterator[ProbabilityMap], views: Sequence[str] | None) -> Iterator[ProbabilityMap]:
         if views is not None and sorted(views) != sorted(self.views):
-            self._demand_views(views)
+            self._require_views(views)
         chosen = None if views is None or self.merged else set(views)
-        maps: list[LevelMap] = []
+        maps: list[ProbabilityMap] = []
         for level_map in level_maps:
             if maps and maps[0].image_id != level_map.image_id:
                 yield sum_maps(maps)
@@ -274,11 +274,11 @@ class MapStore:
         if maps:
             yield sum_maps(maps)
 
-    def _demand_views(self, views: Sequence[str]) -> None:
+    def _require_views(self, views: Sequence[str]) -> None:
         lacking = sorted(set(views) - set(self.views))
         if lacking or self.merged:
             fault = f"no view {lacking[0]}" if lacking else f"only the sum of {', '.join(self.views)}"
-            raise PipelineError(f"{self.folder} holds {fault}: add what you need to predict.views and run 'dvc repro'.")
+            raise CarvanaError(f"{self.folder} holds {fault}: add what you need to predict.tta and run 'dvc repro'.")
 
 
 def write_index(
@@ -305,7 +305,7 @@ def write_index(
         "digests": list(digests),
         "image_ids": list(image_ids),
     }
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX_FILE, index)
 
 
 def shard_name(number: int) -> str:
@@ -313,13 +313,13 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.parquet"
 
 
-def read_shard(path: Path, image_ids: Container[str] | None = None) -> Iterator[LevelMap]:
+def read_shard(path: Path, image_ids: Container[str] | None = None) -> Iterator[ProbabilityMap]:
     """Yield the maps of a file, or of some images; raises PipelineError that names it if it can't be read."""
-    for packed in read_packed(path, image_ids):
-        yield packed.unpack()
+    for packed in read_compressed(path, image_ids):
+        yield packed.decompress()
 
 
-def read_packed(path: Path, image_ids: Container[str] | None = None) -> Iterator[PackedMap]:
+def read_compressed(path: Path, image_ids: Container[str] | None = None) -> Iterator[CompressedMap]:
     """Yield the maps of a file, or of some images, as they are stored; raises as ``read_shard`` does."""
     try:
         with pq.ParquetFile(path) as file:
@@ -329,11 +329,11 @@ def read_packed(path: Path, image_ids: Container[str] | None = None) -> Iterator
                 # On one thread: there is nothing to share out, and shards are read side by side.
                 for row in file.read_row_group(group, use_threads=False).to_pylist():
                     if image_ids is None or row["image_id"] in image_ids:
-                        yield PackedMap(row)
+                        yield CompressedMap(row)
     except (OSError, pa.ArrowException) as error:
-        raise PipelineError(
+        raise CarvanaError(
             f"{path} can't be read ({error}): if it is damaged, 'find .dvc/cache -samefile {path} -delete', and "
-            f"{MAKE_ANEW}."
+            f"{REBUILD_HINT}."
         ) from error
 
 
@@ -348,8 +348,8 @@ def read_unreadable(path: Path) -> dict[str, str]:
     return notes
 
 
-def _to_row(level_map: LevelMap) -> _Row:
-    height, width = level_map.levels.shape
+def _to_row(level_map: ProbabilityMap) -> _Row:
+    height, width = level_map.probs_u8.shape
     return {
         "image_id": level_map.image_id,
         "view": level_map.view,
@@ -358,11 +358,11 @@ def _to_row(level_map: LevelMap) -> _Row:
         "left": level_map.left,
         "height": height,
         "width": width,
-        "levels": _ZSTD.compress(level_map.levels.tobytes(), asbytes=True),
+        "levels": _ZSTD.compress(level_map.probs_u8.tobytes(), asbytes=True),
     }
 
 
-def _bounding_box(levels_HW: Raster) -> tuple[int, int, int, int]:
+def _bounding_box(levels_HW: UnsignedImage) -> tuple[int, int, int, int]:
     """Return left, top, width and height of what is not zero; zero width and height where nothing is."""
     if levels_HW.dtype == np.uint16:
         # OpenCV takes 8 bits: any set bit of a sum will do.

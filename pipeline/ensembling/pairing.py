@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.competition.interval import FEWEST_CARS, intervals
-from pipeline.ensembling.ensemble import ENSEMBLE
-from pipeline.ensembling.grid import SPLITS, Setting, Split
+from pipeline.competition.interval import MIN_CLUSTERS, studentized_ci
+from pipeline.ensembling.ensemble import ENSEMBLE_NAME
+from pipeline.ensembling.grid import SCORED_SPLITS, EnsembleConfig, ScoredSplit
 
-HERE = "workspace"
+WORKSPACE = "workspace"
 """Name of the run that the others are compared with."""
 
-COLUMNS = (
+COMPARISON_COLUMNS = (
     *("split", "name", "changed", "models", "folds", "views", "merge", "weights", "threshold", "current"),
     *("dice", "difference", "low", "high", "better", "worse", "images", "cars", "passes", "seconds", "disk_bytes"),
 )
@@ -24,20 +24,20 @@ _WHERE = {"oof": "out of fold", "holdout": "held out of all folds"}
 
 
 @dataclass(frozen=True)
-class Run:
+class ScoredRun:
     """Scores, and the settings that they were made with."""
 
     name: str
     changed: str
     """What is set otherwise than in the workspace."""
-    settings: Mapping[Split, Setting]
+    settings: Mapping[ScoredSplit, EnsembleConfig]
     images: pd.DataFrame
     """Of reports/images.csv: split, model, fold, image_id, car, dice."""
 
-    def scores(self, split: Split) -> pd.DataFrame:
+    def scores(self, split: ScoredSplit) -> pd.DataFrame:
         """Return car and Dice by image_id, of what the submission is made with; none where nothing was scored."""
         models = self.settings[split].models
-        name = models[0] if split == "oof" and len(models) == 1 else ENSEMBLE
+        name = models[0] if split == "oof" and len(models) == 1 else ENSEMBLE_NAME
         rows = self.images[(self.images["split"] == split) & (self.images["model"] == name)]
         return rows.set_index("image_id")[["car", "dice"]]
 
@@ -48,34 +48,34 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """A row a run and split, best first, and what a reader should know of them."""
 
     table: pd.DataFrame
     notes: list[str]
 
 
-def pair(here: Run, others: Sequence[Run]) -> Paired:
+def compare_runs(here: ScoredRun, others: Sequence[ScoredRun]) -> PairedComparison:
     """Compare runs with the one here, on the images that both scored with nets that never saw their cars.
 
     So are all that count out of fold or as held out, however each run dealt its cars: no more is needed of a pair.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    for split in SPLITS:
+    for split in SCORED_SPLITS:
         found = [row for run in (here, *others) if (row := _row(split, here, run, notes))]
         rows += sorted(found, key=lambda row: -row["difference"])
-        fewest = min((row["cars"] for row in found), default=FEWEST_CARS)
-        if fewest < FEWEST_CARS:
+        fewest = min((row["cars"] for row in found), default=MIN_CLUSTERS)
+        if fewest < MIN_CLUSTERS:
             cars = f"{fewest} car{'' if fewest == 1 else 's'}"
             notes.append(
-                f"{cars} {_WHERE[split]} can't tell how sure a difference is: an interval needs {FEWEST_CARS}."
+                f"{cars} {_WHERE[split]} can't tell how sure a difference is: an interval needs {MIN_CLUSTERS}."
             )
     notes += _on_dealing(here, others)
-    return Paired(pd.DataFrame(rows, columns=list(COLUMNS)), notes)
+    return PairedComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)), notes)
 
 
-def _row(split: Split, here: Run, run: Run, notes: list[str]) -> dict[str, Any] | None:
+def _row(split: ScoredSplit, here: ScoredRun, run: ScoredRun, notes: list[str]) -> dict[str, Any] | None:
     """Return a run's row, or None where there is nothing to compare; ``notes`` gets why, and what is left out."""
     own, theirs = here.scores(split), run.scores(split)
     pairs = theirs.join(own["dice"].rename("here"), how="inner")
@@ -89,7 +89,7 @@ def _row(split: Split, here: Run, run: Run, notes: list[str]) -> dict[str, Any] 
     difference = pairs["dice"] - pairs["here"]
     by_car = difference.groupby(pairs["car"])
     sums_C1, images_C = by_car.sum().to_numpy()[:, None], by_car.size().to_numpy().astype(np.int64)
-    low, high = intervals(sums_C1, images_C)[0].tolist()
+    low, high = studentized_ci(sums_C1, images_C)[0].tolist()
     return run.settings[split].row() | {
         "split": split,
         "name": run.name,
@@ -107,7 +107,7 @@ def _row(split: Split, here: Run, run: Run, notes: list[str]) -> dict[str, Any] 
     }
 
 
-def _on_dealing(here: Run, others: Sequence[Run]) -> Iterator[str]:
+def _on_dealing(here: ScoredRun, others: Sequence[ScoredRun]) -> Iterator[str]:
     own = here.fold_by_car
     for run in others:
         theirs = run.fold_by_car

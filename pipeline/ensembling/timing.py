@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.files import write_json
 
-TIMING = "timing.json"
+TIMING_FILE = "timing.json"
 
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -27,7 +27,7 @@ class Timing:
     views: Mapping[str, _Seconds]
     device: str
 
-    def of(self, views: Sequence[str]) -> float:
+    def seconds_per_image(self, views: Sequence[str]) -> float:
         """Return the seconds an image that predicting only these views would take.
 
         That is ``seconds / images``, apportioned by the views' shares of the device's time. So what all views have in
@@ -36,18 +36,18 @@ class Timing:
         """
         lacking = [view for view in views if view not in self.views]
         if lacking or not self.images:
-            raise PipelineError(f"How long {lacking[0] if lacking else 'prediction'} takes was not measured.")
+            raise CarvanaError(f"How long {lacking[0] if lacking else 'prediction'} takes was not measured.")
         # A clock too coarse to tell the views apart takes them for equal.
         spent = self.views if any(self.views.values()) else dict.fromkeys(self.views, 1.0)
         share = sum(spent[view] for view in views) / sum(spent.values()) if views else 0.0
         return share * self.seconds / self.images
 
 
-Laps = tuple[Timing, Timing]
+WarmupAndRest = tuple[Timing, Timing]
 """What some images took: a batch that warmed up, no images where there was none, and the others."""
 
 
-def total(laps: Sequence[Laps]) -> Timing:
+def total_timing(laps: Sequence[WarmupAndRest]) -> Timing:
     """Return what all the images took together, without batches that warmed up if there are others."""
     later = [timing for _, timing in laps if timing.images]
     counted = later or [first for first, _ in laps if first.images]
@@ -70,14 +70,14 @@ def read_timing(path: Path) -> Timing:
     return TypeAdapter(Timing).validate_json(path.read_bytes(), strict=True)
 
 
-def write_laps(path: Path, laps: Laps) -> None:
+def write_warmup_and_rest(path: Path, laps: WarmupAndRest) -> None:
     """Write what ``read_laps`` reads; the file appears whole or not at all."""
     write_json(path, [asdict(timing) for timing in laps])
 
 
-def read_laps(path: Path) -> Laps | None:
+def read_warmup_and_rest(path: Path) -> WarmupAndRest | None:
     """Return what was written, or None where nothing is that can be read: no time is worth stopping for."""
     try:
-        return TypeAdapter(Laps).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(WarmupAndRest).validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError):
         return None

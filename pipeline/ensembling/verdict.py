@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.competition.interval import FEWEST_CARS, intervals, lower_bounds
-from pipeline.ensembling.ablation import Trial
-from pipeline.ensembling.grid import Net, Setting, Split
+from pipeline.competition.interval import MIN_CLUSTERS, simultaneous_lower_bounds, studentized_ci
+from pipeline.ensembling.ablation import AblationScores
+from pipeline.ensembling.grid import EnsembleConfig, NetId, ScoredSplit
 
-COLUMNS = (
+ABLATION_COLUMNS = (
     *(
         "split",
         "models",
@@ -34,8 +34,8 @@ COLUMNS = (
 """Of reports/ablation.csv."""
 
 _MORE = {
-    "oof": f"see to {FEWEST_CARS} cars or more in the folds that are active",
-    "holdout": f"set folds.holdout_cars to {FEWEST_CARS} or more",
+    "oof": f"see to {MIN_CLUSTERS} cars or more in the folds that are active",
+    "holdout": f"set folds.holdout_cars to {MIN_CLUSTERS} or more",
 }
 
 _NO_ADVICE = dict.fromkeys(["indistinguishable", "cheapest", "advice", "advice_words"])
@@ -45,12 +45,12 @@ _GROUPS = 10
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AblationStatistics:
     """A trial, weighed. The first setting is the current one; all means are over images, as Kaggle's."""
 
-    split: Split
-    trial: Trial
-    seconds: Mapping[tuple[Net, str], float]
+    split: ScoredSplit
+    trial: AblationScores
+    seconds: Mapping[tuple[NetId, str], float]
     """Measured seconds an image, by net and view; some may be missing."""
     tolerance: float | None = None
     """Dice that advice may lose."""
@@ -78,12 +78,12 @@ class Verdict:
         )
         # Seconds, or forward passes where some were not timed.
         cost_S = table["passes" if table["seconds"].isna().any() else "seconds"].to_numpy(np.float64)
-        return table.assign(cost=cost_S, front=_front(cost_S, self._mean_S))[list(COLUMNS)]
+        return table.assign(cost=cost_S, front=pareto_front(cost_S, self._mean_S))[list(ABLATION_COLUMNS)]
 
     def summary(self) -> dict[str, Any]:
         """Return the split's part of reports/ablation.json."""
         low, high = self._intervals(self._sums_CS[:, :1])[0].tolist()
-        current = {"dice": float(self._mean_S[0]), "low": _known(low), "high": _known(min(high, 1.0))}
+        current = {"dice": float(self._mean_S[0]), "low": _jsonable(low), "high": _jsonable(min(high, 1.0))}
         return {
             "cars": len(self._images_C),
             "images": self.trial.dice_SI.shape[1],
@@ -92,7 +92,7 @@ class Verdict:
             "current": current,
             "best": self._row(self.best),
             **(_NO_ADVICE if self._no_interval() else self._advice()),
-            "selection": self.selection(),
+            "selection": self.nested_selection(),
         }
 
     @property
@@ -100,9 +100,9 @@ class Verdict:
         """The setting of the highest mean Dice; the current one, where that is as high."""
         return int(self._mean_S.argmax())
 
-    def indistinguishable(self) -> NDArray[np.int64]:
+    def confidence_set(self) -> NDArray[np.int64]:
         """Return the settings that are not below the best for sure, all compared at once."""
-        ahead_S = lower_bounds(self._sums_CS[:, [self.best]] - self._sums_CS, self._images_C)
+        ahead_S = simultaneous_lower_bounds(self._sums_CS[:, [self.best]] - self._sums_CS, self._images_C)
         return np.flatnonzero(~(ahead_S > 0))
 
     def cheapest(self, chosen: NDArray[np.int64]) -> int:
@@ -113,7 +113,7 @@ class Verdict:
         cost_S = self.table["cost"].to_numpy()
         return int(min(chosen, key=lambda index: (cost_S[index], index > 0, -self._mean_S[index])))
 
-    def advised(self, chosen: NDArray[np.int64]) -> int:
+    def recommended(self, chosen: NDArray[np.int64]) -> int:
         """Return the cheapest of some settings that is sure to lose no more than ``tolerance`` against the current one.
 
         Sure for all settings at once, since luck would else be picked. With few cars much can't be told apart: that is
@@ -121,12 +121,12 @@ class Verdict:
         """
         if self.tolerance is None:
             return self.cheapest(chosen)
-        sure_S = lower_bounds(self._sums_CS - self._sums_CS[:, :1], self._images_C) >= -self.tolerance
+        sure_S = simultaneous_lower_bounds(self._sums_CS - self._sums_CS[:, :1], self._images_C) >= -self.tolerance
         safe = chosen[sure_S[chosen] | (chosen == 0)]
         # Where even the current one is told apart from the best, the best is better for sure.
         return self.cheapest(safe) if len(safe) else self.best
 
-    def selection(self) -> dict[str, Any] | None:
+    def nested_selection(self) -> dict[str, Any] | None:
         """Return what choosing the highest Dice gives, read off the cars that chose, and off others.
 
         Cars are dealt to groups; each is scored by what is best on all others. None for a single car. Without an
@@ -150,8 +150,8 @@ class Verdict:
         }
 
     def _advice(self) -> dict[str, Any]:
-        chosen = self.indistinguishable()
-        cheapest, advised = self.cheapest(chosen), self.advised(chosen)
+        chosen = self.confidence_set()
+        cheapest, advised = self.cheapest(chosen), self.recommended(chosen)
         return {
             "indistinguishable": len(chosen),
             "cheapest": self._row(cheapest) | self._loss(cheapest),
@@ -173,16 +173,16 @@ class Verdict:
         )
 
     def _row(self, index: int) -> dict[str, Any]:
-        return {str(name): _known(value) for name, value in self.table.iloc[index].to_dict().items()}
+        return {str(name): _jsonable(value) for name, value in self.table.iloc[index].to_dict().items()}
 
     def _loss(self, index: int) -> dict[str, Any]:
         """Return by how much a setting is below the best, and how much that may be."""
         low, _ = self._intervals(self._sums_CS[:, [index]] - self._sums_CS[:, [self.best]])[0].tolist()
-        return {"loss": float(self._mean_S[self.best] - self._mean_S[index]), "loss_at_most": _known(-low)}
+        return {"loss": float(self._mean_S[self.best] - self._mean_S[index]), "loss_at_most": _jsonable(-low)}
 
     def _no_interval(self) -> str | None:
         cars = len(self._images_C)
-        if cars >= FEWEST_CARS:
+        if cars >= MIN_CLUSTERS:
             return None
         return (
             f"{cars} car{'' if cars == 1 else 's'} can't tell how sure a difference is: "
@@ -190,7 +190,7 @@ class Verdict:
         )
 
     def _intervals(self, sums_CK: NDArray[np.float64]) -> NDArray[np.float64]:
-        return intervals(sums_CK, self._images_C)
+        return studentized_ci(sums_CK, self._images_C)
 
     @cached_property
     def _mean_S(self) -> NDArray[np.float64]:
@@ -212,7 +212,7 @@ class Verdict:
         return np.asarray(belongs_CI @ self.trial.dice_SI.T)
 
 
-def _front(cost_S: NDArray[np.float64], dice_S: NDArray[np.float64]) -> NDArray[np.bool_]:
+def pareto_front(cost_S: NDArray[np.float64], dice_S: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which settings no other beats: in Dice at no higher cost, or in cost at no lower Dice."""
     front_S = np.zeros(len(dice_S), np.bool_)
     highest = -math.inf
@@ -222,18 +222,18 @@ def _front(cost_S: NDArray[np.float64], dice_S: NDArray[np.float64]) -> NDArray[
     return front_S
 
 
-def _total(setting: Setting, parts: Mapping[tuple[Net, str], float]) -> float:
+def _total(setting: EnsembleConfig, parts: Mapping[tuple[NetId, str], float]) -> float:
     keys = [(net, view) for net in setting.nets for view in setting.views]
     return round(sum(parts.get(key, math.nan) for key in keys), 9)
 
 
-def _known(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     """Return a cell as JSON has it: no NaN, and Python's own kinds of numbers."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def best_settings(verdict: Verdict, wanted: int) -> Sequence[Setting]:
+def best_settings(verdict: AblationStatistics, wanted: int) -> Sequence[EnsembleConfig]:
     """Return the settings of the highest Dice, best first, without the current one."""
     order = np.lexsort((np.arange(len(verdict.trial.settings)), -verdict.table["dice"].to_numpy()))
     return [verdict.trial.settings[index] for index in order if index != 0][:wanted]

@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.exporting.check import MOST_DICE, MOST_DIFFERENCE
-from pipeline.learning.models import CONFIG, Net
-from pipeline.learning.rasters import CLAMP
+from pipeline.exporting.check import MAX_DICE_DROP, MAX_DIFFERENCE
+from pipeline.learning.models import CONFIG, SegmentationModel
+from pipeline.learning.rasters import LOGIT_CLAMP
 from pipeline.learning.settings import InputSettings
 
 
-def describe(folder: Path, net: Net, own_scores: Mapping[str, Any]) -> dict[str, Any]:
+def describe_net(folder: Path, net: SegmentationModel, own_scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``card.json`` says of the net in a trained net's folder, whatever it is exported as.
 
     ``own_scores`` are those out of fold of its model, empty where they are not known.
@@ -31,7 +31,7 @@ def describe(folder: Path, net: Net, own_scores: Mapping[str, Any]) -> dict[str,
     }
 
 
-def render(card: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def render_card(card: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """Return the card of ``card.json`` in Markdown; ``words`` say what each format is."""
     environment = Environment(
         loader=PackageLoader("pipeline.exporting", "."),
@@ -41,7 +41,7 @@ def render(card: Mapping[str, Any], words: Mapping[str, str]) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, of our own words and numbers
     )
-    environment.filters |= {"bytes": in_bytes, "rate": in_rate}
+    environment.filters |= {"bytes": format_bytes, "rate": format_rate}
     net, formats = card["net"], card["formats"]
     return environment.get_template("card.md.j2").render(
         net=net,
@@ -52,18 +52,18 @@ def render(card: Mapping[str, Any], words: Mapping[str, str]) -> str:
         images=max(entry["images"] for entry in formats.values()),
         machines=sorted({entry["machine"] for entry in formats.values()}),
         older=[name for name, entry in formats.items() if not _current(entry, net["digests"])],
-        clamp=CLAMP,
-        most_dice=MOST_DICE,
-        most_difference=MOST_DIFFERENCE,
+        clamp=LOGIT_CLAMP,
+        most_dice=MAX_DICE_DROP,
+        most_difference=MAX_DIFFERENCE,
     )
 
 
-def in_bytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return a size for people."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
-def in_rate(per_second: float) -> str:
+def format_rate(per_second: float) -> str:
     """Return a rate for people, with two digits that count."""
     return f"{per_second:.2g}" if per_second < 10 else f"{per_second:.0f}"
 
@@ -73,7 +73,7 @@ def _about(net: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "architecture", _architecture(net["architecture"])
     yield "parameters", f"{net['parameters']:,}"
     shrunk = "" if input.size == "native" else ", shrunk by area average"
-    colours = "colour (RGB)" if input.channels == "rgb" else "grey"
+    colours = "colour (RGB)" if input.channels == "rgb" else "gray"
     yield "sees", f"{colours}, {input.height} high x {input.width} wide{shrunk}"
     yield "trained", f"on all folds but {net['fold']}"
     if "dice" in training:
@@ -87,10 +87,10 @@ def _about(net: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _architecture(spec: Mapping[str, Any]) -> str:
-    if spec["net"] == "classic":
+    if spec["architecture"] == "unet":
         return f"classic U-Net, {'-'.join(map(str, spec['widths']))} channels"
     channels = "-".join(map(str, spec["decoder_channels"]))
-    return f"U-Net, encoder {spec['encoder']}, {spec.get('decoder', 'resized')} decoder of {channels} channels"
+    return f"U-Net, encoder {spec['encoder']}, {spec.get('upsampling', 'nearest')} decoder of {channels} channels"
 
 
 def _current(entry: Mapping[str, Any], digests: Mapping[str, str]) -> bool:

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ensembling.maps import FULL
-from pipeline.exporting.facts import Facts
+from pipeline.ensembling.maps import MAX_LEVEL
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.graphs import OPSET, save
 from pipeline.exporting.packages import onnx
-from pipeline.learning.rasters import CLAMP
-from pipeline.learning.views import View
+from pipeline.learning.rasters import LOGIT_CLAMP
+from pipeline.learning.views import TTATransform
 
 _CUBIC = -0.75
 """The slope of cubic kernels, in torch as in OpenCV."""
 
 
-def write_ensemble(nets: Sequence[Path], facts: Facts, path: Path) -> None:
+def write_ensemble(nets: Sequence[Path], facts: OnnxMetadata, path: Path) -> None:
     """Write one ONNX file of the ``nets``' own.
 
     ``pixels`` uint8 (B, C, h, w) and ``size`` int64 (2), the height and width wanted, to ``probability`` float32
@@ -32,11 +32,11 @@ def write_ensemble(nets: Sequence[Path], facts: Facts, path: Path) -> None:
     models = [onnx().load(net) for net in nets]
     graph = _Graph()
     pixels = graph.cast("pixels", np.float32)
-    views = [View.parse(name) for name in facts.views]
+    views = [TTATransform.parse(name) for name in facts.views]
     scaled = {scale: _scaled(graph, pixels, scale) for scale in dict.fromkeys(view.scale for view in views)}
-    grow = {scale: _growing(graph, sees) for scale, sees in scaled.items()}
+    grow = {scale: _add_upsampling(graph, sees) for scale, sees in scaled.items()}
 
-    def says(number: int, view: View) -> str:
+    def says(number: int, view: TTATransform) -> str:
         """Add a net that looks at a view, and return its probability at full size."""
         sees = _flipped(graph, scaled[view.scale]) if view.hflip else scaled[view.scale]
         logits = graph.net(models[number], number, sees)
@@ -137,7 +137,7 @@ def _scaled(graph: _Graph, pixels_BCHW: str, scale: float) -> str:
     return _resized(graph, pixels_BCHW, weights(2), weights(3))
 
 
-def _growing(graph: _Graph, sees_BCHW: str) -> Callable[[str], str]:
+def _add_upsampling(graph: _Graph, sees_BCHW: str) -> Callable[[str], str]:
     """As ``rasters.grow_raster``: return what grows logits of the size of ``sees`` to the size that is wanted."""
 
     def weights(axis: int) -> str:
@@ -150,7 +150,7 @@ def _growing(graph: _Graph, sees_BCHW: str) -> Callable[[str], str]:
     margin = graph.constant([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
 
     def grow(logits_B1hw: str) -> str:
-        clamped = graph.add("Clip", logits_B1hw, graph.constant(-CLAMP), graph.constant(CLAMP))
+        clamped = graph.add("Clip", logits_B1hw, graph.constant(-LOGIT_CLAMP), graph.constant(LOGIT_CLAMP))
         grown = _resized(graph, graph.add("Pad", clamped, margin, mode="edge"), rows, columns)
         return graph.add("Squeeze", grown, graph.constant([1], np.int64))
 
@@ -200,18 +200,18 @@ def _resized(graph: _Graph, raster_BCHW: str, rows: str, columns: str) -> str:
 
 def _probability(graph: _Graph, logits: str) -> str:
     """As ``rasters.probability``."""
-    half, stretch = graph.constant(0.5), graph.constant(0.5 / np.tanh(CLAMP / 2))
+    half, stretch = graph.constant(0.5), graph.constant(0.5 / np.tanh(LOGIT_CLAMP / 2))
     stretched = graph.add("Mul", graph.add("Tanh", graph.add("Mul", logits, half)), stretch)
     return graph.add("Clip", graph.add("Add", stretched, half), graph.constant(0), graph.constant(1))
 
 
-def _merged(graph: _Graph, means: Sequence[str], facts: Facts) -> str:
+def _merged(graph: _Graph, means: Sequence[str], facts: OnnxMetadata) -> str:
     """As ``ensemble.Merge``, in floats: the mean of nets that all count as much."""
     if facts.merge == "vote":
         threshold = graph.constant(facts.threshold)
         return graph.mean([graph.cast(graph.add("GreaterOrEqual", p, threshold), np.float32) for p in means])
     if facts.merge == "logit" and len(means) > 1:
-        least = 0.5 / (FULL * len(facts.views))  # what rounds to certain is half a level from it
+        least = 0.5 / (MAX_LEVEL * len(facts.views))  # what rounds to certain is half a level from it
         bounds = graph.constant(least), graph.constant(1 - least)
         logits = [_logit(graph, graph.add("Clip", p, *bounds)) for p in means]
         return graph.add("Sigmoid", graph.mean(logits))

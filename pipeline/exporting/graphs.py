@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.exporting.facts import Facts
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.packages import onnx
-from pipeline.learning.models import Net
+from pipeline.learning.models import SegmentationModel
 
 OPSET = 18
 """Of ONNX: the first in which ``Resize`` is antialiased."""
@@ -21,15 +21,15 @@ OPSET = 18
 class _AnySize(nn.Module):
     """A net without its question whether there is anything to pad, which would freeze the answer in a graph."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: SegmentationModel) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.net.at_any_size(pixels)
+        return self.net.forward_padded(pixels)
 
 
-def write_torchscript(net: Net, path: Path) -> None:
+def write_torchscript(net: SegmentationModel, path: Path) -> None:
     """Write a net as TorchScript: pixels (B, C, h, w) from 0 to 255, uint8 or float32, to logits (B, 1, h, w)."""
     with quiet(), torch.no_grad():
         script = torch.jit.trace(_AnySize(net).eval(), _pixels(net), check_trace=False)  # type: ignore[no-untyped-call]
@@ -41,7 +41,7 @@ def write_torchscript(net: Net, path: Path) -> None:
                 new.writestr(member, old.read(member))
 
 
-def write_program(net: Net, path: Path) -> None:
+def write_program(net: SegmentationModel, path: Path) -> None:
     """Write a net as torch.export's program: float32 pixels (B, C, h, w), both sides above its stride, to logits."""
     with quiet():
         program = torch.export.export(_AnySize(net).eval(), (_pixels(net),), dynamic_shapes=_free(net), strict=False)
@@ -50,7 +50,7 @@ def write_program(net: Net, path: Path) -> None:
         torch.export.save(program, path)
 
 
-def write_onnx(net: Net, facts: Facts, path: Path) -> None:
+def write_onnx(net: SegmentationModel, facts: OnnxMetadata, path: Path) -> None:
     """Write a net as one ONNX file: ``pixels`` float32 (B, C, h, w) from 0 to 255 to ``logits`` (B, 1, h, w)."""
     with quiet():
         program = torch.onnx.export(
@@ -66,7 +66,7 @@ def write_onnx(net: Net, facts: Facts, path: Path) -> None:
     save(program.model_proto, facts, path)
 
 
-def save(model: Any, facts: Facts, path: Path) -> None:
+def save(model: Any, facts: OnnxMetadata, path: Path) -> None:
     """Write an ONNX model as one file that explains itself, without what its exporter noted: paths of this machine."""
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
@@ -75,14 +75,14 @@ def save(model: Any, facts: Facts, path: Path) -> None:
     onnx().save(model, path)
 
 
-def _free(net: Net) -> Any:
+def _free(net: SegmentationModel) -> Any:
     # A side of one stride would be 1 at the body's lowest level, which torch.export takes for another case.
     least = net.stride + 1
     height, width = (torch.export.Dim(name, min=least) for name in ("height", "width"))
     return ({0: torch.export.Dim("batch"), 2: height, 3: width},)
 
 
-def _pixels(net: Net) -> Tensor:
+def _pixels(net: SegmentationModel) -> Tensor:
     # Sides that differ and have to be padded, more than one picture: nothing that a graph could take for a rule.
     return torch.zeros(2, net.mean.shape[1], 2 * net.stride + 3, 3 * net.stride + 5)
 

@@ -3,18 +3,18 @@
 from importlib import import_module
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
 
-def demand_onnx() -> None:
+def require_onnx() -> None:
     """Raise PipelineError where a package is missing that writing ONNX files, or checking them, takes."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _package(name)
 
 
-def demand_quantization() -> None:
+def require_quantization() -> None:
     """Raise PipelineError where a package is missing that ONNX files in 8-bit integers take."""
-    demand_onnx()
+    require_onnx()
     quantization()
 
 
@@ -38,4 +38,4 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise PipelineError(f"{name} is needed, which can't be imported ({error}): pip install '.[export]'.") from error
+        raise CarvanaError(f"{name} is needed, which can't be imported ({error}): pip install '.[export]'.") from error

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.exporting.facts import Facts
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.graphs import save
 from pipeline.exporting.packages import onnx, quantization
-from pipeline.learning.rasters import Pixels
+from pipeline.learning.rasters import UInt8Array
 
 _OPERATORS = ["Conv", "ConvTranspose", "MaxPool", "Concat", "Relu", "Resize", "Add"]
 """What takes the time, and what lies between."""
 
 
-def write_int8(net: Path, inputs: Iterable[Pixels], facts: Facts, path: Path) -> None:
+def write_int8(net: Path, inputs: Iterable[UInt8Array], facts: OnnxMetadata, path: Path) -> None:
     """Write the ONNX file ``net`` with weights and activations in 8 bits, in the ranges that prepared inputs give."""
     tools = quantization()
     head = [node.name for node in onnx().load(net).graph.node if node.op_type == "Conv"][-1]
@@ -41,7 +41,7 @@ def write_int8(net: Path, inputs: Iterable[Pixels], facts: Facts, path: Path) ->
 class _Calibration:
     """Prepared pictures, as onnxruntime asks for them."""
 
-    def __init__(self, inputs: Iterator[Pixels]) -> None:
+    def __init__(self, inputs: Iterator[UInt8Array]) -> None:
         self._inputs = inputs
 
     def get_next(self) -> dict[str, Any] | None:

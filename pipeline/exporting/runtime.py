@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.cores import cores
-from pipeline.errors import PipelineError
-from pipeline.exporting.facts import Facts
+from pipeline.cores import available_cpus
+from pipeline.errors import CarvanaError
+from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.packages import onnxruntime
-from pipeline.learning.rasters import Logits, Pixels, grow_raster, raster_levels, round_levels
-from pipeline.learning.speaker import ENSEMBLE_VIEW, Levels, Speaker
-from pipeline.learning.views import View
+from pipeline.learning.rasters import Float32Array, UInt8Array, quantize_logits, quantize_probabilities, upsample_logits
+from pipeline.learning.speaker import BUILTIN_TTA, BasePredictor
+from pipeline.learning.views import TTATransform
 
 
-class OnnxPredictor(Speaker):
+class OnnxPredictor(BasePredictor):
     """An ONNX export, loaded once.
 
     What it wants to see stands in the file's own metadata. Raises PipelineError if there is no such file, if it is no
@@ -27,51 +27,51 @@ class OnnxPredictor(Speaker):
 
     def __init__(self, path: Path, *, views: Sequence[str] = ("identity",), threads: int | None = None) -> None:
         self.path = path
-        self._session = _session(path, threads or cores())
-        facts = Facts.of(self._session.get_modelmeta().custom_metadata_map)
+        self._session = _session(path, threads or available_cpus())
+        facts = OnnxMetadata.of(self._session.get_modelmeta().custom_metadata_map)
         if facts is None:
-            raise PipelineError(f"{path} does not say what it wants to see: make it with 'carvana export'.")
+            raise CarvanaError(f"{path} does not say what it wants to see: make it with 'carvana export'.")
         self.facts = facts
         self.input = facts.input
         if facts.kind == "ensemble":
-            self.views, self._views, self.own_threshold = [ENSEMBLE_VIEW], list[View](), facts.cut
+            self.views, self._views, self.default_threshold = [BUILTIN_TTA], list[TTATransform](), facts.decision_threshold
         else:
-            self.views, self._views = list(views), [View.parse(name) for name in views]
+            self.views, self._views = list(views), [TTATransform.parse(name) for name in views]
 
-    def looking_at(self, views: Sequence[str]) -> Self:
+    def with_tta(self, views: Sequence[str]) -> Self:
         """Return the same export, without loading it again, that looks at other views; an ensemble's own stay."""
         other = copy.copy(self)
         if self.facts.kind != "ensemble":
-            other.views, other._views = list(views), [View.parse(name) for name in views]
+            other.views, other._views = list(views), [TTATransform.parse(name) for name in views]
         return other
 
-    def levels(self, inputs: list[Pixels], height: int, width: int) -> Levels:
+    def predict_u8(self, inputs: list[UInt8Array], height: int, width: int) -> UInt8Array:
         """Return what ``Speaker.levels`` does; an ensemble's file has one view."""
-        return np.stack(self.levels_at(inputs, [(height, width)] * len(inputs)))
+        return np.stack(self.predict_u8_at_sizes(inputs, [(height, width)] * len(inputs)))
 
-    def levels_at(self, inputs: list[Pixels], sizes: Sequence[tuple[int, int]]) -> list[Levels]:
+    def predict_u8_at_sizes(self, inputs: list[UInt8Array], sizes: Sequence[tuple[int, int]]) -> list[UInt8Array]:
         """Return what ``Speaker.levels_at`` does."""
         if self.facts.kind == "ensemble":
             # One by one: a raster of probabilities is large, and pictures may differ in size.
-            return [round_levels(self.probability([pixels], *size)) for pixels, size in zip(inputs, sizes, strict=True)]
-        logits_VBhw = [self._look(view, _batch(inputs).astype(np.float32)) for view in self._views]
+            return [quantize_probabilities(self.probability([pixels], *size)) for pixels, size in zip(inputs, sizes, strict=True)]
+        logits_VBhw = [self._predict_float(view, _batch(inputs).astype(np.float32)) for view in self._views]
         return [
-            np.stack([raster_levels(grow_raster(logits_Bhw[number], *size)) for logits_Bhw in logits_VBhw])
+            np.stack([quantize_logits(upsample_logits(logits_Bhw[number], *size)) for logits_Bhw in logits_VBhw])
             for number, size in enumerate(sizes)
         ]
 
-    def logits(self, pixels_BCHW: NDArray[np.float32]) -> Logits:
+    def logits(self, pixels_BCHW: NDArray[np.float32]) -> Float32Array:
         """Return what a net's file says of floating pixels from 0 to 255: float32 (B, 1, H, W)."""
         return self._run({"pixels": pixels_BCHW})
 
-    def probability(self, inputs: list[Pixels], height: int, width: int) -> NDArray[np.float32]:
+    def probability(self, inputs: list[UInt8Array], height: int, width: int) -> NDArray[np.float32]:
         """Return what an ensemble's file says of prepared pictures of one size: float32 (B, height, width)."""
         wanted = {"pixels": _batch(inputs), "size": np.asarray([height, width], np.int64)}
         return self._run(wanted, sparing=height * width > HEIGHT * WIDTH)
 
-    def _look(self, view: View, pixels_BCHW: NDArray[np.float32]) -> Logits:
+    def _predict_float(self, view: TTATransform, pixels_BCHW: NDArray[np.float32]) -> Float32Array:
         """Return logits (B, H, W) of a view, the right way round and at its size."""
-        logits_BHW = self.logits(_seen(view, pixels_BCHW))[:, 0]
+        logits_BHW = self.logits(_apply_view(view, pixels_BCHW))[:, 0]
         return np.ascontiguousarray(logits_BHW[..., ::-1]) if view.hflip else logits_BHW
 
     def _run(self, inputs: dict[str, Any], *, sparing: bool = False) -> NDArray[np.float32]:
@@ -81,14 +81,14 @@ class OnnxPredictor(Speaker):
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         said: NDArray[np.float32] = self._session.run(None, inputs, options)[0]
         if not np.isfinite(said).all():
-            raise PipelineError(f"{self.path} gives no finite numbers: export it anew with 'carvana export'.")
+            raise CarvanaError(f"{self.path} gives no finite numbers: export it anew with 'carvana export'.")
         return said
 
 
 def _session(path: Path, threads: int) -> Any:
     runtime = onnxruntime()
     if not path.is_file():
-        raise PipelineError(f"There is no {path}: make it with 'carvana export'.")
+        raise CarvanaError(f"There is no {path}: make it with 'carvana export'.")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs may want the cores
@@ -96,14 +96,14 @@ def _session(path: Path, threads: int) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors are of many types, with nothing else in common
-        raise PipelineError(f"{path} can't be run as ONNX ({' '.join(str(error).split())[:300]}).") from error
+        raise CarvanaError(f"{path} can't be run as ONNX ({' '.join(str(error).split())[:300]}).") from error
 
 
-def _batch(inputs: list[Pixels]) -> Pixels:
+def _batch(inputs: list[UInt8Array]) -> UInt8Array:
     return np.ascontiguousarray(np.stack(inputs).transpose(0, 3, 1, 2))
 
 
-def _seen(view: View, pixels_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
+def _apply_view(view: TTATransform, pixels_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return pixels as a view sees them, as ``View.apply`` does."""
     height, width = pixels_BCHW.shape[-2:]
     if view.scale != 1.0:

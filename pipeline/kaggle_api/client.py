@@ -19,10 +19,17 @@ from kagglesdk.kaggle_http_client import KaggleHttpClient
 from kagglesdk.users.services.account_service import AccountClient
 from requests.adapters import HTTPAdapter
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.kaggle_api.credentials import Credential, find, has_run_out
-from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, NotReachedError, RefusedError, of_call, printable
-from pipeline.kaggle_api.patience import Patience, Tries
+from pipeline.kaggle_api.faults import (
+    KaggleError,
+    NotSentError,
+    OutcomeUnknownError,
+    RejectedError,
+    printable,
+    translate_error,
+)
+from pipeline.kaggle_api.patience import Backoff, RetryPolicy
 
 T = TypeVar("T")
 
@@ -41,7 +48,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SubmissionLimits:
     """How many submissions may be made."""
 
     made_today: int
@@ -52,7 +59,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Submission:
+class KaggleSubmission:
     """A submission as Kaggle lists it."""
 
     reference: int
@@ -67,19 +74,19 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Place:
+class LeaderboardEntry:
     """A row of the leaderboard."""
 
     team: str
     score: float
 
 
-class Kaggle:
+class KaggleClient:
     """One competition at Kaggle. Making it asks nothing of the network."""
 
-    def __init__(self, competition: str, patience: Patience | None = None) -> None:
+    def __init__(self, competition: str, patience: RetryPolicy | None = None) -> None:
         self.competition = competition
-        self.patience = patience or Patience()
+        self.patience = patience or RetryPolicy()
         self._credentials = find(self._renewed_login)
         self._calls = self._calls_with(self._credentials[0])
 
@@ -94,37 +101,37 @@ class Kaggle:
         def page(token: str) -> tuple[Any, str]:
             request = types.ApiListDataFilesRequest()
             request.competition_name, request.page_size, request.page_token = self.competition, _PAGE, token or None
-            answer = self._ask("list_data_files", request)
+            answer = self._call("list_data_files", request)
             return answer.files, answer.next_page_token
 
         return [
-            RemoteFile(self._said(file.name), file.total_bytes, _moment(file.creation_date)) for file in _pages(page)
+            RemoteFile(self._sanitize(file.name), file.total_bytes, _moment(file.creation_date)) for file in _pages(page)
         ]
 
     def signed_url(self, name: str) -> str:
         """Return an address, good for some time, from which anyone can fetch a file; part of it is a secret."""
         request = types.ApiDownloadDataFileRequest()
         request.competition_name, request.file_name = self.competition, name
-        response = self._ask("download_data_file", request)
+        response = self._call("download_data_file", request)
         response.close()
         address = response.headers.get("Location")
         if not address:
             raise KaggleError(f"Kaggle gives no address for {name}: run the same again later.")
         return urljoin(str(response.url), str(address))
 
-    def limits(self) -> Limits:
+    def limits(self) -> SubmissionLimits:
         """Return how many submissions may be made."""
         request = types.ApiGetSubmissionLimitsRequest()
         request.competition_name = self.competition
-        answer = self._ask("get_submission_limits", request)
-        return Limits(answer.num_today, answer.num_total, answer.num_allowed_now, bool(answer.limited_by_total))
+        answer = self._call("get_submission_limits", request)
+        return SubmissionLimits(answer.num_today, answer.num_total, answer.num_allowed_now, bool(answer.limited_by_total))
 
     def start_upload(self, name: str, size: int, modified: int) -> tuple[str, str]:
         """Return the token that stands for a file to upload, and the address to put its bytes to."""
         request = types.ApiStartSubmissionUploadRequest()
         request.competition_name, request.file_name = self.competition, name
         request.content_length, request.last_modified_epoch_seconds = size, modified
-        answer = self._ask("start_submission_upload", request)
+        answer = self._call("start_submission_upload", request)
         if not answer.token or not answer.create_url:
             raise KaggleError("Kaggle gives no address to upload to: run the same again later.")
         return answer.token, answer.create_url
@@ -138,71 +145,71 @@ class Kaggle:
         request = types.ApiCreateSubmissionRequest()
         request.competition_name, request.blob_file_tokens = self.competition, token
         request.submission_description = description
-        answer = self._ask("create_submission", request, repeat=False)
-        return answer.ref, self._said(answer.message)
+        answer = self._call("create_submission", request, repeat=False)
+        return answer.ref, self._sanitize(answer.message)
 
-    def submissions(self) -> list[Submission]:
+    def submissions(self) -> list[KaggleSubmission]:
         """Return all submissions, newest first, page by page."""
 
         def page(token: str) -> tuple[Any, str]:
             request = types.ApiListSubmissionsRequest()
             request.competition_name, request.page_size, request.page_token = self.competition, _PAGE, token or None
-            answer = self._ask("list_submissions", request)
+            answer = self._call("list_submissions", request)
             return answer.submissions, answer.next_page_token
 
         return [self._submission(found) for found in _pages(page)]
 
-    def submission(self, reference: int) -> Submission:
+    def submission(self, reference: int) -> KaggleSubmission:
         """Return one submission."""
         request = types.ApiGetSubmissionRequest()
         request.ref = reference
-        return self._submission(self._ask("get_submission", request))
+        return self._submission(self._call("get_submission", request))
 
-    def leaderboard(self, *, public: bool) -> list[Place]:
+    def leaderboard(self, *, public: bool) -> list[LeaderboardEntry]:
         """Return the leaderboard, page by page: the private one, where Kaggle shows it and ``public`` is not set."""
 
         def page(token: str) -> tuple[Any, str]:
             request = types.ApiGetLeaderboardRequest()
             request.competition_name, request.page_size, request.page_token = self.competition, _PAGE, token or None
             request.override_public = public
-            answer = self._ask("get_leaderboard", request)
+            answer = self._call("get_leaderboard", request)
             return answer.submissions, answer.next_page_token
 
-        return [Place(self._said(row.team_name), float(row.score)) for row in _pages(page) if _is_number(row.score)]
+        return [LeaderboardEntry(self._sanitize(row.team_name), float(row.score)) for row in _pages(page) if _is_number(row.score)]
 
-    def _submission(self, found: Any) -> Submission:
-        return Submission(
+    def _submission(self, found: Any) -> KaggleSubmission:
+        return KaggleSubmission(
             found.ref,
-            self._said(found.description),
+            self._sanitize(found.description),
             found.status.name.lower(),
-            self._said(found.public_score),
-            self._said(found.private_score),
-            self._said(found.error_description),
+            self._sanitize(found.public_score),
+            self._sanitize(found.private_score),
+            self._sanitize(found.error_description),
         )
 
-    def _said(self, text: object) -> str:
+    def _sanitize(self, text: object) -> str:
         return printable(text, self._secrets)
 
     @property
     def _secrets(self) -> list[str]:
         return [secret for credential in self._credentials for secret in credential.secrets]
 
-    def _ask(self, method: str, request: Any, *, repeat: bool = True) -> Any:
+    def _call(self, method: str, request: Any, *, repeat: bool = True) -> Any:
         """Make a call; again where that does no harm, and with the next credentials where these are refused."""
-        tries = Tries(self.patience)
+        tries = Backoff(self.patience)
         while True:
             try:
                 return getattr(self._calls, method)(request)
             except KaggleError as error:  # of a login that has to be renewed
                 fault = error
-            except PipelineError:
+            except CarvanaError:
                 raise
             except Exception as error:  # the client raises whatever its parser does
-                fault = of_call(error, self.competition, self.source, self._secrets)
-            if isinstance(fault, RefusedError) and fault.status == 401 and len(self._credentials) > 1:
+                fault = translate_error(error, self.competition, self.source, self._secrets)
+            if isinstance(fault, RejectedError) and fault.status == 401 and len(self._credentials) > 1:
                 self._use_next_credentials()
-            elif isinstance(fault, NotReachedError) or (repeat and isinstance(fault, LostAnswerError)):
-                tries.again(fault, fault.asked_s)
+            elif isinstance(fault, NotSentError) or (repeat and isinstance(fault, OutcomeUnknownError)):
+                tries.wait_or_raise(fault, fault.asked_s)
             else:
                 # Without its cause, whose text may hold a signed address.
                 raise fault from None
@@ -228,7 +235,7 @@ class Kaggle:
             stored = json.loads(file.read_text(encoding="utf-8"))
             secrets = [str(stored[key]) for key in ("refresh_token", "access_token") if stored.get(key)]
         except (OSError, ValueError, AttributeError, TypeError):
-            raise PipelineError(f"{file} can't be understood: run 'kaggle auth login' again.") from None
+            raise CarvanaError(f"{file} can't be understood: run 'kaggle auth login' again.") from None
         if login is None:
             return None
         try:
@@ -236,20 +243,20 @@ class Kaggle:
                 login.refresh_access_token()
             token: str | None = login.get_access_token()
         except Exception as error:
-            fault = of_call(error, self.competition, f"the login in {file}", secrets)
+            fault = translate_error(error, self.competition, f"the login in {file}", secrets)
             # What it was needed for was not asked.
-            raise NotReachedError(str(fault)) if isinstance(fault, LostAnswerError) else fault from None
+            raise NotSentError(str(fault)) if isinstance(fault, OutcomeUnknownError) else fault from None
         return token
 
 
 class _TimedHttp(KaggleHttpClient):  # type: ignore[misc]
     """The client's connection, with time-outs, with credentials of our choice, and without following redirects."""
 
-    def __init__(self, credential: Credential | None, patience: Patience) -> None:
+    def __init__(self, credential: Credential | None, patience: RetryPolicy) -> None:
         try:
             environment = get_env()
         except Exception:
-            raise PipelineError("KAGGLE_API_ENVIRONMENT names no environment of Kaggle's: unset it.") from None
+            raise CarvanaError("KAGGLE_API_ENVIRONMENT names no environment of Kaggle's: unset it.") from None
         super().__init__(env=environment, user_agent="carvana-pipeline")
         self._credential = credential
         self._patience = patience
@@ -272,7 +279,7 @@ class _TimedHttp(KaggleHttpClient):  # type: ignore[misc]
 
 
 class _TimedAdapter(HTTPAdapter):
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: RetryPolicy) -> None:
         super().__init__()
         self._timeouts = patience.timeouts
 

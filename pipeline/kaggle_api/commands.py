@@ -8,31 +8,31 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.competition import submission
-from pipeline.data.settings import DataSettings, kaggle_folder, locate
-from pipeline.data.source import Source
-from pipeline.errors import PipelineError
+from pipeline.data.settings import DataSettings, data_dir, kaggle_data_dir
+from pipeline.data.source import CompetitionData
+from pipeline.errors import CarvanaError
 from pipeline.kaggle_api import download, standing
-from pipeline.kaggle_api.agreement import agreements
-from pipeline.kaggle_api.client import Kaggle, Limits, Submission
-from pipeline.kaggle_api.download import Reach
-from pipeline.kaggle_api.ledger import Row
-from pipeline.kaggle_api.patience import LONG, Patience
-from pipeline.kaggle_api.submit import Desk, demand_message
+from pipeline.kaggle_api.agreement import cv_lb_correlation
+from pipeline.kaggle_api.client import KaggleClient, KaggleSubmission, SubmissionLimits
+from pipeline.kaggle_api.download import ClientFactory
+from pipeline.kaggle_api.ledger import LedgerRow
+from pipeline.kaggle_api.patience import DOWNLOAD_RETRY, RetryPolicy
+from pipeline.kaggle_api.submit import Submitter, check_message
 
 
-def fetch(settings: DataSettings, home: Path, *, thorough: bool = False, patience: Patience | None = None) -> None:
+def download_competition(settings: DataSettings, home: Path, *, thorough: bool = False, patience: RetryPolicy | None = None) -> None:
     """Fetch what the settings ask for, where it is not here and sound."""
-    reach = partial(Kaggle, settings.competition, patience or LONG)
-    download.fetch(download.parts(settings), kaggle_folder(settings, home), reach, thorough=thorough)
+    reach = partial(KaggleClient, settings.competition, patience or DOWNLOAD_RETRY)
+    download.download_files(download.required_files(settings), kaggle_data_dir(settings, home), reach, thorough=thorough)
 
 
-def preview(settings: DataSettings, home: Path, patience: Patience | None = None) -> None:
+def preview_competition(settings: DataSettings, home: Path, patience: RetryPolicy | None = None) -> None:
     """Tell what `fetch` would do, and whether it can."""
-    reach = partial(Kaggle, settings.competition, patience)
-    if not settings.from_kaggle:
+    reach = partial(KaggleClient, settings.competition, patience)
+    if not settings.is_from_kaggle:
         chosen = f"data.directory is {settings.directory}" if settings.directory else "data.source is 'sample'"
         print(f"Note: {chosen}, so that nothing is fetched. With data.source: kaggle and no data.directory:")
-    download.preview(download.parts(settings), kaggle_folder(settings, home), reach)
+    download.preview_download(download.required_files(settings), kaggle_data_dir(settings, home), reach)
 
 
 def submit(
@@ -44,22 +44,22 @@ def submit(
     again: bool = False,
     wait: bool = False,
     dry_run: bool = False,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> None:
     """Check a CSV, send it once, and keep what was sent and its facts; with ``wait``, until it is scored."""
-    message = demand_message(message)
+    message = check_message(message)
     if not csv.is_file():
-        raise PipelineError(f"{csv} does not exist: 'dvc repro' makes submissions/submission.csv.gz.")
-    kaggle = Kaggle(settings.competition, patience)
-    desk = Desk(Path.cwd(), kaggle)
+        raise CarvanaError(f"{csv} does not exist: 'dvc repro' makes submissions/submission.csv.gz.")
+    kaggle = KaggleClient(settings.competition, patience)
+    desk = Submitter(Path.cwd(), kaggle)
     ids = competition_ids(settings, home, lambda: kaggle)
     bar = partial(tqdm, total=len(ids), unit="row", leave=False, disable=None)
-    with desk.sending():
+    with desk.submission_lock():
         remote = kaggle.submissions()
-        arrived = desk.settle(remote)
-        report = submission.check(csv, ids, partial(bar, desc="Checking"))
+        arrived = desk.reconcile(remote)
+        report = submission.validate_submission(csv, ids, partial(bar, desc="Checking"))
         print(f"{csv} is sound: {report.rows} images, each once. Content, sha256: {report.sha256}")
-        for warning in submission.warnings_of(report):
+        for warning in submission.coverage_warnings(report):
             print(f"warning: {warning}", file=sys.stderr)
         # A submission that was cut off and had arrived is what the same command asks for again.
         row = next((row for row in arrived if row["content_sha256"] == report.sha256), None)
@@ -68,8 +68,8 @@ def submit(
         elif not again:
             row = _sent_before(desk, report.sha256, remote, wait and not dry_run)
         if row is None:
-            _tell_difference(csv, desk, partial(bar, desc="Comparing"))
-            _demand_allowance(kaggle.limits())
+            _print_difference(csv, desk, partial(bar, desc="Comparing"))
+            _check_allowance(kaggle.limits())
             if dry_run:
                 print("Nothing was sent: without --dry-run it would be now.")
                 return
@@ -83,12 +83,12 @@ def submit(
         print("'carvana submissions' shows its score when there is one.")
 
 
-def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patience | None = None) -> None:
+def show_submissions(settings: DataSettings, *, as_json: bool, patience: RetryPolicy | None = None) -> None:
     """Show the ledger, its open rows settled and its scores renewed."""
-    desk = Desk(Path.cwd(), Kaggle(settings.competition, patience))
-    unknown = standing.refresh(desk)
+    desk = Submitter(Path.cwd(), KaggleClient(settings.competition, patience))
+    unknown = standing.refresh_scores(desk)
     rows = desk.ledger.rows()
-    agreed = agreements(rows)
+    agreed = cv_lb_correlation(rows)
     if as_json:
         content = {
             "submissions": rows,
@@ -97,10 +97,10 @@ def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patienc
         }
         print(json.dumps(content, indent=2))
         return
-    print(standing.table(rows) if rows else "Nothing was sent from here yet: carvana submit -m '...'")
+    print(standing.submissions_table(rows) if rows else "Nothing was sent from here yet: carvana submit -m '...'")
     for found in agreed:
         value = "can't be told, one never changed" if found.correlation is None else f"{found.correlation:.3f}"
-        print(f"Correlation of {found.own} with the public score: {value} ({found.submissions} submissions)")
+        print(f"Correlation of {found.cv_column} with the public score: {value} ({found.submissions} submissions)")
     if unknown:
         print(f"Kaggle has {len(unknown)} more, which this ledger does not know:")
     for other in unknown:
@@ -108,45 +108,45 @@ def show_submissions(settings: DataSettings, *, as_json: bool, patience: Patienc
 
 
 def show_leaderboard(
-    settings: DataSettings, score: float | None, *, public: bool, patience: Patience | None = None
+    settings: DataSettings, score: float | None, *, public: bool, patience: RetryPolicy | None = None
 ) -> None:
     """Show where a score would stand, by default the best of the ledger."""
-    kaggle = Kaggle(settings.competition, patience)
+    kaggle = KaggleClient(settings.competition, patience)
     which = "public" if public else "private"
     if score is None:
-        score = standing.best(Desk(Path.cwd(), kaggle).ledger.rows(), public=public)
+        score = standing.best_score(Submitter(Path.cwd(), kaggle).ledger.rows(), public=public)
     if score is None:
-        raise PipelineError(
+        raise CarvanaError(
             f"The ledger has no {which} score yet: run 'carvana submissions' for fresh ones, or give one, such as "
             "'carvana leaderboard 0.9965'. With --public it is about the public board."
         )
     board = kaggle.leaderboard(public=public)
     if not board:
-        raise PipelineError("Kaggle shows no leaderboard of this competition.")
-    print(f"{score:.6f} would be number {standing.place(board, score)} of {len(board) + 1}, on the {which} leaderboard")
+        raise CarvanaError("Kaggle shows no leaderboard of this competition.")
+    print(f"{score:.6f} would be number {standing.rank(board, score)} of {len(board) + 1}, on the {which} leaderboard")
     if not public:
         print("(or the public one, while Kaggle does not show the private)")
-    print(standing.neighbours(board, score))
+    print(standing.rows_around(board, score))
 
 
-def competition_ids(settings: DataSettings, home: Path, reach: Reach) -> list[str]:
+def competition_ids(settings: DataSettings, home: Path, reach: ClientFactory) -> list[str]:
     """Return the ids of the competition's own sample_submission.csv, fetched if it is not here.
 
     Not those of the drawn sample: its submissions are none for Kaggle.
     """
     if settings.directory is not None:
-        own = Source(locate(settings, home)).sample_ids
+        own = CompetitionData(data_dir(settings, home)).sample_ids
         if own:
             return own
-    folder = kaggle_folder(settings, home)
-    download.fetch([download.IDS], folder, reach)
-    ids = Source(folder).sample_ids
+    folder = kaggle_data_dir(settings, home)
+    download.download_files([download.IDS], folder, reach)
+    ids = CompetitionData(folder).sample_ids
     if not ids:
-        raise PipelineError(f"The {download.IDS} in {folder} lists no image: delete it, and it is fetched again.")
+        raise CarvanaError(f"The {download.IDS} in {folder} lists no image: delete it, and it is fetched again.")
     return ids
 
 
-def _sent_before(desk: Desk, content: str, remote: list[Submission], wait: bool) -> Row | None:
+def _sent_before(desk: Submitter, content: str, remote: list[KaggleSubmission], wait: bool) -> LedgerRow | None:
     """Return the row of a CSV of this content to wait for, or None; raises PipelineError if it was sent before."""
     row = desk.sent_before(content)
     if row and wait:
@@ -154,20 +154,20 @@ def _sent_before(desk: Desk, content: str, remote: list[Submission], wait: bool)
         return row
     if row:
         scored = f", and scored {row['public_score']}" if row["public_score"] else ""
-        raise PipelineError(
+        raise CarvanaError(
             f"This content was sent before, on {row['time_utc']} as {row['reference']}{scored}: "
             "--again sends it once more."
         )
     elsewhere = next((found for found in remote if found.description.startswith(f"[{content[:8]}-")), None)
     if elsewhere:
-        raise PipelineError(
+        raise CarvanaError(
             f"This content was sent before, from another place, as {elsewhere.reference} ({elsewhere.description}): "
             "--again sends it once more."
         )
     return None
 
 
-def _tell_difference(csv: Path, desk: Desk, progress: submission.Progress) -> None:
+def _print_difference(csv: Path, desk: Submitter, progress: submission.ProgressBar) -> None:
     last = desk.last_sent()
     if last is None:
         print("There is no earlier submission in the ledger to compare with.")
@@ -177,24 +177,24 @@ def _tell_difference(csv: Path, desk: Desk, progress: submission.Progress) -> No
         print(f"The last submission, {reference}, is not in {file.parent.name}/ here: no comparison with it.")
         return
     try:
-        dice = submission.score(csv, file, progress, spill=file.parent).mean
-    except (PipelineError, OSError) as error:
+        dice = submission.score_submission(csv, file, progress, spill_dir=file.parent).mean
+    except (CarvanaError, OSError) as error:
         print(f"There is no comparison with the last submission, {reference}: {error}", file=sys.stderr)
     else:
         print(f"Mean Dice between this and the last submission, {reference}: {dice:.6f}")
 
 
-def _demand_allowance(limits: Limits) -> None:
-    if limits == Limits(0, 0, 0, False):
+def _check_allowance(limits: SubmissionLimits) -> None:
+    if limits == SubmissionLimits(0, 0, 0, False):
         print("Kaggle does not say how many are left: so it is before a first submission.", file=sys.stderr)
         return
     if limits.left < 1:
         until = "no more may be sent in all" if limits.of_all else "the next may be sent after midnight, UTC"
-        raise PipelineError(f"Kaggle allows no further submission now, after {limits.made_today} today: {until}.")
+        raise CarvanaError(f"Kaggle allows no further submission now, after {limits.made_today} today: {until}.")
     print(f"Kaggle allows {limits.left} more now, after {limits.made_today} today.")
 
 
-def _wait(desk: Desk, row: Row) -> None:
+def _wait(desk: Submitter, row: LedgerRow) -> None:
     with tqdm(desc="Waiting for the score", bar_format="{desc}: {elapsed}", leave=False, disable=None) as bar:
 
         def tell(seconds: float) -> None:

@@ -17,7 +17,7 @@ from kagglesdk.kaggle_env import get_access_token_from_env
 from requests import PreparedRequest
 from requests.auth import AuthBase, HTTPBasicAuth
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
 HOW_TO_GET_ONE = (
     "make one at https://www.kaggle.com/settings ('Create New Token') and put it into the file ~/.kaggle/access_token "
@@ -54,7 +54,7 @@ class Login(AuthBase):
         if not self.secrets or has_run_out(self._file):
             token = self._renew(self._file)
             if not token or not _is_plausible(token):
-                raise PipelineError(f"The login in {self._file} holds no token: run 'kaggle auth login' again.")
+                raise CarvanaError(f"The login in {self._file} holds no token: run 'kaggle auth login' again.")
             self.secrets.append(token)
         return Bearer(self.secrets[-1])(request)
 
@@ -83,7 +83,7 @@ def find(renew: Renew) -> list[Credential]:
     found = [*_token(faults), *_key(faults), *_login(renew)]
     if not found:
         reasons = "".join(f"; {words}" for words in faults)
-        raise PipelineError(
+        raise CarvanaError(
             "No credentials for Kaggle, neither in KAGGLE_API_TOKEN or KAGGLE_USERNAME and KAGGLE_KEY, "
             f"nor in {_config_folder()}{reasons}: {HOW_TO_GET_ONE}."
         )

@@ -7,18 +7,18 @@ from collections.abc import Collection
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError, SSLError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.kaggle_api.credentials import HOW_TO_GET_ONE
-from pipeline.kaggle_api.patience import retry_after
+from pipeline.kaggle_api.patience import retry_after_s
 
 _LONGEST_MESSAGE = 300
 
 
-class KaggleError(PipelineError):
+class KaggleError(CarvanaError):
     """Kaggle did not do what was asked."""
 
 
-class RefusedError(KaggleError):
+class RejectedError(KaggleError):
     """Kaggle said no: asking again would change nothing."""
 
     def __init__(self, words: str, status: int) -> None:
@@ -26,7 +26,7 @@ class RefusedError(KaggleError):
         self.status = status
 
 
-class NotReachedError(KaggleError):
+class NotSentError(KaggleError):
     """What was asked was surely not done: asking again does no harm."""
 
     def __init__(self, words: str, asked_s: float | None = None) -> None:
@@ -34,7 +34,7 @@ class NotReachedError(KaggleError):
         self.asked_s = asked_s
 
 
-class LostAnswerError(KaggleError):
+class OutcomeUnknownError(KaggleError):
     """Nobody knows whether what was asked was done."""
 
     def __init__(self, words: str, asked_s: float | None = None, *, slow: bool = True) -> None:
@@ -53,44 +53,44 @@ def printable(text: object, secrets: Collection[str] = ()) -> str:
     return plain if len(plain) <= _LONGEST_MESSAGE else f"{plain[:_LONGEST_MESSAGE]}..."
 
 
-def of_call(error: Exception, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
+def translate_error(error: Exception, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
     """Return what an exception of Kaggle's client means; ``source`` says which credentials were used.
 
     Nothing of the exception's own text is passed on: addresses in it may be signed.
     """
     if isinstance(error, requests.HTTPError) and error.response is not None:
-        return _of_answer(error.response, competition, source, secrets)
-    machine = of_machine(error)
+        return _response_error(error.response, competition, source, secrets)
+    machine = local_setup_error(error)
     if machine:
         return machine
     if isinstance(error, requests.RequestException) and not _is_reached(error):
-        return NotReachedError("Kaggle can't be reached: look to this machine's network (and HTTPS_PROXY).")
+        return NotSentError("Kaggle can't be reached: look to this machine's network (and HTTPS_PROXY).")
     if isinstance(error, requests.Timeout):
-        return LostAnswerError("Kaggle did not answer in time.")
+        return OutcomeUnknownError("Kaggle did not answer in time.")
     if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
         # An answer that stalls after its first bytes is no broken connection, though it is called one.
         stalled = isinstance(error.args[0] if error.args else None, ReadTimeoutError)
-        return LostAnswerError("The connection to Kaggle broke off.", slow=stalled)
-    return LostAnswerError(f"Kaggle's answer can't be understood ({type(error).__name__}).")
+        return OutcomeUnknownError("The connection to Kaggle broke off.", slow=stalled)
+    return OutcomeUnknownError(f"Kaggle's answer can't be understood ({type(error).__name__}).")
 
 
-def of_machine(error: Exception) -> RefusedError | None:
+def local_setup_error(error: Exception) -> RejectedError | None:
     """Return what an exception means that tells of this machine's set-up, or None; nothing was sent then."""
     if isinstance(error, requests.exceptions.SSLError) and isinstance(_reason(error), SSLError):
         cause = _reason(error).args[:1]  # type: ignore[attr-defined]
         if not cause or not isinstance(cause[0], ssl.SSLCertVerificationError):
             return None  # the connection broke, maybe after the request was sent
-        return RefusedError(
+        return RejectedError(
             "The connection is not trusted (a certificate was refused): set this machine's clock and certificates "
             "right, or REQUESTS_CA_BUNDLE where a proxy of your network stands between.",
             0,
         )
     if isinstance(error, requests.exceptions.InvalidProxyURL):
-        return RefusedError("The address of the proxy in HTTPS_PROXY or HTTP_PROXY is none: mend it.", 0)
+        return RejectedError("The address of the proxy in HTTPS_PROXY or HTTP_PROXY is none: mend it.", 0)
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-        return RefusedError(f"This machine's set-up stands in the way: {printable(error)}.", 0)
+        return RejectedError(f"This machine's set-up stands in the way: {printable(error)}.", 0)
     if "Tunnel connection failed" in str(_reason(error)):
-        return RefusedError("The proxy of your network lets nothing through: look to HTTPS_PROXY and its password.", 0)
+        return RejectedError("The proxy of your network lets nothing through: look to HTTPS_PROXY and its password.", 0)
     return None
 
 
@@ -106,31 +106,31 @@ def _is_reached(error: requests.RequestException) -> bool:
     return not isinstance(_reason(error), NewConnectionError | ConnectTimeoutError)
 
 
-def _of_answer(response: requests.Response, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
+def _response_error(response: requests.Response, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
     status, said = _status_and_message(response)
     told = f" Kaggle says: {printable(said, secrets)}" if said else ""
     page = f"https://www.kaggle.com/c/{competition}"
     if status == 401:
-        return RefusedError(f"Kaggle refused the credentials from {source} (401): {HOW_TO_GET_ONE}.{told}", 401)
+        return RejectedError(f"Kaggle refused the credentials from {source} (401): {HOW_TO_GET_ONE}.{told}", 401)
     if status == 403:
-        return RefusedError(f"{_forbidden(said.lower(), competition, page)}{told}", 403)
+        return RejectedError(f"{_forbidden(said.lower(), competition, page)}{told}", 403)
     if status == 404:
-        return RefusedError(
+        return RejectedError(
             f"Kaggle knows nothing of that name in '{competition}' (404): compare data.competition in params.yaml "
             f"with the competition's address.{told}",
             404,
         )
     if status == 407:
-        return RefusedError("The proxy of your network asks for a password (407): put it into HTTPS_PROXY.", 407)
+        return RejectedError("The proxy of your network asks for a password (407): put it into HTTPS_PROXY.", 407)
     if status == 429:
-        asked = retry_after(response.headers.get("Retry-After"))
+        asked = retry_after_s(response.headers.get("Retry-After"))
         when = f"in {asked / 60:.0f} minutes" if asked and asked > 90 else "later"
-        return NotReachedError(f"Kaggle was asked too often (429): run the same again {when}.{told}", asked)
+        return NotSentError(f"Kaggle was asked too often (429): run the same again {when}.{told}", asked)
     if status >= 500 or status == 408:
-        asked = retry_after(response.headers.get("Retry-After"))
+        asked = retry_after_s(response.headers.get("Retry-After"))
         words = f"Kaggle has a fault of its own ({status}): run the same again later.{told}"
-        return LostAnswerError(words, asked)
-    return RefusedError(f"Kaggle refused this request ({status}).{told or ' It gives no reason.'}", status)
+        return OutcomeUnknownError(words, asked)
+    return RejectedError(f"Kaggle refused this request ({status}).{told or ' It gives no reason.'}", status)
 
 
 def _forbidden(said: str, competition: str, page: str) -> str:

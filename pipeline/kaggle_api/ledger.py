@@ -8,10 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.files import write_text
 
-COLUMNS = (
+LEDGER_COLUMNS = (
     "time_utc",
     "reference",
     "tag",
@@ -46,11 +46,11 @@ _FROM_GIT = "or take the file from git, after you copied it: rows that are not c
 
 _ONCE_KNOWN = "reference", "public_score", "private_score"
 
-Row = dict[str, str]
+LedgerRow = dict[str, str]
 """One submission, by column."""
 
 
-def now() -> str:
+def utc_now() -> str:
     """Return the time in UTC, to the second, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -62,7 +62,7 @@ class Ledger:
         self.file = file
         self._lock = FileLock(file.with_name(f".{file.name}.lock"))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LedgerRow]:
         """Return all rows, oldest first; raises PipelineError that names the line of a damaged file."""
         return self._read()[1]
 
@@ -73,7 +73,7 @@ class Ledger:
             columns, rows = self._read()
             self._write(columns, [*rows, dict(row)])
 
-    def settle(self, row: Row, changes: Mapping[str, str]) -> Row:
+    def update(self, row: LedgerRow, changes: Mapping[str, str]) -> LedgerRow:
         """Change cells of a row and return it; one that was taken out meanwhile, by git maybe, comes back.
 
         What is known stays known: an older answer of Kaggle's makes no score empty, and nothing scored pending again.
@@ -92,32 +92,32 @@ class Ledger:
                 self._write(columns, rows)
             return found
 
-    def _read(self) -> tuple[list[str], list[Row]]:
+    def _read(self) -> tuple[list[str], list[LedgerRow]]:
         try:
             text = self.file.read_text(encoding="utf-8-sig")  # with the mark that spreadsheets set
         except FileNotFoundError:
-            return list(COLUMNS), []
+            return list(LEDGER_COLUMNS), []
         except (OSError, UnicodeDecodeError) as error:
-            raise PipelineError(f"{self.file} can't be read ({error}): mend it, {_FROM_GIT}.") from error
+            raise CarvanaError(f"{self.file} can't be read ({error}): mend it, {_FROM_GIT}.") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             columns = list(reader.fieldnames or ())
-            missing = [column for column in COLUMNS if column not in columns]
+            missing = [column for column in LEDGER_COLUMNS if column not in columns]
             if missing:
-                raise PipelineError(f"{self.file} has no column {missing[0]}: put it back, {_FROM_GIT}.")
-            rows: list[Row] = []
+                raise CarvanaError(f"{self.file} has no column {missing[0]}: put it back, {_FROM_GIT}.")
+            rows: list[LedgerRow] = []
             for row in reader:
                 if None in row or None in row.values():
-                    raise PipelineError(
+                    raise CarvanaError(
                         f"{self.file}, line {reader.line_num}, has more or fewer cells than the header: mend it "
                         f"(a merge of two branches, maybe), {_FROM_GIT}."
                     )
                 rows.append(dict(row))
         except csv.Error as error:
-            raise PipelineError(f"{self.file}, line {reader.line_num}: {error}. Mend it, {_FROM_GIT}.") from None
+            raise CarvanaError(f"{self.file}, line {reader.line_num}: {error}. Mend it, {_FROM_GIT}.") from None
         return columns, rows
 
-    def _write(self, columns: list[str], rows: list[Row]) -> None:
+    def _write(self, columns: list[str], rows: list[LedgerRow]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -125,17 +125,17 @@ class Ledger:
         write_text(self.file, text.getvalue())
 
 
-def _is_same(row: Row, other: Row) -> bool:
+def _is_same(row: LedgerRow, other: LedgerRow) -> bool:
     # Rows that people add have no tag.
     key = "tag" if row["tag"] else "reference"
     return bool(row[key]) and row[key] == other[key]
 
 
-def is_spent(row: Row) -> bool:
+def is_submitted(row: LedgerRow) -> bool:
     """Return whether the row stands for a submission that Kaggle has."""
     return bool(row["reference"])
 
 
-def is_open(row: Row) -> bool:
+def is_unresolved(row: LedgerRow) -> bool:
     """Return whether it is not known if the row's submission was sent."""
     return row["status"] == PENDING and not row["reference"]

@@ -14,10 +14,10 @@ from typing import NoReturn, Protocol, Self
 
 from tqdm import tqdm
 
-from pipeline.cores import cores
+from pipeline.cores import available_cpus
 from pipeline.data.archive import ZipArchive
-from pipeline.errors import CorruptFileError, PipelineError
-from pipeline.files import remove, write_json
+from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.files import remove_path, write_json
 
 _BLOCK = 1 << 20
 
@@ -25,7 +25,7 @@ _ZIP_BEGINS = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 @dataclass(frozen=True)
-class Version:
+class FileVersion:
     """What tells one version of a remote file from another, as far as its server says."""
 
     size: int | None = None
@@ -41,7 +41,7 @@ class Version:
         encoded = match[1] if match else headers.get("Content-MD5")
         return cls(size, headers.get("ETag"), headers.get("Last-Modified"), _hex(encoded) if encoded else None)
 
-    def differs(self, other: "Version") -> bool:
+    def differs(self, other: "FileVersion") -> bool:
         """Return whether anything that both tell is not the same."""
         pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
         return any(mine is not None and theirs is not None and mine != theirs for mine, theirs in pairs)
@@ -52,7 +52,7 @@ class Version:
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
-class Partial:
+class PartialDownload:
     """The bytes so far, in a file that survives a kill, and a note of the version that they are of."""
 
     def __init__(self, file: Path, listing: str) -> None:
@@ -61,7 +61,7 @@ class Partial:
         self._listing = listing
         self._note = file.with_suffix(".note.part")
         self._digest = hashlib.md5(usedforsecurity=False)
-        self.version, self._listing_before = self._read_note()
+        self.version, self._listing_before = self._read_sidecar()
         if self.version is None or not file.is_file():
             self.restart()
         else:
@@ -97,14 +97,14 @@ class Partial:
         self._digest = hashlib.md5(usedforsecurity=False)
         self.version = None
         self._listing_before = ""
-        remove(self._note)
+        remove_path(self._note)
 
-    def begin(self, version: Version) -> None:
+    def start(self, version: FileVersion) -> None:
         """Note which version the bytes are of; on disk before the first of them."""
         self.version, self._listing_before = version, self._listing
         write_json(self._note, {"version": asdict(version), "listing": self._listing})
 
-    def add(self, stream: "Output", block: bytes) -> None:
+    def add(self, stream: "ByteSink", block: bytes) -> None:
         """Append bytes."""
         stream.write(block)
         self._digest.update(block)
@@ -114,30 +114,30 @@ class Partial:
         with self.file.open("rb") as stream:
             os.fsync(stream.fileno())
         self.file.replace(target)
-        remove(self._note)
+        remove_path(self._note)
 
-    def _read_note(self) -> tuple[Version | None, str]:
+    def _read_sidecar(self) -> tuple[FileVersion | None, str]:
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
-            return Version(**note["version"]), str(note["listing"])
+            return FileVersion(**note["version"]), str(note["listing"])
         except (OSError, ValueError, TypeError, KeyError):
             return None, ""
 
 
-class Output(Protocol):
+class ByteSink(Protocol):
     """What takes bytes."""
 
     def write(self, block: bytes, /) -> object:
         """Take bytes."""
 
 
-def md5_of(file: Path) -> str:
+def md5_digest(file: Path) -> str:
     """Return the hex MD5 of a file, which is what Kaggle's storage tells."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def demand_sound_zip(file: Path) -> None:
+def check_zip(file: Path) -> None:
     """Read every member of a zip and hold it against its CRC.
 
     Raises CorruptFileError for damage, and PipelineError for a member that climbs out of the zip.
@@ -145,15 +145,15 @@ def demand_sound_zip(file: Path) -> None:
     archive = ZipArchive(file)
     try:
         names = archive.names()
-    except PipelineError as error:
+    except CarvanaError as error:
         cause = error.__cause__
         if cause is not None and getattr(cause, "errno", None) in (None, errno.EINVAL):  # else the drive is at fault
             raise CorruptFileError(str(error)) from error
         raise
     # Unpacking and CRCs let other threads run; each has the zip open for itself.
-    parts = [names[number :: cores()] for number in range(cores())]
+    parts = [names[number :: available_cpus()] for number in range(available_cpus())]
     with (
-        ThreadPoolExecutor(cores()) as pool,
+        ThreadPoolExecutor(available_cpus()) as pool,
         tqdm(total=len(names), desc=f"Verifying {file.name.lstrip('.')}", unit="file", leave=False) as bar,
     ):
         list(pool.map(lambda part: _read_all(ZipArchive(file), part, bar), parts))

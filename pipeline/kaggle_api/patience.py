@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """Times in seconds. Tests take shorter ones."""
 
     connect_s: float = 10
@@ -43,22 +43,22 @@ class Patience:
         return self.connect_s, self.silence_s
 
 
-LONG = Patience(tries=12)
+DOWNLOAD_RETRY = RetryPolicy(tries=12)
 """For downloads, which nobody sits beside: a network that is away for some minutes ends none."""
 
 
-class Tries:
+class Backoff:
     """Failures in a row, with a pause after each that grows."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: RetryPolicy) -> None:
         self._patience = patience
         self._failed = 0
 
-    def progressed(self) -> None:
+    def reset(self) -> None:
         """Forget the failures so far: what comes forward may fail as often again."""
         self._failed = 0
 
-    def again(self, error: Exception, asked_s: float | None = None) -> None:
+    def wait_or_raise(self, error: Exception, asked_s: float | None = None) -> None:
         """Pause before the next try, for ``asked_s`` at least; or raise ``error``, if there have been enough."""
         self._failed += 1
         if self._failed >= self._patience.tries or (asked_s or 0) > self._patience.longest_asked_s:
@@ -73,7 +73,7 @@ class Tries:
         time.sleep(pause)
 
 
-def retry_after(value: str | None) -> float | None:
+def retry_after_s(value: str | None) -> float | None:
     """Return the seconds that a Retry-After header asks for, given as a number or as a date; None if it is neither."""
     if not value:
         return None

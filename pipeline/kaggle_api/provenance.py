@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipeline.kaggle_api.ledger import Row
+from pipeline.kaggle_api.ledger import LedgerRow
 
 
-def provenance(project: Path, content_sha256: str, ledger: Path) -> Row:
+def submission_provenance(project: Path, content_sha256: str, ledger: Path) -> LedgerRow:
     """Return the cells of the ledger that say where a CSV of this content comes from.
 
     The commit is the one it is sent from; ``git_clean`` leaves the ledger itself out, which every submission changes.
@@ -41,7 +41,7 @@ def _git(project: Path, *arguments: str) -> str | None:
     return run.stdout.strip() if run.returncode == 0 else None
 
 
-def _facts(file: Path, content_sha256: str) -> Row:
+def _facts(file: Path, content_sha256: str) -> LedgerRow:
     try:
         described: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

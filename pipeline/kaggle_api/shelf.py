@@ -6,17 +6,17 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.files import write_json
 from pipeline.kaggle_api.client import RemoteFile
-from pipeline.kaggle_api.partial import demand_sound_zip, md5_of
+from pipeline.kaggle_api.partial import check_zip, md5_digest
 
-MANIFEST = "fetched.json"
+DOWNLOAD_MANIFEST = "fetched.json"
 """Beside the files: what each is, so that the next run verifies without fetching."""
 
 
 @dataclass(frozen=True)
-class Fetched:
+class DownloadRecord:
     """What the manifest says of a file here."""
 
     file: str
@@ -33,13 +33,13 @@ class Fetched:
     etag: str | None
 
 
-class Shelf:
+class DownloadCache:
     """The folder of what was fetched, with its manifest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def holds(self, part: str, thorough: bool = False) -> bool:
+    def is_verified(self, part: str, thorough: bool = False) -> bool:
         """Return whether the part is here as the manifest says."""
         known = self._manifest().get(part)
         if known is None:
@@ -50,38 +50,38 @@ class Shelf:
             return False
         if stat.st_size == known.size and stat.st_mtime_ns == known.modified_ns and not thorough:
             return True
-        if stat.st_size == known.size and md5_of(self.folder / known.file) == known.md5:
+        if stat.st_size == known.size and md5_digest(self.folder / known.file) == known.md5:
             if stat.st_mtime_ns != known.modified_ns:
                 self._note(part, replace(known, modified_ns=stat.st_mtime_ns))
             return True
         print(f"warning: {self.folder / known.file} is not as it was fetched.", file=sys.stderr)
         return False
 
-    def lying(self, part: str, remote: RemoteFile) -> Path | None:
+    def find_existing(self, part: str, remote: RemoteFile) -> Path | None:
         """Return a zip that lies here, is not in the manifest, and may be what Kaggle lists; or None."""
         file, known = self.folder / f"{part}.zip", self._manifest().get(part)
-        if not file.is_file() or (known and not _is_other(known, remote)):  # then it is not what the manifest says
+        if not file.is_file() or (known and not _differs(known, remote)):  # then it is not what the manifest says
             return None
         return file if not remote.size or file.stat().st_size == remote.size else None
 
-    def adopt(self, part: str, remote: RemoteFile) -> bool:
+    def import_existing(self, part: str, remote: RemoteFile) -> bool:
         """Take a zip that lies here, if it is sound; return whether it was. Of other files nothing tells."""
-        file = self.lying(part, remote)
+        file = self.find_existing(part, remote)
         if file is None:
             return False
         try:
-            demand_sound_zip(file)
-        except PipelineError as error:
+            check_zip(file)
+        except CarvanaError as error:
             print(f"warning: {error}", file=sys.stderr)
             return False
-        self.enter(part, file, remote, md5_of(file), None)
+        self.record(part, file, remote, md5_digest(file), None)
         print(f"{file} was here already, and is sound.")
         return True
 
-    def tell_if_changed(self, part: str, remote: RemoteFile) -> None:
+    def warn_if_changed(self, part: str, remote: RemoteFile) -> None:
         """Warn where Kaggle has another version than the one that was fetched."""
         known = self._manifest().get(part)
-        if known and _is_other(known, remote):
+        if known and _differs(known, remote):
             file, since = self.folder / known.file, known.created or "no date"
             hint = f" It stays: to fetch the new one, delete {file}." if file.is_file() else ""
             print(
@@ -90,7 +90,7 @@ class Shelf:
                 file=sys.stderr,
             )
 
-    def make_way(self, part: str) -> None:
+    def move_aside(self, part: str) -> None:
         """Move aside what lies here under a name of the part: it may be somebody's."""
         for place in (self.folder / f"{part}.zip", self.folder / part):
             if place.exists():
@@ -98,7 +98,7 @@ class Shelf:
                 place.rename(aside)
                 print(f"\nwarning: {place} was in the way, and is {aside.name} now.", file=sys.stderr)
 
-    def begun(self, part: str) -> int:
+    def partial_size(self, part: str) -> int:
         """Return how many bytes of a part are here, unfinished."""
         file = self.partial(part)
         return file.stat().st_size if file.is_file() else 0
@@ -107,29 +107,29 @@ class Shelf:
         """Return where a part comes in."""
         return self.folder / f".{part}.part"
 
-    def enter(self, part: str, file: Path, remote: RemoteFile, md5: str, etag: str | None) -> None:
+    def record(self, part: str, file: Path, remote: RemoteFile, md5: str, etag: str | None) -> None:
         """Note what a verified file is."""
         stat = file.stat()
-        entry = Fetched(file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag)
+        entry = DownloadRecord(file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag)
         self._note(part, entry)
 
-    def _note(self, part: str, entry: Fetched) -> None:
+    def _note(self, part: str, entry: DownloadRecord) -> None:
         entries = {**self._manifest(), part: entry}
-        write_json(self.folder / MANIFEST, {name: asdict(value) for name, value in sorted(entries.items())})
+        write_json(self.folder / DOWNLOAD_MANIFEST, {name: asdict(value) for name, value in sorted(entries.items())})
 
-    def _manifest(self) -> dict[str, Fetched]:
+    def _manifest(self) -> dict[str, DownloadRecord]:
         try:
-            content = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            return {part: Fetched(**entry) for part, entry in content.items()}
+            content = json.loads((self.folder / DOWNLOAD_MANIFEST).read_text(encoding="utf-8"))
+            return {part: DownloadRecord(**entry) for part, entry in content.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise PipelineError(
-                f"{self.folder / MANIFEST} can't be read ({error}): delete it; zips that are sound stay."
+            raise CarvanaError(
+                f"{self.folder / DOWNLOAD_MANIFEST} can't be read ({error}): delete it; zips that are sound stay."
             ) from error
 
 
-def _is_other(known: Fetched, remote: RemoteFile) -> bool:
+def _differs(known: DownloadRecord, remote: RemoteFile) -> bool:
     return (known.listed_size, known.created) != (remote.size, remote.created)
 
 

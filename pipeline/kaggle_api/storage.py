@@ -3,7 +3,7 @@
 import requests
 
 
-class Storage(requests.Session):
+class AnonymousSession(requests.Session):
     """A session without credentials, also where the storage redirects; requests would look for some in ~/.netrc."""
 
     def __init__(self) -> None:

@@ -13,18 +13,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.competition import submission
-from pipeline.errors import PipelineError
-from pipeline.files import link_or_copy, remove, whole_file
+from pipeline.errors import CarvanaError
+from pipeline.files import atomic_write, link_or_copy, remove_path
 from pipeline.kaggle_api import client
-from pipeline.kaggle_api.client import Kaggle
-from pipeline.kaggle_api.faults import KaggleError, LostAnswerError, NotReachedError, RefusedError, printable
-from pipeline.kaggle_api.ledger import NOT_SENT, PENDING, Ledger, Row, is_open, is_spent, now
-from pipeline.kaggle_api.provenance import provenance
+from pipeline.kaggle_api.client import KaggleClient
+from pipeline.kaggle_api.faults import KaggleError, NotSentError, OutcomeUnknownError, RejectedError, printable
+from pipeline.kaggle_api.ledger import NOT_SENT, PENDING, Ledger, LedgerRow, is_submitted, is_unresolved, utc_now
+from pipeline.kaggle_api.provenance import submission_provenance
 from pipeline.kaggle_api.upload import upload
 
-FOLDER = Path("submissions")
-LEDGER = FOLDER / "ledger.csv"
-SENT = FOLDER / "sent"
+SUBMISSIONS_DIR = Path("submissions")
+LEDGER_FILE = SUBMISSIONS_DIR / "ledger.csv"
+SENT_DIR = SUBMISSIONS_DIR / "sent"
 
 _LONGEST_MESSAGE = 250
 
@@ -40,18 +40,18 @@ _LEVEL = 5
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-class Desk:
+class Submitter:
     """The project's submissions: the ledger, what was sent, and Kaggle."""
 
-    def __init__(self, project: Path, kaggle: Kaggle) -> None:
+    def __init__(self, project: Path, kaggle: KaggleClient) -> None:
         self.project = project
         self.kaggle = kaggle
-        self.ledger = Ledger(project / LEDGER)
-        self.sent = project / SENT
-        self._sending = FileLock(project / FOLDER / ".sending.lock")
+        self.ledger = Ledger(project / LEDGER_FILE)
+        self.sent = project / SENT_DIR
+        self._sending = FileLock(project / SUBMISSIONS_DIR / ".sending.lock")
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
+    def submission_lock(self) -> Iterator[None]:
         """Hold the desk while something is sent; another who sends is waited for."""
         self._sending_folder()
         try:
@@ -64,7 +64,7 @@ class Desk:
         finally:
             self._sending.release()
 
-    def settle(self, remote: list[client.Submission]) -> list[Row]:
+    def reconcile(self, remote: list[client.KaggleSubmission]) -> list[LedgerRow]:
         """Settle the rows that a crash left open, if nobody is sending now; return those that Kaggle has.
 
         ``remote`` is what Kaggle listed. A row that was given up is taken back should Kaggle have it after all.
@@ -74,20 +74,20 @@ class Desk:
         try:
             with self._sending.acquire(timeout=0):
                 for row in self.ledger.rows():
-                    if is_spent(row) or not row["tag"]:
+                    if is_submitted(row) or not row["tag"]:
                         continue
-                    found = tagged(remote, row["tag"])
-                    if not found and is_open(row):
+                    found = find_by_tag(remote, row["tag"])
+                    if not found and is_unresolved(row):
                         print(f"The submission of {row['time_utc']} was cut off: looking for it.", file=sys.stderr)
                         # Looked up again, since one that was under way may come a little later.
                         found = self._look_up(row["tag"])
-                    settled = self.ledger.settle(row, cells(found) if found else {"status": NOT_SENT})
+                    settled = self.ledger.update(row, to_row(found) if found else {"status": NOT_SENT})
                     arrived += [settled] if found else []
         except Timeout:
             pass
         return arrived
 
-    def send(self, csv: Path, content: str, message: str) -> Row:
+    def send(self, csv: Path, content: str, message: str) -> LedgerRow:
         """Send a CSV that was checked, once, and return its row; raises KaggleError if Kaggle does not have it then.
 
         ``content`` is the hash that the check gave. Call within `sending`. The row is written before anything is sent,
@@ -95,25 +95,25 @@ class Desk:
         """
         # Of the content, to be told by eye, and of this attempt, so that a retry can look for it.
         tag = f"{content[:8]}-{uuid.uuid4().hex[:8]}"
-        kept = self._keep(csv, content)
+        kept = self._archive(csv, content)
         row = {
-            "time_utc": now(),
+            "time_utc": utc_now(),
             "reference": "",
             "tag": tag,
             "status": PENDING,
             "description": message,
             "content_sha256": content,
-            **provenance(self.project, content, self.project / LEDGER),
+            **submission_provenance(self.project, content, self.project / LEDGER_FILE),
         }
         self.ledger.add(row)
         try:
             token = upload(self.kaggle, kept, f"{csv.name.partition('.')[0]}.csv.gz")
-        except PipelineError as error:
-            self.ledger.settle(row, {"status": NOT_SENT, "error": str(error)})
+        except CarvanaError as error:
+            self.ledger.update(row, {"status": NOT_SENT, "error": str(error)})
             raise
-        return self.ledger.settle(row, cells(self._create(row, token, message)))
+        return self.ledger.update(row, to_row(self._create(row, token, message)))
 
-    def wait(self, row: Row, tell: Callable[[float], object]) -> Row:
+    def wait(self, row: LedgerRow, tell: Callable[[float], object]) -> LedgerRow:
         """Ask for a submission until it is scored, telling the seconds so far, and return its row.
 
         Raises KaggleError if Kaggle calls it an error, or if that takes longer than an hour.
@@ -130,7 +130,7 @@ class Desk:
             tell(waited)
             time.sleep(pause)
             pause = min(pause * 1.5, 30.0)
-        row = self.ledger.settle(row, cells(found))
+        row = self.ledger.update(row, to_row(found))
         if found.status == "error":
             raise KaggleError(
                 f"Kaggle could not score submission {row['reference']}: {found.error or 'it gives no reason'}. "
@@ -138,25 +138,25 @@ class Desk:
             )
         return row
 
-    def sent_before(self, content: str) -> Row | None:
+    def sent_before(self, content: str) -> LedgerRow | None:
         """Return the last row of a CSV of this content that Kaggle has, or None."""
-        before = [row for row in self.ledger.rows() if row["content_sha256"] == content and is_spent(row)]
+        before = [row for row in self.ledger.rows() if row["content_sha256"] == content and is_submitted(row)]
         return before[-1] if before else None
 
     def last_sent(self) -> tuple[str, Path] | None:
         """Return reference and place of the CSV that was sent last, or None if none was."""
-        spent = [row for row in self.ledger.rows() if is_spent(row) and row["content_sha256"]]
+        spent = [row for row in self.ledger.rows() if is_submitted(row) and row["content_sha256"]]
         return (spent[-1]["reference"], self._place(spent[-1]["content_sha256"])) if spent else None
 
-    def _scored(self, reference: int, waited_s: float) -> client.Submission | None:
+    def _scored(self, reference: int, waited_s: float) -> client.KaggleSubmission | None:
         try:
             found = self.kaggle.submission(reference)
-        except RefusedError as error:
+        except RejectedError as error:
             # Just made, it may not be known everywhere at Kaggle.
             if error.status == 404 and waited_s < _UNKNOWN_AT_FIRST_S:
                 return None
             raise
-        except (NotReachedError, LostAnswerError) as error:  # it is sent: a network that is away ends no waiting
+        except (NotSentError, OutcomeUnknownError) as error:  # it is sent: a network that is away ends no waiting
             print(error, file=sys.stderr)
             return None
         return None if found.status == PENDING else found
@@ -165,22 +165,22 @@ class Desk:
         return self.sent / f"{content}.csv.gz"
 
     def _sending_folder(self) -> None:
-        (self.project / FOLDER).mkdir(exist_ok=True)
+        (self.project / SUBMISSIONS_DIR).mkdir(exist_ok=True)
 
-    def _keep(self, csv: Path, content: str) -> Path:
+    def _archive(self, csv: Path, content: str) -> Path:
         """Put a gzipped copy of a CSV where it stays as it was sent, named by its content, and return it."""
         kept = self._place(content)
         for left_by_a_kill in self.sent.glob(".*.part"):
-            remove(left_by_a_kill)
+            remove_path(left_by_a_kill)
         if kept.is_file() and submission.content_digest(kept) == content:
             return kept
-        with whole_file(kept) as temporary:
+        with atomic_write(kept) as temporary:
             _copy_packed(csv, temporary)
-            if submission.content_digest(temporary, packed=".gz") != content:
-                raise PipelineError(f"{csv} changed after it was checked: run the same again when it is whole.")
+            if submission.content_digest(temporary, compression=".gz") != content:
+                raise CarvanaError(f"{csv} changed after it was checked: run the same again when it is whole.")
         return kept
 
-    def _create(self, row: Row, token: str, message: str) -> client.Submission:
+    def _create(self, row: LedgerRow, token: str, message: str) -> client.KaggleSubmission:
         """Submit the upload, and return what Kaggle has then.
 
         Submitted again only where the connection broke, and a look did not find it. What may be done yet is left open,
@@ -190,67 +190,67 @@ class Desk:
         for last in (False, True):
             try:
                 reference, said = self.kaggle.create(token, description)
-            except LostAnswerError as error:
+            except OutcomeUnknownError as error:
                 print(f"{error} Looking whether the submission arrived.", file=sys.stderr)
-                found = self._look_up_or_leave_open(row["tag"], error.asked_s)
+                found = self._find_or_defer(row["tag"], error.asked_s)
                 if found:
                     return found
                 if last or error.slow:
-                    raise LostAnswerError(f"{error} {_LOOK_AGAIN}") from None
-            except PipelineError as error:
+                    raise OutcomeUnknownError(f"{error} {_LOOK_AGAIN}") from None
+            except CarvanaError as error:
                 # The first try may have arrived after all, and be what Kaggle refuses the second for.
-                found = self._look_up_or_leave_open(row["tag"]) if last else None
+                found = self._find_or_defer(row["tag"]) if last else None
                 if found:
                     return found
                 if last:
-                    raise LostAnswerError(f"{error} {_LOOK_AGAIN}") from None
-                self.ledger.settle(row, {"status": NOT_SENT, "error": str(error)})
+                    raise OutcomeUnknownError(f"{error} {_LOOK_AGAIN}") from None
+                self.ledger.update(row, {"status": NOT_SENT, "error": str(error)})
                 raise
             else:
                 if reference:
-                    return client.Submission(reference, description, PENDING, "", "", "")
-                found = self._look_up_or_leave_open(row["tag"])
+                    return client.KaggleSubmission(reference, description, PENDING, "", "", "")
+                found = self._find_or_defer(row["tag"])
                 if found:
                     return found
                 fault = KaggleError(
                     f"Kaggle took the file, but made no submission of it, and says: {said or 'nothing'}"
                 )
-                self.ledger.settle(row, {"status": NOT_SENT, "error": str(fault)})
+                self.ledger.update(row, {"status": NOT_SENT, "error": str(fault)})
                 raise fault
         raise AssertionError("the last try returns or raises")
 
-    def _look_up_or_leave_open(self, tag: str, asked_s: float | None = None) -> client.Submission | None:
+    def _find_or_defer(self, tag: str, asked_s: float | None = None) -> client.KaggleSubmission | None:
         try:
             return self._look_up(tag, asked_s)
-        except PipelineError as error:
-            raise LostAnswerError(
+        except CarvanaError as error:
+            raise OutcomeUnknownError(
                 f"Whether the submission arrived can't be looked up now. {error} 'carvana submissions' looks again."
             ) from None
 
-    def _look_up(self, tag: str, asked_s: float | None = None) -> client.Submission | None:
+    def _look_up(self, tag: str, asked_s: float | None = None) -> client.KaggleSubmission | None:
         """Look for a submission by its tag, for as long as one that was cut off may take to appear."""
         patience = self.kaggle.patience
         seconds = min(max(patience.lookup_s, asked_s or 0), patience.longest_asked_s)
         ends, pause = time.monotonic() + seconds, seconds / 16
         while True:
-            found = tagged(self.kaggle.submissions(), tag)
+            found = find_by_tag(self.kaggle.submissions(), tag)
             if found or time.monotonic() + pause > ends:
                 return found
             time.sleep(pause)
             pause *= 2
 
 
-def demand_message(message: str) -> str:
+def check_message(message: str) -> str:
     """Return a description as one line; raises PipelineError for one that is empty or too long."""
     message = printable(message)
     if not message:
-        raise PipelineError("-m is empty: say in a few words what this submission is.")
+        raise CarvanaError("-m is empty: say in a few words what this submission is.")
     if len(message) > _LONGEST_MESSAGE:
-        raise PipelineError(f"-m is longer than {_LONGEST_MESSAGE} signs: say it shorter.")
+        raise CarvanaError(f"-m is longer than {_LONGEST_MESSAGE} signs: say it shorter.")
     return message
 
 
-def cells(found: client.Submission) -> Row:
+def to_row(found: client.KaggleSubmission) -> LedgerRow:
     """Return the cells of the ledger that Kaggle decides."""
     return {
         "reference": str(found.reference),
@@ -261,7 +261,7 @@ def cells(found: client.Submission) -> Row:
     }
 
 
-def tagged(remote: list[client.Submission], tag: str) -> client.Submission | None:
+def find_by_tag(remote: list[client.KaggleSubmission], tag: str) -> client.KaggleSubmission | None:
     """Return the submission whose description begins with a tag, or None."""
     return next((found for found in remote if found.description.startswith(f"[{tag}]")), None)
 
@@ -270,7 +270,7 @@ def _copy_packed(csv: Path, target: Path) -> None:
     """Copy a CSV, gzipped; what DVC holds, read-only and by a link, is linked, so that it takes no room twice."""
     if csv.suffix != ".gz":
         with target.open("wb") as raw, gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) as packed:
-            packed.writelines(submission.lines(csv))
+            packed.writelines(submission.read_lines(csv))
     elif csv.stat().st_mode & _WRITABLE:
         shutil.copyfile(csv, target)
     else:

@@ -8,20 +8,20 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from pipeline.errors import CorruptFileError, PipelineError
-from pipeline.kaggle_api.client import Kaggle, RemoteFile
-from pipeline.kaggle_api.faults import KaggleError, of_machine
-from pipeline.kaggle_api.partial import Partial, Version, demand_sound_zip
-from pipeline.kaggle_api.patience import Tries, retry_after
-from pipeline.kaggle_api.shelf import Shelf
-from pipeline.kaggle_api.storage import Storage
+from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.kaggle_api.client import KaggleClient, RemoteFile
+from pipeline.kaggle_api.faults import KaggleError, local_setup_error
+from pipeline.kaggle_api.partial import FileVersion, PartialDownload, check_zip
+from pipeline.kaggle_api.patience import Backoff, retry_after_s
+from pipeline.kaggle_api.shelf import DownloadCache
+from pipeline.kaggle_api.storage import AnonymousSession
 
 _BLOCK = 1 << 18
 
-_SPOILED_AT_MOST = 3
+_MAX_CORRUPT = 3
 
 
-class _CutOffError(KaggleError):
+class _TruncatedDownloadError(KaggleError):
     """The storage stopped before the end."""
 
     def __init__(self, words: str, *, asked_s: float | None = None, expired: bool = False) -> None:
@@ -30,17 +30,17 @@ class _CutOffError(KaggleError):
         self.expired = expired
 
 
-class Transfer:
+class FileDownload:
     """One part of the competition on its way to the shelf."""
 
-    def __init__(self, kaggle: Kaggle, shelf: Shelf, part: str, remote: RemoteFile) -> None:
+    def __init__(self, kaggle: KaggleClient, shelf: DownloadCache, part: str, remote: RemoteFile) -> None:
         """Take up what an earlier run left of the part; ``remote`` is what Kaggle lists of it."""
         self._kaggle = kaggle
         self._shelf = shelf
         self._part = part
         self._remote = remote
-        self._partial = Partial(shelf.partial(part), f"{remote.name} {remote.size} {remote.created}")
-        self._storage = Storage()
+        self._partial = PartialDownload(shelf.partial(part), f"{remote.name} {remote.size} {remote.created}")
+        self._storage = AnonymousSession()
         self._bar: tqdm[NoReturn] = tqdm(
             desc=remote.name, total=remote.size or None, initial=self._partial.size, unit="B", unit_scale=True
         )
@@ -48,50 +48,50 @@ class Transfer:
     def run(self) -> None:
         """Fetch, verify, name and note the file."""
         with self._bar, self._storage:
-            for _ in range(_SPOILED_AT_MOST):
+            for _ in range(_MAX_CORRUPT):
                 self._fetch()
                 try:
-                    return self._take_in()
+                    return self._finalize()
                 except CorruptFileError as error:
                     print(f"\n{error} It is fetched anew.", file=sys.stderr)
                     self._restart()
-                except PipelineError as error:
+                except CarvanaError as error:
                     if error.__cause__ is None:  # it holds what is refused, and not: the drive failed
                         self._restart()
                     raise
-        raise PipelineError(
-            f"{self._remote.name} came damaged {_SPOILED_AT_MOST} times: something between Kaggle and here changes it, "
+        raise CarvanaError(
+            f"{self._remote.name} came damaged {_MAX_CORRUPT} times: something between Kaggle and here changes it, "
             "a proxy maybe, or this machine's disk or memory is at fault."
         )
 
     def _fetch(self) -> None:
         """Fetch to the end, taking up after whatever breaks off, as long as it comes further than before."""
-        tries, furthest, url = Tries(self._kaggle.patience), self._partial.size, ""
+        tries, furthest, url = Backoff(self._kaggle.patience), self._partial.size, ""
         while not self._partial.is_complete:
             try:
                 url = url or self._kaggle.signed_url(self._remote.name)
-                self._go_on(url)
+                self._resume(url)
                 return
-            except _CutOffError as error:
+            except _TruncatedDownloadError as error:
                 url = "" if error.expired else url
                 if self._partial.size > furthest:
                     furthest = self._partial.size
-                    tries.progressed()
+                    tries.reset()
                 self._pause(tries, error)
 
-    def _pause(self, tries: Tries, error: "_CutOffError") -> None:
+    def _pause(self, tries: Backoff, error: "_TruncatedDownloadError") -> None:
         try:
-            tries.again(error, error.asked_s)
-        except _CutOffError:
+            tries.wait_or_raise(error, error.asked_s)
+        except _TruncatedDownloadError:
             raise KaggleError(f"{error} Run the same again later: it goes on from there.") from None
 
-    def _go_on(self, url: str) -> None:
+    def _resume(self, url: str) -> None:
         """Fetch from where the bytes end; raises _CutOffError if the end does not come."""
         try:
             with self._storage.get(
                 url, headers=self._headers(), stream=True, timeout=self._kaggle.patience.timeouts
             ) as response:
-                self._demand_content(response)
+                self._check_content(response)
                 self._prepare(response)
                 with self._partial.file.open("ab", buffering=0) as output:
                     # As they come: whole blocks would be lost with what is missing of them when it breaks off.
@@ -102,10 +102,10 @@ class Transfer:
             # Not its own words, since they hold the signed address.
             late = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
             kind = "did not go on in time" if late else "broke off"
-            raise of_machine(error) or _CutOffError(f"The download of {self._remote.name} {kind}.") from None
-        self._demand_end()
+            raise local_setup_error(error) or _TruncatedDownloadError(f"The download of {self._remote.name} {kind}.") from None
+        self._check_complete()
 
-    def _demand_end(self) -> None:
+    def _check_complete(self) -> None:
         """Raise _CutOffError unless all bytes came; a zip tells by itself where the storage does not."""
         partial, name = self._partial, self._remote.name
         size, expected = partial.size, partial.version.size if partial.version else None
@@ -113,11 +113,11 @@ class Transfer:
             ended = zipfile.is_zipfile(partial.file) if partial.is_zip else size >= self._remote.size
         elif size > expected:
             self._restart()
-            raise _CutOffError(f"The download of {name} is longer than it should be.")
+            raise _TruncatedDownloadError(f"The download of {name} is longer than it should be.")
         else:
             ended = size == expected
         if not ended:
-            raise _CutOffError(f"The download of {name} ended before its end.")
+            raise _TruncatedDownloadError(f"The download of {name} ended before its end.")
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity"}
@@ -128,27 +128,27 @@ class Transfer:
                 headers["If-Range"] = version.condition
         return headers
 
-    def _demand_content(self, response: requests.Response) -> None:
+    def _check_content(self, response: requests.Response) -> None:
         """Raise unless the answer holds bytes of the file: an error's page must not become part of it."""
         status, name = response.status_code, self._remote.name
         if status in (200, 206):
             if "text/html" in response.headers.get("Content-Type", ""):
-                raise _CutOffError(f"A page for browsers came in place of {name}, of a proxy maybe.", expired=True)
+                raise _TruncatedDownloadError(f"A page for browsers came in place of {name}, of a proxy maybe.", expired=True)
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise _CutOffError(f"{name} came packed otherwise than it is stored.")
+                raise _TruncatedDownloadError(f"{name} came packed otherwise than it is stored.")
             return
         if status == 416:
             self._restart()
-            raise _CutOffError(f"The storage has less of {name} than is here: it is fetched anew.")
+            raise _TruncatedDownloadError(f"The storage has less of {name} than is here: it is fetched anew.")
         if status in (408, 429) or status >= 500:
-            asked = retry_after(response.headers.get("Retry-After"))
-            raise _CutOffError(f"The storage of {name} has a fault of its own ({status}).", asked_s=asked)
-        raise _CutOffError(f"The address of {name} has expired or is refused ({status}).", expired=True)
+            asked = retry_after_s(response.headers.get("Retry-After"))
+            raise _TruncatedDownloadError(f"The storage of {name} has a fault of its own ({status}).", asked_s=asked)
+        raise _TruncatedDownloadError(f"The address of {name} has expired or is refused ({status}).", expired=True)
 
     def _prepare(self, response: requests.Response) -> None:
         """Hold the answer against what is here, which is dropped where the two are not of one version."""
         start, total = _extent(response)
-        version = Version.of(response.headers, total)
+        version = FileVersion.of(response.headers, total)
         known = self._partial.version
         if known is not None and known.differs(version):
             print(f"\n{self._remote.name} changed at Kaggle: it is fetched anew.", file=sys.stderr)
@@ -159,27 +159,27 @@ class Transfer:
             # Nothing would tell whether the rest is of the same version: no name for it, and no CRC in it.
             self._restart()
         if start != self._partial.size:
-            raise _CutOffError(f"The storage of {self._remote.name} sends another part than was asked for.")
+            raise _TruncatedDownloadError(f"The storage of {self._remote.name} sends another part than was asked for.")
         if self._partial.version is None:
-            self._partial.begin(version)
+            self._partial.start(version)
         if total:
             self._bar.total = total
             self._bar.refresh()
 
-    def _take_in(self) -> None:
+    def _finalize(self) -> None:
         partial, remote = self._partial, self._remote
-        version = partial.version or Version()
+        version = partial.version or FileVersion()
         if version.md5 and version.md5 != partial.md5:
             raise CorruptFileError(f"{remote.name} has another MD5 than Kaggle's storage says.")
         is_zip = partial.is_zip
         if is_zip:
-            demand_sound_zip(partial.file)
+            check_zip(partial.file)
         elif remote.name.endswith(".zip") or remote.size not in (0, partial.size):
             raise CorruptFileError(f"What came is no {remote.name}, or not of the length that Kaggle lists.")
         target = self._shelf.folder / (f"{self._part}.zip" if is_zip else self._part)
-        self._shelf.make_way(self._part)
+        self._shelf.move_aside(self._part)
         partial.finish(target)
-        self._shelf.enter(self._part, target, remote, partial.md5, version.etag)
+        self._shelf.record(self._part, target, remote, partial.md5, version.etag)
 
     def _restart(self) -> None:
         self._partial.restart()

@@ -6,10 +6,10 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from pipeline.kaggle_api.client import Kaggle
+from pipeline.kaggle_api.client import KaggleClient
 from pipeline.kaggle_api.faults import KaggleError
-from pipeline.kaggle_api.patience import Tries, retry_after
-from pipeline.kaggle_api.storage import Storage
+from pipeline.kaggle_api.patience import Backoff, retry_after_s
+from pipeline.kaggle_api.storage import AnonymousSession
 
 _REFUSED_AT_MOST = 2
 
@@ -23,15 +23,15 @@ class _NotTakenError(KaggleError):
         self.asked_s = asked_s
 
 
-def upload(kaggle: Kaggle, file: Path, name: str) -> str:
+def upload(kaggle: KaggleClient, file: Path, name: str) -> str:
     """Put a file into Kaggle's storage under a name, and return the token that stands for it there.
 
     An upload spends no submission, so it is repeated until it succeeds or patience ends; then raises KaggleError.
     """
-    tries, refusals = Tries(kaggle.patience), 0
+    tries, refusals = Backoff(kaggle.patience), 0
     stat = file.stat()
     token, url, start, furthest = "", "", 0, 0
-    with Storage() as storage:
+    with AnonymousSession() as storage:
         while True:
             if not url:
                 token, url = kaggle.start_upload(name, stat.st_size, int(stat.st_mtime))
@@ -44,13 +44,13 @@ def upload(kaggle: Kaggle, file: Path, name: str) -> str:
                 refusals += error.refused
                 if refusals >= _REFUSED_AT_MOST:
                     raise
-                tries.again(error, error.asked_s)
+                tries.wait_or_raise(error, error.asked_s)
                 taken = None if error.refused else _taken(storage, url, stat.st_size, kaggle.patience.timeouts)
             if taken is None:
                 url = ""
             elif taken > furthest:
                 furthest = taken
-                tries.progressed()
+                tries.reset()
             start = taken or 0
 
 
@@ -73,7 +73,7 @@ def _put(storage: requests.Session, url: str, file: Path, start: int, timeouts: 
             f"Kaggle's storage did not take the upload ({response.status_code}); nothing was submitted. "
             "Run the same again later.",
             refused=refused,
-            asked_s=retry_after(response.headers.get("Retry-After")),
+            asked_s=retry_after_s(response.headers.get("Retry-After")),
         )
 
 

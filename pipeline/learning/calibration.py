@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @no_grad()
-def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
+def update_bn_stats(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the running statistics of ``net`` to the mean of those of ``batches`` of pixels (B, C, H, W).
 
     What training leaves behind are statistics of weights that are no longer: of averaged weights they never were, and

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 
-class Clock(Callback):
+class ThroughputMonitor(Callback):
     """Takes the time of epochs, and apart from it that of scoring them."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Clock(Callback):
         self.total = dict(state_dict)
 
 
-def timing(state: Mapping[str, Any], device: str) -> dict[str, Any]:
+def training_timing(state: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Return what a clock's ``state`` tells of a training on ``device``, for ``timing.json``."""
     return {**state, "images_per_second": state["images"] / state["training_seconds"], "device": device}
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from pipeline.cores import cores
-from pipeline.learning.rasters import Pixels, soft_target, to_input
-from pipeline.learning.settings import Augmentation, InputSettings, TrainSettings
+from pipeline.cores import available_cpus
+from pipeline.learning.rasters import UInt8Array, soft_target, to_network_input
+from pipeline.learning.settings import AugmentSettings, InputSettings, TrainSettings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
 
@@ -27,27 +27,27 @@ Step = tuple[int, int]
 """Epoch and index of an image."""
 
 
-class Reader(Protocol):
+class ImageReader(Protocol):
     """Where rasters come from, by image id."""
 
-    def image(self, image_id: str) -> Pixels:
+    def image(self, image_id: str) -> UInt8Array:
         """Return a photograph, uint8 RGB (1280, 1918, 3)."""
 
-    def mask(self, image_id: str) -> Pixels:
+    def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
 
 
 @dataclass(frozen=True)
-class Examples:
+class CachedImages:
     """What a net sees of some images, and soft targets; all in memory where ``cache_gb`` allows."""
 
     image_ids: Sequence[str]
-    reader: Reader
+    reader: ImageReader
     input: InputSettings
-    cache: tuple[Pixels, Pixels] | None = None
+    cache: tuple[UInt8Array, UInt8Array] | None = None
 
     @classmethod
-    def load(cls, image_ids: Sequence[str], reader: Reader, input: InputSettings, cache_gb: float) -> "Examples":
+    def load(cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, cache_gb: float) -> "CachedImages":
         """Return examples, decoded and shrunk by now if they fit into ``cache_gb``."""
         examples = cls(image_ids, reader, input)
         size = len(image_ids) * input.height * input.width * (input.channel_count + 1)
@@ -56,25 +56,25 @@ class Examples:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index: int) -> tuple[Pixels, Pixels]:
+    def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         """Return image (h, w, C) and target (h, w), both uint8."""
         if self.cache is not None:
             return self.cache[0][index], self.cache[1][index]
         return self._decode(index)
 
-    def image(self, index: int) -> Pixels:
+    def image(self, index: int) -> UInt8Array:
         """Return an image (h, w, C) without its target, uint8."""
         if self.cache is not None:
-            cached: Pixels = self.cache[0][index]
+            cached: UInt8Array = self.cache[0][index]
             return cached
-        return to_input(self.reader.image(self.image_ids[index]), self.input)
+        return to_network_input(self.reader.image(self.image_ids[index]), self.input)
 
-    def _decode(self, index: int) -> tuple[Pixels, Pixels]:
+    def _decode(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         image_id = self.image_ids[index]
-        image_hwC = to_input(self.reader.image(image_id), self.input)
+        image_hwC = to_network_input(self.reader.image(image_id), self.input)
         return image_hwC, soft_target(self.reader.mask(image_id), self.input)
 
-    def _decode_all(self) -> tuple[Pixels, Pixels]:
+    def _decode_all(self) -> tuple[UInt8Array, UInt8Array]:
         shape = (len(self), self.input.height, self.input.width)
         images, targets = np.empty((*shape, self.input.channel_count), np.uint8), np.empty(shape, np.uint8)
 
@@ -82,7 +82,7 @@ class Examples:
             images[index], targets[index] = self._decode(index)
 
         # Decoders let other threads run.
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             list(tqdm(pool.map(fill, range(len(self))), desc="Decoding images", total=len(self), unit="image"))
         return images, targets
 
@@ -90,7 +90,7 @@ class Examples:
 class TrainingSet(Dataset[dict[str, Tensor]]):
     """Examples under augmentation, by (epoch, index)."""
 
-    def __init__(self, examples: Examples, train: TrainSettings, seed: int) -> None:
+    def __init__(self, examples: CachedImages, train: TrainSettings, seed: int) -> None:
         self.examples = examples
         self.seed = seed
         self.augment = augmentation(train.augment, train.crop, examples.input.channels == "rgb")
@@ -103,7 +103,7 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
         epoch, index = step
         image_hwC, target_hw = self.examples[index]
         # From (seed, epoch, image), so that a resumed run sees what an uninterrupted one would have seen.
-        self.augment.set_random_seed(int(_random(self.seed, epoch, index).integers(1 << 31)))
+        self.augment.set_random_seed(int(_random_generator(self.seed, epoch, index).integers(1 << 31)))
         changed = self.augment(image=image_hwC, mask=target_hw)
         image = torch.from_numpy(np.atleast_3d(changed["image"])).permute(2, 0, 1)
         return {"image": image, "target": torch.from_numpy(changed["mask"])[None], "index": torch.tensor(index)}
@@ -112,7 +112,7 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
 class ValidationSet(Dataset[dict[str, Tensor]]):
     """Examples as they are, with true masks at full size, since that is where Kaggle scores."""
 
-    def __init__(self, examples: Examples) -> None:
+    def __init__(self, examples: CachedImages) -> None:
         self.examples = examples
 
     def __len__(self) -> int:
@@ -140,11 +140,11 @@ class EpochSampler(Sampler[Step]):
         return self.size // self.processes
 
     def __iter__(self) -> Iterator[Step]:
-        order = _random(self.seed, self.epoch).permutation(self.size)
+        order = _random_generator(self.seed, self.epoch).permutation(self.size)
         return ((self.epoch, int(index)) for index in order[self.rank : len(self) * self.processes : self.processes])
 
 
-class ShareSampler(Sampler[int]):
+class DistributedEvalSampler(Sampler[int]):
     """Yields each index once, in one of several processes; nothing is repeated to make shares equal."""
 
     def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
@@ -157,7 +157,7 @@ class ShareSampler(Sampler[int]):
         return iter(self.indices)
 
 
-def augmentation(settings: Augmentation, crop: tuple[int, int] | None, colour: bool) -> Any:
+def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, colour: bool) -> Any:
     """Return albumentations' pipeline of ``settings`` for uint8 images and soft masks."""
     steps: list[Any] = [A.RandomCrop(*crop)] if crop else []
     steps.append(A.HorizontalFlip(p=settings.hflip))
@@ -183,31 +183,31 @@ def augmentation(settings: Augmentation, crop: tuple[int, int] | None, colour: b
 
 
 @dataclass(frozen=True)
-class Workers:
+class LoaderOptions:
     """Processes that load images, at most one a processor."""
 
     wanted: int
     gpu: bool
     """Whether a GPU waits for what they load."""
 
-    def options(self, cached: bool) -> dict[str, Any]:
+    def loader_kwargs(self, cached: bool) -> dict[str, Any]:
         """Return them as options of a loader of images that are in memory already, or not."""
         # What is in memory is augmented faster than it is passed between processes, unless a GPU waits for it.
-        count = 0 if cached and not self.gpu else min(self.wanted, cores())
+        count = 0 if cached and not self.gpu else min(self.wanted, available_cpus())
         if not count:
             return {"num_workers": 0}
         return {
             "num_workers": count,
             "persistent_workers": True,
             "pin_memory": self.gpu,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": _limit_threads,
             # Forked, so that they share the images in memory; elsewhere than on Linux, a fork may hang.
             "multiprocessing_context": "fork" if sys.platform == "linux" else None,
         }
 
 
 def training_loader(
-    examples: Examples, train: TrainSettings, workers: Workers, seed: int, rank: int, processes: int
+    examples: CachedImages, train: TrainSettings, workers: LoaderOptions, seed: int, rank: int, processes: int
 ) -> DataLoader[Any]:
     """Return shuffled batches; the last incomplete one is left to another epoch, unless it is the only one."""
     sampler = EpochSampler(len(examples), seed, rank, processes)
@@ -216,26 +216,26 @@ def training_loader(
         batch_size=train.batch_size,
         sampler=sampler,
         drop_last=len(sampler) >= train.batch_size,
-        **workers.options(examples.cache is not None),
+        **workers.loader_kwargs(examples.cache is not None),
     )
 
 
 def validation_loader(
-    examples: Examples, batch_size: int, workers: Workers, rank: int, processes: int
+    examples: CachedImages, batch_size: int, workers: LoaderOptions, rank: int, processes: int
 ) -> DataLoader[Any]:
     """Return every image once, the last batch being what is left."""
-    sampler = ShareSampler(len(examples), rank, processes)
+    sampler = DistributedEvalSampler(len(examples), rank, processes)
     return DataLoader(
-        ValidationSet(examples), batch_size, sampler=sampler, **workers.options(examples.cache is not None)
+        ValidationSet(examples), batch_size, sampler=sampler, **workers.loader_kwargs(examples.cache is not None)
     )
 
 
-def _one_thread(worker: int) -> None:
+def _limit_threads(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-def _random(*key: int) -> np.random.Generator:
+def _random_generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)

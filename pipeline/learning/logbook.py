@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline.files import whole_file
-from pipeline.learning.clock import Clock
-from pipeline.learning.dataset import Reader
-from pipeline.learning.panel import Panel
+from pipeline.files import atomic_write
+from pipeline.learning.clock import ThroughputMonitor
+from pipeline.learning.dataset import ImageReader
+from pipeline.learning.panel import PredictionGrid
 from pipeline.learning.settings import InputSettings, TrainSettings
 
 _POINTS = 100
@@ -42,13 +42,13 @@ _TAGS = {
 """Where TensorBoard shows what: it makes a group of each first part."""
 
 
-def validates(trainer: Trainer) -> bool:
+def is_validation_epoch(trainer: Trainer) -> bool:
     """Return whether the present epoch ends with a validation."""
     every = trainer.check_val_every_n_epoch or 1
     return (trainer.current_epoch + 1) % every == 0
 
 
-class Curves(Callback):
+class MetricsHistory(Callback):
     """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left.
 
     Also has the last epoch validated, whatever ``validate_every`` says: its weights are those that are used.
@@ -93,7 +93,7 @@ class Curves(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's row."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not validates(trainer):
+        if not is_validation_epoch(trainer):
             metrics.pop("dice", None)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append({"epoch": trainer.current_epoch + 1, "lr": rate, **metrics})
@@ -115,7 +115,7 @@ class Curves(Callback):
         self.rows = list(state_dict["rows"])
 
 
-class Gradients(Callback):
+class GradientNormMonitor(Callback):
     """Logs the gradient's norm before clipping, its mean and greatest of an epoch; stands before ``Curves``."""
 
     def __init__(self) -> None:
@@ -138,34 +138,34 @@ class Gradients(Callback):
         pl_module.log_dict({"gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}, rank_zero_only=True)
 
 
-class Pictures(Callback):
+class ValidationGridLogger(Callback):
     """Draws the panel after each epoch, by the weights that are kept: the averaged ones, where there are such."""
 
-    def __init__(self, image_ids: Sequence[str], reader: Reader, input: InputSettings, path: Path) -> None:
+    def __init__(self, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, path: Path) -> None:
         self.image_ids, self.reader, self.input = image_ids, reader, input
         self.path = path
-        self._panel: Panel | None = None
+        self._panel: PredictionGrid | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decode the images, once, where they will be drawn."""
         if trainer.is_global_zero:
-            self._panel = Panel.load(self.image_ids, self.reader, self.input)
+            self._panel = PredictionGrid.load(self.image_ids, self.reader, self.input)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw; the file appears whole or not at all, and before the checkpoint of its epoch."""
         if self._panel is None:
             return
-        with _kept_weights(trainer, pl_module):
-            if not validates(trainer):  # else just measured; averaged weights have none, and would be drawn as blank
+        with _averaged_weights(trainer, pl_module):
+            if not is_validation_epoch(trainer):  # else just measured; averaged weights have none, and would be drawn as blank
                 pl_module.measure(_MEASURED)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_bytes(jpeg)
 
 
 @contextlib.contextmanager
-def _kept_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+def _averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Put the weights that the checkpoint will hold into the net, just as a validation does, and take them out."""
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
     for callback in averaging:
@@ -179,14 +179,14 @@ def _kept_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None
             callback.on_validation_epoch_end(trainer, pl_module)
 
 
-class Logbook(Callback):
+class TensorBoardWriter(Callback):
     """Writes for TensorBoard what other callbacks, which stand before it, found in an epoch.
 
     In ``folder`` lie curves and panels by epoch, in ``folder/batches`` the loss by batch. A log that can't be written
     is given up, once and in words: no training is lost for it.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], curves: Curves, clock: Clock, panel: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], curves: MetricsHistory, clock: ThroughputMonitor, panel: Path) -> None:
         self.folder, self.settings = folder, settings
         self.curves, self.clock, self.panel = curves, clock, panel
         self._epochs: SummaryWriter | None = None
@@ -265,7 +265,7 @@ class Logbook(Callback):
             self._given_up = True
 
 
-def run_folder(runs: Path, digest: str) -> Path:
+def run_dir(runs: Path, digest: str) -> Path:
     """Return the folder for the log of a training: the one of this ``digest`` in ``runs``, else one named by now."""
     earlier = sorted(runs.glob(f"*_{digest[:8]}"))
     return earlier[-1] if earlier else runs / f"{datetime.now():%Y-%m-%d_%H-%M}_{digest[:8]}"

@@ -12,7 +12,7 @@ _BORDER_RADIUS = 3
 """Pixels from an outline that ``border_bce`` still counts as near."""
 
 
-def weighted_sum(
+def compute_losses(
     logits_B1HW: Tensor, target_B1HW: Tensor, weights: Mapping[LossName, float], border_weight: float
 ) -> dict[str, Tensor]:
     """Return every loss as ``loss_<name>``, and their weighted sum as ``loss``; scalars in float32.

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import PipelineError
-from pipeline.files import whole_file, write_json
-from pipeline.learning.settings import ClassicUNet, EncoderUNet, InputSettings, ModelSpec
-from pipeline.places import home
+from pipeline.errors import CarvanaError
+from pipeline.files import atomic_write, write_json
+from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
+from pipeline.places import project_root
 
 CONFIG = "config.json"
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
@@ -25,13 +25,13 @@ WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_GREY_MEAN = (0.449,)
-_GREY_STD = (0.226,)
+_GRAY_MEAN = (0.449,)
+_GRAY_STD = (0.226,)
 
 StateDict = Mapping[str, Tensor]
 
 
-class Net(nn.Module):
+class SegmentationModel(nn.Module):
     """Pixels in, logits out: normalises, pads to the strides of its body, and takes the padding off again."""
 
     mean: Tensor
@@ -39,22 +39,22 @@ class Net(nn.Module):
 
     def __init__(self, body: nn.Module, input: InputSettings, stride: int) -> None:
         super().__init__()
-        self.body = body
+        self.network = body
         self.stride = stride
         rgb = input.channels == "rgb"
         for name, values in (
-            ("mean", _IMAGENET_MEAN if rgb else _GREY_MEAN),
-            ("std", _IMAGENET_STD if rgb else _GREY_STD),
+            ("mean", _IMAGENET_MEAN if rgb else _GRAY_MEAN),
+            ("std", _IMAGENET_STD if rgb else _GRAY_STD),
         ):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Return logits (B, 1, H, W) of pixels (B, C, H, W) from 0 to 255, uint8 or floating."""
         if all(side % self.stride == 0 for side in pixels_BCHW.shape[-2:]):
-            return self.body(self._normal(pixels_BCHW))  # type: ignore[no-any-return]
-        return self.at_any_size(pixels_BCHW)
+            return self.network(self._normal(pixels_BCHW))  # type: ignore[no-any-return]
+        return self.forward_padded(pixels_BCHW)
 
-    def at_any_size(self, pixels_BCHW: Tensor) -> Tensor:
+    def forward_padded(self, pixels_BCHW: Tensor) -> Tensor:
         """Return what ``forward`` does, by a way that is the same for all sizes, as exporters need it."""
         height, width = pixels_BCHW.shape[-2:]
         # Written so that an exporter can reckon that the body sees multiples of its stride.
@@ -63,62 +63,62 @@ class Net(nn.Module):
         top, left = bottom // 2, right // 2
         sides = left, right - left, top, bottom - top
         padded = functional.pad(self._normal(pixels_BCHW), sides, mode="replicate")
-        return functional.pad(self.body(padded), [-side for side in sides])
+        return functional.pad(self.network(padded), [-side for side in sides])
 
     def _normal(self, pixels_BCHW: Tensor) -> Tensor:
         return (pixels_BCHW.to(self.mean.dtype) - self.mean) / self.std
 
 
-def build(
-    spec: ModelSpec, input: InputSettings, seed: int = 0, pretrained: bool = True, init: Path | None = None
-) -> Net:
+def build_model(
+    spec: ModelConfig, input: InputSettings, seed: int = 0, pretrained: bool = True, init: Path | None = None
+) -> SegmentationModel:
     """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``.
 
     With ``init`` it has the weights of that file or of a trained net's folder instead. Raises PipelineError that
     says what does not fit.
     """
     if init is not None:
-        net = build(spec, input, seed, pretrained=False)
+        net = build_model(spec, input, seed, pretrained=False)
         try:
-            load_weights(net, weights_at(init))
-        except PipelineError as error:
-            raise PipelineError(f"{error} Set train.init to weights of this very net, or to null.") from error
+            load_weights(net, weights_path(init))
+        except CarvanaError as error:
+            raise CarvanaError(f"{error} Set train.init_checkpoint to weights of this very net, or to null.") from error
         return net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(spec, ClassicUNet):
-            body: nn.Module = _Classic(spec, input.channel_count)
+        if isinstance(spec, UNetConfig):
+            body: nn.Module = UNet(spec, input.channel_count)
         else:
-            body = _encoder_unet(spec, spec.encoder_weights if pretrained else None)
-            if input.channels == "grey":
-                body = nn.Sequential(_Repeat(3), body)
-    return Net(body, input, spec.stride)
+            body = build_smp_unet(spec, spec.encoder_weights if pretrained else None)
+            if input.channels == "gray":
+                body = nn.Sequential(GrayToRGB(3), body)
+    return SegmentationModel(body, input, spec.stride)
 
 
 def save_weights(path: Path, state: StateDict) -> None:
     """Write weights as safetensors; the file appears whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
 
 
-def save_config(folder: Path, spec: ModelSpec, input: InputSettings, facts: Mapping[str, Any]) -> None:
+def save_config(folder: Path, spec: ModelConfig, input: InputSettings, facts: Mapping[str, Any]) -> None:
     """Write what ``load`` needs to build the net again, and ``facts`` about it for people."""
     config = {"architecture": spec.model_dump(exclude={"input", "train"}), "input": input.model_dump(), **facts}
     write_json(folder / CONFIG, config)
 
 
-def load(folder: Path, weights: str = "last") -> tuple[Net, InputSettings]:
+def load_model(folder: Path, weights: str = "last") -> tuple[SegmentationModel, InputSettings]:
     """Return a trained net, on the CPU, and what it wants to see.
 
     Raises PipelineError if the folder holds no net, or weights of another architecture.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        spec: ModelSpec = TypeAdapter(ModelSpec).validate_python(config["architecture"])
+        spec: ModelConfig = TypeAdapter(ModelConfig).validate_python(config["architecture"])
         input = InputSettings.model_validate(config["input"])
     except (OSError, ValueError, KeyError) as error:
-        raise PipelineError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error
-    net = build(spec, input, pretrained=False)
+        raise CarvanaError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error
+    net = build_model(spec, input, pretrained=False)
     load_weights(net, folder / WEIGHTS[weights])
     return net.eval(), input
 
@@ -128,13 +128,13 @@ def load_weights(net: nn.Module, path: Path) -> None:
     state = read_weights(path)
     unknown = sorted(set(state) - set(net.state_dict()))
     if unknown:
-        raise PipelineError(
+        raise CarvanaError(
             f"{path} holds weights of another architecture: this net has no '{unknown[0]}' ({len(unknown)} such)."
         )
-    _fit(net, state, path)
+    _load_strict(net, state, path)
 
 
-def weights_at(path: Path) -> Path:
+def weights_path(path: Path) -> Path:
     """Return the file of weights that a path leads to: itself, or the last weights in a trained net's folder."""
     return path / WEIGHTS["last"] if path.is_dir() else path
 
@@ -146,19 +146,19 @@ def read_weights(path: Path) -> StateDict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise PipelineError(f"There are no weights at {path}: check the path.") from error
+        raise CarvanaError(f"There are no weights at {path}: check the path.") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise PipelineError(f"{path} can't be read as weights ({error}).") from error
+        raise CarvanaError(f"{path} can't be read as weights ({error}).") from error
     except Exception as error:  # torch.load raises pickle's own errors, of many types, for what it will not unpickle
         # Not in torch's words, which advise to run whatever code the file holds.
-        raise PipelineError(f"{path} holds more than weights, or none: save them as .safetensors.") from error
+        raise CarvanaError(f"{path} holds more than weights, or none: save them as .safetensors.") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict):
-        raise PipelineError(f"{path} holds no weights by name: save the state_dict of a net.")
+        raise CarvanaError(f"{path} holds no weights by name: save the state_dict of a net.")
     return weights
 
 
-def _fit(module: nn.Module, state: StateDict, path: Path) -> None:
+def _load_strict(module: nn.Module, state: StateDict, path: Path) -> None:
     wanted = {name: value.shape for name, value in module.state_dict().items()}
     missing = sorted(set(wanted) - set(state))
     unfit = sorted(name for name in set(wanted) & set(state) if state[name].shape != wanted[name])
@@ -167,10 +167,10 @@ def _fit(module: nn.Module, state: StateDict, path: Path) -> None:
         reason = (
             f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
         )
-        raise PipelineError(f"{path} holds weights of another architecture: {reason} ({len(missing + unfit)} such).")
+        raise CarvanaError(f"{path} holds weights of another architecture: {reason} ({len(missing + unfit)} such).")
     broken = non_finite_name(state)
     if broken is not None:
-        raise PipelineError(f"{path}: '{broken}' contains NaN or infinity. Train the net again with a lower train.lr.")
+        raise CarvanaError(f"{path}: '{broken}' contains NaN or infinity. Train the net again with a lower train.lr.")
     module.load_state_dict({name: state[name] for name in wanted})
 
 
@@ -182,16 +182,16 @@ def non_finite_name(state: StateDict) -> str | None:
     return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
 
 
-class _Classic(nn.Module):
-    def __init__(self, spec: ClassicUNet, channels: int) -> None:
+class UNet(nn.Module):
+    def __init__(self, spec: UNetConfig, channels: int) -> None:
         super().__init__()
         widths, norm = spec.widths, spec.norm
         ins = (channels, *widths[:-1])
-        self.down = nn.ModuleList(_double(a, b, norm) for a, b in zip(ins, widths, strict=True))
+        self.down = nn.ModuleList(double_conv(a, b, norm) for a, b in zip(ins, widths, strict=True))
         self.dropout = nn.Dropout2d(spec.dropout)
         rising = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in rising)
-        self.merge = nn.ModuleList(_double(2 * b, b, norm) for _, b in rising)
+        self.merge = nn.ModuleList(double_conv(2 * b, b, norm) for _, b in rising)
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class _Classic(nn.Module):
         return self.head(features)  # type: ignore[no-any-return]
 
 
-def _double(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:
+def double_conv(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:
     def half(channels: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, channels_out, 3, padding=1, bias=norm == "none")
         return [convolution, *_norm(norm, channels_out), nn.ReLU(inplace=True)]
@@ -220,7 +220,7 @@ def _norm(kind: str, channels: int) -> list[nn.Module]:
     return [nn.GroupNorm(min(8, channels), channels)] if kind == "group" else []
 
 
-class _Repeat(nn.Module):
+class GrayToRGB(nn.Module):
     """Grey pixels for an encoder that expects colours, whose pretrained weights stay as they are."""
 
     def __init__(self, times: int) -> None:
@@ -231,10 +231,10 @@ class _Repeat(nn.Module):
         return grey.expand(-1, self.times, -1, -1)
 
 
-class _Transposed(nn.Module):
+class TransposedDecoderUNet(nn.Module):
     """A U-Net over an encoder whose features grow by one transposed convolution a level, without skip at full size."""
 
-    def __init__(self, spec: EncoderUNet, weights: str | None) -> None:
+    def __init__(self, spec: SmpUNetConfig, weights: str | None) -> None:
         super().__init__()
         from segmentation_models_pytorch.encoders import get_encoder
 
@@ -258,22 +258,22 @@ class _Transposed(nn.Module):
         return self.segmentation_head(features)  # type: ignore[no-any-return]
 
 
-def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
+def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
     # Imported here: it takes seconds, and classic nets do without.
     import segmentation_models_pytorch as smp
 
-    file = weights_file(weights)
+    file = encoder_weights_path(weights)
     if spec.encoder.startswith("tu-") and not file and weights not in (None, "imagenet"):
         # smp would take timm's default weights for any name at all.
-        raise PipelineError(
+        raise CarvanaError(
             f"Encoder '{spec.encoder}' has no weights '{weights}': set encoder_weights to imagenet, a file or null."
         )
     fetched = None if file else weights
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on how timm's encoders want their weights to be named
-            if spec.decoder == "transposed":
-                unet: nn.Module = _Transposed(spec, fetched)
+            if spec.upsampling == "transposed":
+                unet: nn.Module = TransposedDecoderUNet(spec, fetched)
             else:
                 unet = smp.Unet(
                     spec.encoder,
@@ -282,38 +282,38 @@ def _encoder_unet(spec: EncoderUNet, weights: str | None) -> nn.Module:
                     decoder_channels=spec.decoder_channels,
                 )
     except (KeyError, ValueError, RuntimeError, OSError) as error:
-        raise PipelineError(_why_no_encoder(spec.encoder, weights, error)) from error
+        raise CarvanaError(_encoder_error(spec.encoder, weights, error)) from error
     if file:
         encoder = unet.get_submodule("encoder")
-        _fit(encoder, _encoder_state(encoder, read_weights(file)), file)
+        _load_strict(encoder, _encoder_state(encoder, read_weights(file)), file)
     if spec.dropout:
         unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.get_submodule("segmentation_head"))
     return unet
 
 
-def weights_file(weights: str | None) -> Path | None:
+def encoder_weights_path(weights: str | None) -> Path | None:
     """Return the file that ``encoder_weights`` names, in the project's own root if relative; None for a set's name."""
     if weights is None or not ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
         return None
-    return home() / Path(weights).expanduser()
+    return project_root() / Path(weights).expanduser()
 
 
-def init_file(init: str | None, fold: int) -> Path | None:
-    """Return the file that ``train.init`` leads to for a fold, in the project's own root if relative."""
+def init_checkpoint_path(init: str | None, fold: int) -> Path | None:
+    """Return the file that ``train.init_checkpoint`` leads to for a fold, in the project's own root if relative."""
     if init is None:
         return None
-    return weights_at(home() / Path(init.replace("{fold}", str(fold))).expanduser())
+    return weights_path(project_root() / Path(init.replace("{fold}", str(fold))).expanduser())
 
 
-def weights_digest(spec: ModelSpec, init: Path | None = None) -> str | None:
+def initial_weights_digest(spec: ModelConfig, init: Path | None = None) -> str | None:
     """Return a digest of the file that a net starts from, or None where it starts from none."""
-    key, file = "train.init", init
+    key, file = "train.init_checkpoint", init
     if file is None:
-        key, file = "encoder_weights", weights_file(spec.encoder_weights) if isinstance(spec, EncoderUNet) else None
+        key, file = "encoder_weights", encoder_weights_path(spec.encoder_weights) if isinstance(spec, SmpUNetConfig) else None
     if file is None:
         return None
     if not file.is_file():
-        raise PipelineError(f"There are no weights at {file}: check {key}.")
+        raise CarvanaError(f"There are no weights at {file}: check {key}.")
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -331,7 +331,7 @@ def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
     return state
 
 
-def _why_no_encoder(encoder: str, weights: str | None, error: Exception) -> str:
+def _encoder_error(encoder: str, weights: str | None, error: Exception) -> str:
     # Hubs fail with errors of many libraries; what they have in common is that the weights were asked for.
     if weights and not isinstance(error, KeyError):
         return (

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.learning.settings import Precision
-from pipeline.sections import Distinct, Section
+from pipeline.sections import NonEmptyUnique, StrictModel
 
 Split = Literal["oof", "holdout", "test"]
 """Validation cars of a fold, cars held out of all folds, or test images."""
@@ -13,10 +13,10 @@ Split = Literal["oof", "holdout", "test"]
 ViewName = Annotated[str, Field(pattern=r"^(identity|hflip|(hflip\+)?scale:\d+(\.\d+)?)$")]
 """``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
 
-Views = Distinct[ViewName]
+Views = NonEmptyUnique[ViewName]
 
 
-class SplitViews(Section):
+class SplitTTA(StrictModel):
     """Views of each split, so that a view wanted for an ablation never repredicts test."""
 
     oof: Views
@@ -29,24 +29,24 @@ class SplitViews(Section):
     """Of test images; maps are summed over the views. Scoring needs the same ones among ``oof`` and ``holdout``."""
 
     @model_validator(mode="after")
-    def _can_be_scored(self) -> "SplitViews":
+    def _can_be_scored(self) -> "SplitTTA":
         for split in ("oof", "holdout"):
             lacking = set(self.test) - set(getattr(self, split))
             if lacking:
                 raise ValueError(
-                    f"predict.views.test has {sorted(lacking)[0]}, which predict.views.{split} lacks: "
+                    f"predict.tta.test has {sorted(lacking)[0]}, which predict.tta.{split} lacks: "
                     "the submission could not be scored"
                 )
         return self
 
 
-class PredictSettings(Section):
+class PredictSettings(StrictModel):
     """Section ``predict`` of params.yaml."""
 
-    views: SplitViews
+    tta: SplitTTA
     """What each net looks at."""
 
-    weights: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "best"] = "last"
     """Of training: ``best`` was selected on the very images that its out-of-fold score reports."""
 
     precision: Precision = "auto"

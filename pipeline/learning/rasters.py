@@ -8,59 +8,59 @@ from numpy.typing import NDArray
 
 from pipeline.learning.settings import InputSettings
 
-CLAMP = 4.0
+LOGIT_CLAMP = 4.0
 """Logits beyond this count as certain, either way. Measured on real nets and masks: see docs/design.md."""
 
-Pixels = NDArray[np.uint8]
+UInt8Array = NDArray[np.uint8]
 
-Logits = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 
 
-def to_input(image_HWC: Pixels, input: InputSettings) -> Pixels:
+def to_network_input(image_HWC: UInt8Array, input: InputSettings) -> UInt8Array:
     """Return a picture, uint8 RGB of any size, as a net sees it: uint8 (h, w, C), in colour or grey.
 
     Shrunk by area average; where it is smaller, grown by bicubic interpolation.
     """
-    if input.channels == "grey":
+    if input.channels == "gray":
         image_HWC = np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), np.uint8)
-    return np.atleast_3d(_shrink(image_HWC, input))
+    return np.atleast_3d(_downsample(image_HWC, input))
 
 
-def soft_target(mask_HW: Pixels, input: InputSettings) -> Pixels:
+def soft_target(mask_HW: UInt8Array, input: InputSettings) -> UInt8Array:
     """Return the part of each of a net's pixels that is car: uint8 (h, w), 0 to 255."""
-    return _shrink(mask_HW * np.uint8(255), input)
+    return _downsample(mask_HW * np.uint8(255), input)
 
 
-def grow_raster(logits_hw: Logits, height: int, width: int) -> Logits:
+def upsample_logits(logits_hw: Float32Array, height: int, width: int) -> Float32Array:
     """Return logits (height, width), clamped and then grown by bicubic interpolation.
 
     Clamped first, because between a pixel that is certain and one that is not, the outline would else be drawn by
     how certain the certain one is.
     """
-    clamped_hw = np.clip(logits_hw, -CLAMP, CLAMP)
+    clamped_hw = np.clip(logits_hw, -LOGIT_CLAMP, LOGIT_CLAMP)
     if clamped_hw.shape == (height, width):
         return clamped_hw
     return np.asarray(cv2.resize(clamped_hw, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def probability(logits: Logits) -> Logits:
+def clamped_sigmoid(logits: Float32Array) -> Float32Array:
     """Return probabilities, 0 at the clamp to 1 at the other one and exactly 0.5 between: levels, unrounded."""
     # sigmoid(x) - 0.5 is tanh(x / 2) / 2.
-    stretched = np.tanh(logits * np.float32(0.5)) * np.float32(0.5 / np.tanh(CLAMP / 2)) + np.float32(0.5)
+    stretched = np.tanh(logits * np.float32(0.5)) * np.float32(0.5 / np.tanh(LOGIT_CLAMP / 2)) + np.float32(0.5)
     return np.asarray(np.clip(stretched, 0, 1), np.float32)
 
 
-def round_levels(probability: Logits) -> Pixels:
+def quantize_probabilities(probability: Float32Array) -> UInt8Array:
     """Return the nearest levels, 0 to 255, of probabilities: 0.5 is 127.5, which rounds (to even) to 128."""
-    levels: Pixels = np.rint(probability * np.float32(255)).astype(np.uint8)
+    levels: UInt8Array = np.rint(probability * np.float32(255)).astype(np.uint8)
     return levels
 
 
-def _undecided(logits: Logits) -> Pixels:
-    return round_levels(probability(logits))
+def _quantize_unclamped(logits: Float32Array) -> UInt8Array:
+    return quantize_probabilities(clamped_sigmoid(logits))
 
 
-def raster_levels(logits_HW: Logits, undecided: Callable[[Logits], Pixels] = _undecided) -> Pixels:
+def quantize_logits(logits_HW: Float32Array, quantize_unclamped: Callable[[Float32Array], UInt8Array] = _quantize_unclamped) -> UInt8Array:
     """Return probabilities as uint8 levels, rounded: 0 and 255 at the clamp and beyond, 128 from probability 0.5 on.
 
     The range between the clamps is stretched over all levels, so that what is certain is 0 or 255 exactly and maps
@@ -70,12 +70,12 @@ def raster_levels(logits_HW: Logits, undecided: Callable[[Logits], Pixels] = _un
     values = np.ascontiguousarray(logits_HW)
     levels = (values > 0).view(np.uint8) * np.uint8(255)
     # What is as near to the clamp as this rounds to 0 or 255 as well.
-    between = np.flatnonzero(cv2.inRange(values, 0.1 - CLAMP, CLAMP - 0.1).view(np.bool_))
-    levels.ravel()[between] = undecided(values.ravel()[between])
+    between = np.flatnonzero(cv2.inRange(values, 0.1 - LOGIT_CLAMP, LOGIT_CLAMP - 0.1).view(np.bool_))
+    levels.ravel()[between] = quantize_unclamped(values.ravel()[between])
     return levels
 
 
-def _shrink(raster: Pixels, input: InputSettings) -> Pixels:
+def _downsample(raster: UInt8Array, input: InputSettings) -> UInt8Array:
     if input.size == "native":
         return raster
     height, width = input.size

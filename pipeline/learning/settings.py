@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.sections import Section
+from pipeline.sections import StrictModel
 
 LossName = Literal["bce", "border_bce", "dice", "lovasz"]
 
@@ -18,13 +18,13 @@ Size = tuple[PositiveInt, PositiveInt]
 """Height and width in pixels."""
 
 
-class InputSettings(Section):
+class InputSettings(StrictModel):
     """Section ``input`` of params.yaml: what the net sees of a photograph."""
 
     size: Literal["native"] | Size
     """``native`` (1280 x 1918, padded to what the net's strides need), or height and width to shrink to."""
 
-    channels: Literal["rgb", "grey"] = "rgb"
+    channels: Literal["rgb", "gray"] = "rgb"
     """Colour, or luminance only."""
 
     @property
@@ -43,7 +43,7 @@ class InputSettings(Section):
         return 3 if self.channels == "rgb" else 1
 
 
-class Augmentation(Section):
+class AugmentSettings(StrictModel):
     """Random changes to training images; a value of 0 leaves a change out."""
 
     hflip: float = Field(default=0.5, ge=0, le=1)
@@ -65,13 +65,13 @@ class Augmentation(Section):
     """Greatest change of hue and saturation, as parts of the full circle and range; colour input only."""
 
 
-class TrainSettings(Section):
+class TrainSettings(StrictModel):
     """Section ``train`` of params.yaml: how a net learns."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of first weights, order, augmentation and dropout; the fold is mixed in."""
 
-    init: str | None = None
+    init_checkpoint: str | None = None
     """Weights to start from: a trained net's folder, or a file, of the same architecture.
 
     ``{fold}`` in it stands for the fold. None for random ones, and those of ``encoder_weights``.
@@ -83,7 +83,7 @@ class TrainSettings(Section):
     batch_size: PositiveInt
     """Images a step and device."""
 
-    accumulate: PositiveInt = 1
+    accumulate_grad_batches: PositiveInt = 1
     """Batches whose gradients make one optimizer step."""
 
     crop: Size | None = None
@@ -107,13 +107,13 @@ class TrainSettings(Section):
     schedule: Literal["constant", "cosine", "onecycle", "poly", "plateau"] = "cosine"
     """Of the learning rate; ``plateau`` halves it when the validation Dice stands still, the others go by step."""
 
-    warmup: float = Field(default=0.0, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Part of all steps in which the learning rate rises from 0 (cosine, poly, constant, onecycle)."""
 
-    clip: float | None = Field(default=None, gt=0)
+    gradient_clip_norm: float | None = Field(default=None, gt=0)
     """Greatest norm of the gradient; None for no clipping."""
 
-    ema: float | None = Field(default=None, gt=0, lt=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the weights' exponential moving average, which validation and prediction use; None for none."""
 
     precision: Precision = "auto"
@@ -128,11 +128,11 @@ class TrainSettings(Section):
     validate_every: PositiveInt = 1
     """Epochs between validations; the last epoch is always validated."""
 
-    augment: Augmentation = Augmentation()
+    augment: AugmentSettings = AugmentSettings()
     """Random changes to training images."""
 
 
-class MachineSettings(Section):
+class HardwareSettings(StrictModel):
     """Section ``machine`` of params.yaml: what decides how fast a result comes, not what it is. DVC ignores it."""
 
     device: Device = "auto"
@@ -148,10 +148,10 @@ class MachineSettings(Section):
     """Images a forward pass of prediction, and of scoring while training."""
 
 
-class ClassicUNet(Section):
+class UNetConfig(StrictModel):
     """The U-Net as it was published: double convolutions, transposed-convolution decoder."""
 
-    net: Literal["classic"]
+    architecture: Literal["unet"]
     """Which family."""
 
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
@@ -175,10 +175,10 @@ class ClassicUNet(Section):
         return int(2 ** (len(self.widths) - 1))
 
 
-class EncoderUNet(Section):
+class SmpUNetConfig(StrictModel):
     """``segmentation_models_pytorch.Unet`` over any encoder it knows, timm's ``tu-...`` among them."""
 
-    net: Literal["encoder"]
+    architecture: Literal["smp_unet"]
     """Which family."""
 
     encoder: str
@@ -187,7 +187,7 @@ class EncoderUNet(Section):
     encoder_weights: str | None = None
     """``imagenet`` or another set that the encoder has, the path of a local file, or None for random ones."""
 
-    decoder: Literal["resized", "transposed"] = "resized"
+    upsampling: Literal["nearest", "transposed"] = "nearest"
     """How features grow from level to level: smp's own (nearest neighbour, then two convolutions), or a transposed
     convolution alone, which is smaller."""
 
@@ -209,20 +209,20 @@ class EncoderUNet(Section):
         return int(2 ** len(self.decoder_channels))
 
 
-ModelSpec = Annotated[ClassicUNet | EncoderUNet, Field(discriminator="net")]
+ModelConfig = Annotated[UNetConfig | SmpUNetConfig, Field(discriminator="architecture")]
 
 
-class Design(BaseModel):
+class ResolvedModel(BaseModel):
     """A model as it will be built and trained: its spec, with the defaults of ``input`` and ``train`` filled in."""
 
     model_config = ConfigDict(frozen=True)
 
-    spec: ModelSpec
+    spec: ModelConfig
     input: InputSettings
     train: TrainSettings
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Design":
+    def _sizes_fit(self) -> "ResolvedModel":
         sizes = {"train.crop": self.train.crop, "input.size": None if self.input.size == "native" else self.input.size}
         for key, size in sizes.items():
             if size is not None and any(side % self.spec.stride for side in size):

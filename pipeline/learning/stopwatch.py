@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass
-class Lap:
+class TimingRecord:
     """Images that were predicted, the wall's seconds for them with all their views, and the device's for each view."""
 
     images: int = 0
@@ -18,7 +18,7 @@ class Lap:
     views: dict[str, float] = field(default_factory=dict)
 
 
-class Spans:
+class DeviceSpans:
     """Stretches of one batch's work on a device, by view.
 
     A GPU notes their borders itself, when it gets there, so that nobody waits for it.
@@ -30,7 +30,7 @@ class Spans:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def of(self, view: str) -> Iterator[None]:
+    def span(self, view: str) -> Iterator[None]:
         """Count what the block gives the device to do as the view's; several blocks of a view add up."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -54,7 +54,7 @@ class Spans:
         return time.perf_counter()
 
 
-class Stopwatch:
+class PredictionTimer:
     """Measures streams of batches, which may come from several threads, one stream after the other.
 
     The first batch it ever sees is a lap of its own: it warms up memory, algorithms and the pipeline.
@@ -69,10 +69,10 @@ class Stopwatch:
     def start(self) -> None:
         """Begin a stream; what was measured of the one before is forgotten."""
         with self._lock:
-            self._first, self._later = (Lap(views=dict.fromkeys(self._views, 0.0)) for _ in range(2))
+            self._first, self._later = (TimingRecord(views=dict.fromkeys(self._views, 0.0)) for _ in range(2))
             self._since = time.perf_counter()
 
-    def batch(self, images: int, spans: Spans) -> None:
+    def add_batch(self, images: int, spans: DeviceSpans) -> None:
         """Count a batch that the device has done."""
         with self._lock:
             lap = self._later if self._warm else self._first
@@ -88,11 +88,11 @@ class Stopwatch:
         with self._lock:
             self._count_to(self._later if self._later.images else self._first)
 
-    def laps(self) -> tuple[Lap, Lap]:
+    def warmup_and_rest(self) -> tuple[TimingRecord, TimingRecord]:
         """Return what the stream's warming batch took, no images where it had none, and what the others took."""
         return self._first, self._later
 
-    def _count_to(self, lap: Lap) -> None:
+    def _count_to(self, lap: TimingRecord) -> None:
         now = time.perf_counter()
         lap.seconds += now - self._since
         self._since = now

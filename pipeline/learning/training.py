@@ -22,86 +22,92 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer, lr_scheduler
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.errors import PipelineError
-from pipeline.files import publish, whole_file, write_json, write_text
-from pipeline.learning.calibration import calibrate
-from pipeline.learning.clock import Clock, timing
-from pipeline.learning.dataset import Examples, Reader, Workers, training_loader, validation_loader
-from pipeline.learning.devices import describe, resolve_device, resolve_precision
-from pipeline.learning.logbook import Curves, Gradients, Logbook, Pictures, validates
-from pipeline.learning.losses import weighted_sum
-from pipeline.learning.models import WEIGHTS, Net, build, non_finite_name, save_config, save_weights
-from pipeline.learning.pixels import grow, memory_format
-from pipeline.learning.settings import Design, MachineSettings, TrainSettings
+from pipeline.errors import CarvanaError
+from pipeline.files import atomic_write, publish_tree, write_json, write_text
+from pipeline.learning.calibration import update_bn_stats
+from pipeline.learning.clock import ThroughputMonitor, training_timing
+from pipeline.learning.dataset import CachedImages, ImageReader, LoaderOptions, training_loader, validation_loader
+from pipeline.learning.devices import device_label, resolve_device, resolve_precision
+from pipeline.learning.logbook import (
+    GradientNormMonitor,
+    MetricsHistory,
+    TensorBoardWriter,
+    ValidationGridLogger,
+    is_validation_epoch,
+)
+from pipeline.learning.losses import compute_losses
+from pipeline.learning.models import WEIGHTS, SegmentationModel, build_model, non_finite_name, save_config, save_weights
+from pipeline.learning.pixels import memory_format, upsample_logits_tensor
+from pipeline.learning.settings import HardwareSettings, ResolvedModel, TrainSettings
 
 _CHECKPOINT = "last.ckpt"
 
 _PANEL = "panel.jpg"
 
-_CALIBRATING = 64
+_BN_IMAGES = 64
 """Training images, about, that running statistics are measured on."""
 
-_WHAT_STEADIES = "lower train.lr, set train.clip to 1.0, or train.precision to 32"
+_NAN_HINT = "lower train.lr, set train.gradient_clip_norm to 1.0, or train.precision to 32"
 """What to do about numbers that are not finite."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """One net to train: the design, the images to learn from and those to be scored on."""
 
-    design: Design
+    model: ResolvedModel
     seed: int
     train_ids: Sequence[str]
     validation_ids: Sequence[str]
-    reader: Reader
-    machine: MachineSettings
-    init: Path | None = None
+    reader: ImageReader
+    hardware: HardwareSettings
+    init_checkpoint: Path | None = None
     """Weights to start from: see ``models.build``."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Written into the net's config.json, for people."""
 
 
-def train(job: Job, work: Path, log: Path | None = None) -> Path:
+def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
     """Train a net and return the folder, below ``work``, of weights, config, curves, metrics and a panel of pictures.
 
     ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. ``log`` is a folder for
     TensorBoard's events. Raises PipelineError if the loss turns NaN or infinite, or the device asked for is missing.
     """
-    settings = job.design.train
-    device = resolve_device(job.machine.device)
+    settings = job.model.train
+    device = resolve_device(job.hardware.device)
     if device.type == "cuda" and settings.devices > torch.cuda.device_count():
-        raise PipelineError(
+        raise CarvanaError(
             f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
         )
-    segmenter = Segmenter(build(job.design.spec, job.design.input, job.seed, init=job.init), job, device)
+    segmenter = SegmentationModule(build_model(job.model.spec, job.model.input, job.seed, init=job.init_checkpoint), job, device)
     trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
-    with _one_voice():
-        trainer.fit(segmenter, _Data(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
+    with _reraise_worker_errors():
+        trainer.fit(segmenter, SegmentationData(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
     parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
-    return _collect(job, work, describe(device, resolve_precision(settings.precision, device)), parameters)
+    return _write_model_dir(job, work, device_label(device, resolve_precision(settings.precision, device)), parameters)
 
 
-def _callbacks(job: Job, work: Path, log: Path | None) -> list[Callback]:
+def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
     """Return what looks on: each hears of an epoch's end after those before it, the checkpoint last."""
-    settings, design = job.design.train, job.design
-    curves, clock = Curves(settings), Clock()
-    pictures = Pictures(job.validation_ids, job.reader, design.input, work / _PANEL)
+    settings, design = job.model.train, job.model
+    curves, clock = MetricsHistory(settings), ThroughputMonitor()
+    pictures = ValidationGridLogger(job.validation_ids, job.reader, design.input, work / _PANEL)
     told = {**job.facts, "seed": job.seed, **design.model_dump(mode="json")}
-    books = [Logbook(log, told, curves, clock, work / _PANEL)] if log else []
+    books = [TensorBoardWriter(log, told, curves, clock, work / _PANEL)] if log else []
     averaging = _averaging(settings)
-    return [BestWeights(work), *averaging, Gradients(), curves, clock, pictures, *books, _LastCheckpoint(work)]
+    return [BestWeights(work), *averaging, GradientNormMonitor(), curves, clock, pictures, *books, LastCheckpoint(work)]
 
 
 @contextlib.contextmanager
-def _one_voice() -> Iterator[None]:
+def _reraise_worker_errors() -> Iterator[None]:
     """Raise what a loading or a training process raised as if it had been raised here, without its traceback."""
     try:
         yield
-    except (PipelineError, ProcessRaisedException) as error:
+    except (CarvanaError, ProcessRaisedException) as error:
         of_users = re.split(r"^pipeline\.errors\.\w+: ", str(error), flags=re.MULTILINE)
         if len(of_users) > 1:
-            raise PipelineError(of_users[-1].strip()) from error
+            raise CarvanaError(of_users[-1].strip()) from error
         last_line = str(error).strip().splitlines()[-1]
         if re.match(r"[\w.]*(OutOfMemory|Memory)Error\b", last_line):
             raise MemoryError(last_line.partition(": ")[2]) from error
@@ -110,13 +116,13 @@ def _one_voice() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-class Segmenter(LightningModule):
+class SegmentationModule(LightningModule):
     """Loss, score, optimizer and schedule of a net."""
 
-    def __init__(self, net: Net, job: Job, device: torch.device) -> None:
+    def __init__(self, net: SegmentationModel, job: TrainJob, device: torch.device) -> None:
         super().__init__()
         self.net = net
-        self.settings = job.design.train
+        self.settings = job.model.train
         self.seed = job.seed
         self.image_ids = job.train_ids
         self.dice_sum, self.dice_count = 0.0, 0
@@ -132,9 +138,9 @@ class Segmenter(LightningModule):
         """Return the loss of a batch; raises PipelineError if it is no finite number."""
         settings = self.settings
         logits_B1HW = self.net(batch["image"])
-        parts = weighted_sum(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
+        parts = compute_losses(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
         if not torch.isfinite(parts["loss"]):
-            raise PipelineError(self._not_finite(parts, batch))
+            raise CarvanaError(self._non_finite_message(parts, batch))
         self.log_dict(
             {name: part.detach() for name, part in parts.items()}, on_step=False, on_epoch=True, sync_dist=True
         )
@@ -144,8 +150,8 @@ class Segmenter(LightningModule):
         """Begin a new mean, with running statistics of the weights that are scored, the same in every process."""
         self.dice_sum, self.dice_count = 0.0, 0
         if self.trainer.is_global_zero:
-            self.measure(_CALIBRATING)
-            self._demand_finite_weights()
+            self.refresh_bn_stats(_BN_IMAGES)
+            self._check_finite_weights()
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -154,10 +160,10 @@ class Segmenter(LightningModule):
         """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
         logits_B1HW = self.net(batch["image"])
         if not torch.isfinite(logits_B1HW).all():
-            raise PipelineError(
-                f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_WHAT_STEADIES}."
+            raise CarvanaError(
+                f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_NAN_HINT}."
             )
-        logits_BHW = grow(logits_B1HW, HEIGHT, WIDTH)
+        logits_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH)
         for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
             total = int(mask_HW.sum()) + int(true_HW.sum())
             self.dice_sum += 2 * int((mask_HW & true_HW).sum()) / total if total else 1.0
@@ -170,7 +176,7 @@ class Segmenter(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Let ``plateau`` see the epoch's score, if there is one."""
         schedule = self.lr_schedulers()
-        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and validates(self.trainer):
+        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and is_validation_epoch(self.trainer):
             schedule.step(self.validation_dice())
 
     def validation_dice(self) -> float:
@@ -193,22 +199,22 @@ class Segmenter(LightningModule):
             never = self.settings.epochs + 1
             rule = {"scheduler": plateau, "interval": "epoch", "frequency": never, "monitor": "dice", "strict": False}
             return {"optimizer": optimizer, "lr_scheduler": rule}
-        schedule = lr_scheduler.LambdaLR(optimizer, learning_rate_curve(self.settings, steps))
+        schedule = lr_scheduler.LambdaLR(optimizer, lr_lambda(self.settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def measure(self, count: int) -> None:
+    def refresh_bn_stats(self, count: int) -> None:
         """Measure running statistics anew, on about so many training images, for the weights that are in the net."""
         with self.trainer.precision_plugin.forward_context():
-            calibrate(self.net, self._spread(count))
+            update_bn_stats(self.net, self._bn_batches(count))
 
-    def _demand_finite_weights(self) -> None:
+    def _check_finite_weights(self) -> None:
         name = non_finite_name(self.net.state_dict())
         if name is not None:
-            raise PipelineError(
-                f"The net's '{name}' contains NaN or infinity after epoch {self.current_epoch + 1}: {_WHAT_STEADIES}."
+            raise CarvanaError(
+                f"The net's '{name}' contains NaN or infinity after epoch {self.current_epoch + 1}: {_NAN_HINT}."
             )
 
-    def _spread(self, count: int) -> Iterator[Tensor]:
+    def _bn_batches(self, count: int) -> Iterator[Tensor]:
         """Yield batches of about so many training images, evenly spaced, as this epoch changes them."""
         images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         chosen = range(0, len(images), max(1, len(images) // count))
@@ -217,18 +223,18 @@ class Segmenter(LightningModule):
             batch = torch.stack([images[self.current_epoch, index]["image"] for index in part])
             yield batch.to(self.device)
 
-    def _not_finite(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
+    def _non_finite_message(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
         values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items() if name != "loss")
         images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
         return (
             f"The loss is no finite number in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
-            f"{_WHAT_STEADIES}."
+            f"{_NAN_HINT}."
         )
 
 
-def learning_rate_curve(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+def lr_lambda(settings: TrainSettings, steps: int) -> Callable[[int], float]:
     """Return the factor on ``lr`` by step: a warm-up from near 0, then the schedule down to the last step."""
-    warmup = round(settings.warmup * steps)
+    warmup = round(settings.warmup_fraction * steps)
     if settings.schedule == "onecycle":
         warmup = warmup or round(0.3 * steps)
     falls: dict[str, Callable[[float], float]] = {
@@ -258,7 +264,7 @@ class BestWeights(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the weights if they are the best so far."""
-        assert isinstance(pl_module, Segmenter)
+        assert isinstance(pl_module, SegmentationModule)
         dice = pl_module.validation_dice()
         if dice > self.dice:
             self.dice, self.epoch = dice, trainer.current_epoch + 1
@@ -274,7 +280,7 @@ class BestWeights(Callback):
         self.dice, self.epoch = state_dict["dice"], state_dict["epoch"]
 
 
-class _LastCheckpoint(Checkpoint):
+class LastCheckpoint(Checkpoint):
     """Keeps the state of the last whole epoch: optimizer, schedule, scaler, averages and rows included."""
 
     def __init__(self, folder: Path) -> None:
@@ -288,38 +294,38 @@ class _LastCheckpoint(Checkpoint):
                 older.unlink()
 
 
-class _WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that replace the one before at one stroke: Lightning's own go through another file system."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with whole_file(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
 
-class _Data(LightningDataModule):
+class SegmentationData(LightningDataModule):
     """Loaders, made in each process, each with its share of the images."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainJob) -> None:
         super().__init__()
         self.job = job
 
     def train_dataloader(self) -> Any:
-        examples, train = self._examples(self.job.train_ids), self.job.design.train
+        examples, train = self._examples(self.job.train_ids), self.job.model.train
         return training_loader(examples, train, self._workers(), self.job.seed, *self._share())
 
     def val_dataloader(self) -> Any:
         # Whole images, where training may see small crops: in batches as prediction has them.
-        examples, batch_size = self._examples(self.job.validation_ids), self.job.machine.predict_batch
+        examples, batch_size = self._examples(self.job.validation_ids), self.job.hardware.predict_batch
         return validation_loader(examples, batch_size, self._workers(), *self._share())
 
-    def _workers(self) -> Workers:
-        return Workers(self.job.machine.workers, resolve_device(self.job.machine.device).type == "cuda")
+    def _workers(self) -> LoaderOptions:
+        return LoaderOptions(self.job.hardware.workers, resolve_device(self.job.hardware.device).type == "cuda")
 
-    def _examples(self, image_ids: Sequence[str]) -> Examples:
+    def _examples(self, image_ids: Sequence[str]) -> CachedImages:
         # The memory is shared by training and validation images, and by the processes.
         share = len(image_ids) / (len(self.job.train_ids) + len(self.job.validation_ids)) / self._share()[1]
-        cache_gb = self.job.machine.cache_gb * share
-        return Examples.load(image_ids, self.job.reader, self.job.design.input, cache_gb)
+        cache_gb = self.job.hardware.cache_gb * share
+        return CachedImages.load(image_ids, self.job.reader, self.job.model.input, cache_gb)
 
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -331,7 +337,7 @@ def _best(epoch: int | str) -> str:
 
 
 def _trainer(settings: TrainSettings, device: torch.device, work: Path, callbacks: list[Callback]) -> Trainer:
-    _quieten()
+    _silence_lightning()
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=settings.devices,
@@ -340,10 +346,10 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
         strategy=DDPStrategy(start_method="spawn", broadcast_buffers=False) if settings.devices > 1 else "auto",
         precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]
         max_epochs=settings.epochs,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        gradient_clip_val=settings.gradient_clip_norm,
         callbacks=callbacks,
-        plugins=[_WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
         default_root_dir=work,
         check_val_every_n_epoch=settings.validate_every,
         num_sanity_val_steps=0,
@@ -360,11 +366,11 @@ def _lightning_precision(dtype: torch.dtype) -> str:
 
 
 def _averaging(settings: TrainSettings) -> list[Callback]:
-    return [WeightAveraging(use_buffers=True, multi_avg_fn=_MovingAverage(settings.ema))] if settings.ema else []
+    return [WeightAveraging(use_buffers=True, multi_avg_fn=EmaUpdate(settings.ema_decay))] if settings.ema_decay else []
 
 
 @dataclass(frozen=True)
-class _MovingAverage:
+class EmaUpdate:
     decay: float
 
     def __call__(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
@@ -376,7 +382,7 @@ class _MovingAverage:
             torch._foreach_copy_(averaged, current)
 
 
-def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
+def _optimizer(net: SegmentationModel, settings: TrainSettings) -> Optimizer:
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     optimizers: dict[str, Callable[[], Optimizer]] = {
         "adam": lambda: torch.optim.Adam(net.parameters(), **common),
@@ -387,7 +393,7 @@ def _optimizer(net: Net, settings: TrainSettings) -> Optimizer:
     return optimizers[settings.optimizer]()
 
 
-def _collect(job: Job, work: Path, device: str, parameters: int) -> Path:
+def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) -> Path:
     """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
@@ -396,17 +402,17 @@ def _collect(job: Job, work: Path, device: str, parameters: int) -> Path:
     folder.mkdir(exist_ok=True)
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
     save_weights(folder / WEIGHTS["last"], net)
-    publish(work / _best(best["epoch"]), folder / WEIGHTS["best"])
-    publish(work / _PANEL, folder / _PANEL)
-    save_config(folder, job.design.spec, job.design.input, job.facts)
+    publish_tree(work / _best(best["epoch"]), folder / WEIGHTS["best"])
+    publish_tree(work / _PANEL, folder / _PANEL)
+    save_config(folder, job.model.spec, job.model.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    write_json(folder / "timing.json", timing(states["Clock"], device))
+    write_json(folder / "timing.json", training_timing(states["Clock"], device))
     scores = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
     write_json(folder / "metrics.json", scores | {"parameters": parameters})
     return folder
 
 
-def _quieten() -> None:
+def _silence_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

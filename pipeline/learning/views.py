@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,14 +13,14 @@ _SCALE = re.compile(r"scale:(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
-class View:
+class TTATransform:
     """A way to look at a picture: mirrored left to right or not, at a scale."""
 
     hflip: bool = False
     scale: float = 1.0
 
     @classmethod
-    def parse(cls, name: str) -> "View":
+    def parse(cls, name: str) -> "TTATransform":
         """Return the view that ``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75`` names."""
         hflip, scale = False, 1.0
         for word in name.split("+"):
@@ -30,14 +30,14 @@ class View:
             elif word == "hflip":
                 hflip = True
             elif word != "identity":
-                raise PipelineError(f"There is no view '{name}': use identity, hflip, scale:0.75 or hflip+scale:0.75.")
+                raise CarvanaError(f"There is no view '{name}': use identity, hflip, scale:0.75 or hflip+scale:0.75.")
         return cls(hflip, scale)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width at which this view sees so many pixels."""
         return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
-    def apply(self, pixels_BCHW: "Tensor") -> "Tensor":
+    def augment(self, pixels_BCHW: "Tensor") -> "Tensor":
         """Return floating pixels as this view sees them."""
         if self.scale != 1.0:
             from torch.nn import functional
@@ -49,6 +49,6 @@ class View:
             )
         return pixels_BCHW.flip(-1) if self.hflip else pixels_BCHW
 
-    def undo(self, logits_B1HW: "Tensor") -> "Tensor":
+    def deaugment(self, logits_B1HW: "Tensor") -> "Tensor":
         """Return logits the right way round; their size is left to whoever grows them, who grows them once."""
         return logits_B1HW.flip(-1) if self.hflip else logits_B1HW

@@ -9,13 +9,21 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from pipeline.reporting.tables import MERGES, SPLITS, best_at_each_cost, cost_of, front_of, in_words, like_current_but
-from pipeline.reporting.words import A_FOLD
+from pipeline.reporting.tables import (
+    MERGE_TITLES,
+    SPLIT_TITLES,
+    best_at_each_cost,
+    describe_setting,
+    differs_only_in,
+    pareto_rows,
+    with_cost,
+)
+from pipeline.reporting.words import PER_FOLD
 
-Spec = dict[str, Any]
+ChartSpec = dict[str, Any]
 """A chart in Vega-Lite's words."""
 
-KINDS = ("single net", "folds", "models")
+SETTING_KINDS = ("single net", "folds", "models")
 COST_WORDS = {"seconds": "seconds an image", "passes": "forward passes an image"}
 
 _LINE, _NOW, _WORD, _HALO = "front", "now", "word", "halo"
@@ -31,22 +39,22 @@ _TICKS = 8
 """Epochs that are named, at most; the axis's own choice would name halves, rounded."""
 
 
-def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mapping[Any, Any] | None = None) -> Spec:
+def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mapping[Any, Any] | None = None) -> ChartSpec:
     """Return Dice against cost for the settings of one split: the best at each cost, the front, the current one.
 
     With ``pick``, clicks select points under that name, by their ``setting`` in words. ``chosen`` is marked too.
     """
-    cost = cost_of(rows)
+    cost = with_cost(rows)
     shown = best_at_each_cost(rows)
-    words = [in_words(row) for row in shown.to_dict("records")]
+    words = [describe_setting(row) for row in shown.to_dict("records")]
     columns = dict.fromkeys(["dice", "difference", "kind", "current", "passes", cost])
     points = shown[list(columns)].assign(setting=words)
     wide = rows[cost].max() > _WIDE * rows[cost].min()
     scale = alt.Scale(type="log", nice=False, padding=14) if wide else alt.Scale(zero=False, padding=14)
     # All kinds have their colour, whichever occur here, so that it means the same in every chart.
-    domain, legend = alt.Scale(domain=list(KINDS)), alt.Legend(values=_in_order(rows["kind"], KINDS))
+    domain, legend = alt.Scale(domain=list(SETTING_KINDS)), alt.Legend(values=_ordered(rows["kind"], SETTING_KINDS))
     axis = alt.Axis(format="~g", tickCount=6, tickMinStep=1 if cost == "passes" else alt.Undefined)
-    title = f"{COST_WORDS[cost]}, by {A_FOLD}" if (rows["split"] == "oof").all() else COST_WORDS[cost]
+    title = f"{COST_WORDS[cost]}, by {PER_FOLD}" if (rows["split"] == "oof").all() else COST_WORDS[cost]
     x = alt.X(f"{cost}:Q", title=title, scale=scale, axis=axis)
     tooltip = [
         alt.Tooltip("setting:N", title="setting"),
@@ -66,14 +74,14 @@ def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mappin
     if pick:
         picked = alt.selection_point(name=pick, fields=["setting"])
         marks = marks.encode(opacity=alt.condition(picked, alt.value(0.9), alt.value(0.25))).add_params(picked)
-    front = _chart(front_of(rows)[[cost, "dice"]]).mark_line(style=_LINE, interpolate="step-after")
+    front = _chart(pareto_rows(rows)[[cost, "dice"]]).mark_line(style=_LINE, interpolate="step-after")
     layers = front.encode(x=x, y=_dice()) + _marked(points[points["current"]], x, tooltip)
     if chosen:
         layers += _marked(pd.DataFrame([chosen])[[cost, "dice"]], x, [], "chosen")
     return _spec(layers + marks)  # points last, so that a ring never keeps a click from one
 
 
-def fold_worth(rows: pd.DataFrame) -> Spec:
+def fold_worth(rows: pd.DataFrame) -> ChartSpec:
     """Return Dice against the number of folds: every subset, and a line a model with its spread.
 
     One subset by itself tells nothing of the spread.
@@ -95,18 +103,18 @@ def fold_worth(rows: pd.DataFrame) -> Spec:
     return _spec(band + line + points.encode(x=x, y=_dice(), color=colour, tooltip=told))
 
 
-def threshold_curve(rows: pd.DataFrame) -> Spec:
+def threshold_curve(rows: pd.DataFrame) -> ChartSpec:
     """Return Dice against the threshold for the settings of one split that are else as the current one."""
-    alike = like_current_but(rows, "merge", "threshold")
-    points = alike[["threshold", "merge", "dice", "current"]].replace({"merge": MERGES})
+    alike = differs_only_in(rows, "merge", "threshold")
+    points = alike[["threshold", "merge", "dice", "current"]].replace({"merge": MERGE_TITLES})
     x = alt.X("threshold:Q", title="probability from which on a pixel is car", scale=_padded())
-    colour = alt.Color("merge:N", title=None, scale=alt.Scale(domain=_in_order(points["merge"], MERGES.values())))
+    colour = alt.Color("merge:N", title=None, scale=alt.Scale(domain=_ordered(points["merge"], MERGE_TITLES.values())))
     tooltip = [alt.Tooltip("merge:N", title="merge"), alt.Tooltip("threshold:Q"), _dice_tooltip()]
     line = _chart(points).mark_line(point={"size": 45}).encode(x=x, y=_dice(), color=colour, tooltip=tooltip)
     return _spec(line + _marked(points[points["current"]], x, tooltip))
 
 
-def training_curves(rows: pd.DataFrame, column: str, title: str) -> Spec:
+def training_curves(rows: pd.DataFrame, column: str, title: str) -> ChartSpec:
     """Return a column of the nets' curves against the epoch, a line a net; colours tell models apart, or else nets."""
     model = rows["net"].str.rpartition("/")[0]
     lines = rows[["net", "epoch", column]].assign(colour=model if model.nunique() > 1 else rows["net"])
@@ -123,15 +131,15 @@ def training_curves(rows: pd.DataFrame, column: str, title: str) -> Spec:
     )
 
 
-def dice_by_angle(images: pd.DataFrame) -> Spec:
+def dice_by_angle(images: pd.DataFrame) -> ChartSpec:
     """Return Dice against the angle of the turntable: the median of a split, and the half of it around that."""
     grouped = images.groupby(["split", "angle"], sort=False)["dice"]
     quarters = {name: grouped.quantile(part) for name, part in (("low", 0.25), ("median", 0.5), ("high", 0.75))}
-    rows = grouped.agg(lowest="min", images="size").assign(**quarters).reset_index().replace({"split": SPLITS})
+    rows = grouped.agg(lowest="min", images="size").assign(**quarters).reset_index().replace({"split": SPLIT_TITLES})
     x = alt.X("angle:O", title="angle of the turntable, in steps of 22.5°", axis=alt.Axis(labelAngle=0))
     # Side by side, or one split would hide the other.
     side = alt.XOffset("split:N", scale=alt.Scale(paddingInner=0.5, paddingOuter=0.5))
-    colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_in_order(rows["split"], SPLITS.values())))
+    colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_ordered(rows["split"], SPLIT_TITLES.values())))
     tooltip = [
         alt.Tooltip("split:N", title="cars"),
         alt.Tooltip("angle:O"),
@@ -147,20 +155,20 @@ def dice_by_angle(images: pd.DataFrame) -> Spec:
     return _spec(halves + points.encode(x=x, xOffset=side, y=_dice("median"), color=colour, tooltip=tooltip))
 
 
-def dice_by_make(images: pd.DataFrame, makes: Mapping[str, str]) -> Spec:
+def dice_by_make(images: pd.DataFrame, makes: Mapping[str, str]) -> ChartSpec:
     """Return the Dice of every car, a row a make with its number of cars, and the mean of each split in the row.
 
     Splits have means of their own, since one net a model looks at a car out of fold, and all do at a held-out one.
     """
     cars = images.groupby(["split", "car"], sort=False)["dice"].mean().reset_index()
-    cars = cars.assign(make=cars["car"].map(makes).fillna("make unknown")).replace({"split": SPLITS})
+    cars = cars.assign(make=cars["car"].map(makes).fillna("make unknown")).replace({"split": SPLIT_TITLES})
     makes_found = cars.groupby("make")["dice"].agg(["mean", "size"]).sort_values("mean", ascending=False)
     labels = {make: f"{make} ({size})" for make, size in makes_found["size"].items()}
     cars = cars.assign(row=cars["make"].map(labels))
     means = cars.groupby(["row", "split"], sort=False)["dice"].mean().reset_index(name="mean")
     y = alt.Y("row:N", title="make (cars)", sort=list(labels.values()), axis=alt.Axis(labelLimit=160, grid=True))
-    colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_in_order(cars["split"], SPLITS.values())))
-    shape = alt.Shape("split:N", title=None, scale=alt.Scale(domain=_in_order(cars["split"], SPLITS.values())))
+    colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_ordered(cars["split"], SPLIT_TITLES.values())))
+    shape = alt.Shape("split:N", title=None, scale=alt.Scale(domain=_ordered(cars["split"], SPLIT_TITLES.values())))
     told = [alt.Tooltip("car:N"), alt.Tooltip("make:N"), alt.Tooltip("split:N", title="cars"), _dice_tooltip()]
     points = _chart(cars).mark_point(filled=True, size=45, opacity=0.75)
     points = points.encode(x=_dice_x("dice"), y=y, color=colour, shape=shape, tooltip=told)
@@ -193,7 +201,7 @@ def _padded() -> alt.Scale:
     return alt.Scale(zero=False, nice=False, padding=16)
 
 
-def _in_order(values: pd.Series, order: Any) -> list[str]:
+def _ordered(values: pd.Series, order: Any) -> list[str]:
     """Return the values that occur, so that a colour means the same wherever both do."""
     present = set(values)
     return [name for name in order if name in present]
@@ -206,8 +214,8 @@ def _chart(rows: pd.DataFrame) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=values))
 
 
-def _spec(chart: alt.Chart | alt.LayerChart, height: int = _HEIGHT) -> Spec:
+def _spec(chart: alt.Chart | alt.LayerChart, height: int = _HEIGHT) -> ChartSpec:
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    spec: Spec = chart.properties(width="container", height=height, autosize=fit).to_dict()
+    spec: ChartSpec = chart.properties(width="container", height=height, autosize=fit).to_dict()
     # An address, which nothing here fetches, and a theme, which is the page's.
     return {key: value for key, value in spec.items() if key not in ("$schema", "config")}

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.reporting.pictures import MISSED, TOO_MUCH, TRUTH, Raster
+from pipeline.reporting.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH, UInt8Array
 
 NETS = (224, 60, 220)
 """Colour, RGB, of the nets' outlines where they stand against the truth's."""
@@ -22,7 +22,7 @@ _SEEN = 96
 """Part of 255 that must be wrong for a pixel of the picture to be drawn wrong: a single pixel's error must be seen."""
 
 
-class Box(NamedTuple):
+class CropBox(NamedTuple):
     """Rows and columns of a raster; the latter two are the first outside."""
 
     top: int
@@ -51,28 +51,28 @@ class Box(NamedTuple):
         wanted = max(times * rows, 0.75 * times * columns, least)
         return self.grown(round((wanted - rows) / 2), round((wanted / 0.75 - columns) / 2), height, width)
 
-    def cut(self, raster: Raster) -> Raster:
+    def cut(self, raster: UInt8Array) -> UInt8Array:
         """Return this part of a raster."""
         return raster[self.top : self.bottom, self.left : self.right]
 
 
-def photograph(image_HWC: Raster, box: Box, width: int) -> Raster:
+def crop_photo(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return a part of a photograph, so wide."""
     return _scaled(box.cut(image_HWC), width)
 
 
-def error(image_HWC: Raster, mask_HW: Raster, true_HW: Raster, box: Box, width: int) -> Raster:
+def error_overlay(image_HWC: UInt8Array, mask_HW: UInt8Array, true_HW: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return a part of a photograph with the true outline, what the mask missed, and what it has too much."""
-    picture_HWC = photograph(image_HWC, box, width)
+    picture_HWC = crop_photo(image_HWC, box, width)
     _outline(picture_HWC, box.cut(true_HW), TRUTH)
-    for wrong_HW, colour in ((true_HW & ~mask_HW, MISSED), (mask_HW & ~true_HW, TOO_MUCH)):
+    for wrong_HW, colour in ((true_HW & ~mask_HW, FALSE_NEGATIVE), (mask_HW & ~true_HW, FALSE_POSITIVE)):
         picture_HWC[_scaled(box.cut(wrong_HW & np.uint8(1)) * np.uint8(255), width) > _SEEN] = colour
     return picture_HWC
 
 
-def doubt(image_HWC: Raster, doubt_HW: Raster, box: Box, width: int) -> Raster:
+def heatmap_overlay(image_HWC: UInt8Array, doubt_HW: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return a part of a photograph, dark and grey, that glows from violet to yellow where ``doubt_HW`` is high."""
-    grey_HW = cv2.cvtColor(photograph(image_HWC, box, width), cv2.COLOR_RGB2GRAY)
+    grey_HW = cv2.cvtColor(crop_photo(image_HWC, box, width), cv2.COLOR_RGB2GRAY)
     part_HW = box.cut(doubt_HW)
     # Spread first, or lines of one pixel would fade when shrunk.
     reach = max(1, round(part_HW.shape[1] / width)) + 1
@@ -83,19 +83,19 @@ def doubt(image_HWC: Raster, doubt_HW: Raster, box: Box, width: int) -> Raster:
     return np.asarray(np.rint(mixed_HWC), np.uint8)
 
 
-def outlines(image_HWC: Raster, true_HW: Raster, nets: Sequence[Raster], box: Box, width: int) -> Raster:
+def with_outlines(image_HWC: UInt8Array, true_HW: UInt8Array, nets: Sequence[UInt8Array], box: CropBox, width: int) -> UInt8Array:
     """Return a part of a photograph with the outlines of the nets' masks, and the true one over them."""
-    picture_HWC = photograph(image_HWC, box, width)
+    picture_HWC = crop_photo(image_HWC, box, width)
     for net_HW in nets:
         _outline(picture_HWC, box.cut(net_HW), NETS, thickness=2)
     _outline(picture_HWC, box.cut(true_HW), TRUTH, thickness=2)
     return picture_HWC
 
 
-def place(image_HWC: Raster, box: Box, width: int) -> Raster:
+def locator(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return the whole photograph, small, with a frame around the box."""
     height_pixels, width_pixels = image_HWC.shape[:2]
-    picture_HWC = photograph(image_HWC, Box(0, 0, height_pixels, width_pixels), width)
+    picture_HWC = crop_photo(image_HWC, CropBox(0, 0, height_pixels, width_pixels), width)
     scale = width / width_pixels
     first, last = ((round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.right, box.bottom)))
     cv2.rectangle(picture_HWC, first, last, (255, 255, 255), 4)
@@ -103,7 +103,7 @@ def place(image_HWC: Raster, box: Box, width: int) -> Raster:
     return picture_HWC
 
 
-def framed(picture_HWC: Raster, region: Box, box: Box) -> Raster:
+def with_frame(picture_HWC: UInt8Array, region: CropBox, box: CropBox) -> UInt8Array:
     """Return the picture of a part of a photograph with a thin frame a little outside a region of it."""
     scale = picture_HWC.shape[1] / (box.right - box.left)
     first = round((region.left - box.left) * scale) - _GAP, round((region.top - box.top) * scale) - _GAP
@@ -114,7 +114,7 @@ def framed(picture_HWC: Raster, region: Box, box: Box) -> Raster:
     return marked_HWC
 
 
-def data_uri(picture_HWC: Raster) -> str:
+def data_uri(picture_HWC: UInt8Array) -> str:
     """Return a picture as a JPEG that stands in the page itself."""
     colour_at_full_resolution = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *colour_at_full_resolution)
@@ -127,13 +127,13 @@ def jpeg_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _scaled(raster: Raster, width: int) -> Raster:
+def _scaled(raster: UInt8Array, width: int) -> UInt8Array:
     rows, columns = raster.shape[:2]
     way = cv2.INTER_AREA if width < columns else cv2.INTER_CUBIC if raster.ndim == 3 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(raster, (width, max(1, round(rows * width / columns))), interpolation=way), np.uint8)
 
 
-def _outline(picture_HWC: Raster, mask_HW: Raster, colour: tuple[int, int, int], thickness: int = 1) -> None:
+def _outline(picture_HWC: UInt8Array, mask_HW: UInt8Array, colour: tuple[int, int, int], thickness: int = 1) -> None:
     inside_HW = (_scaled(mask_HW * np.uint8(255), picture_HWC.shape[1]) >= 128).view(np.uint8)
     # Unlike a contour, the border of what is set has no line where the picture is cut off.
     border_HW = cv2.morphologyEx(inside_HW, cv2.MORPH_GRADIENT, np.ones((thickness + 1, thickness + 1), np.uint8))

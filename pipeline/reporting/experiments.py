@@ -5,19 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from pipeline.reporting.tables import SPLITS, of_split
+from pipeline.reporting.tables import SPLIT_TITLES, rows_of_split
 
 _INDENT = " " * 4
 
 
-def in_lines(table: pd.DataFrame, notes: Sequence[str], width: int) -> Iterator[str]:
+def format_experiments(table: pd.DataFrame, notes: Sequence[str], width: int) -> Iterator[str]:
     """Yield reports/experiments.csv, a part a split, and notes on it, in lines no longer than ``width``.
 
     Settings are told by what changed; images and passes where they are not the same for all. A split without anything
     beside the workspace is left out.
     """
-    for split, title in SPLITS.items():
-        rows = of_split(table, split)
+    for split, title in SPLIT_TITLES.items():
+        rows = rows_of_split(table, split)
         if not rows["current"].all():
             yield from [*_table_lines(rows, title, width), ""]
     for note in notes:

@@ -8,17 +8,17 @@ from typing import Any
 from PIL import Image
 
 from pipeline.reporting import crops
-from pipeline.reporting.crops import Box
-from pipeline.reporting.pictures import Raster
-from pipeline.reporting.tables import SPLITS
-from pipeline.reporting.words import count, dice, whole
+from pipeline.reporting.crops import CropBox
+from pipeline.reporting.pictures import UInt8Array
+from pipeline.reporting.tables import SPLIT_TITLES
+from pipeline.reporting.words import format_dice, format_int, pluralize
 
 _CAR_WIDTH, _REGION_WIDTH, _PLACE_WIDTH = 720, 480, 320
 _MARGIN = 30
 
 
 @dataclass(frozen=True)
-class Picture:
+class FigureImage:
     """A picture that stands in the page itself."""
 
     source: str
@@ -33,52 +33,52 @@ class Figure:
 
     title: str
     facts: Sequence[str]
-    pictures: Sequence[Picture]
+    pictures: Sequence[FigureImage]
 
 
-def worst(row: Mapping[Any, Any], make: str | None, image: Raster, true: Raster, mask: Raster, doubt: Raster) -> Figure:
+def worst_image_figure(row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, mask: UInt8Array, doubt: UInt8Array) -> Figure:
     """Return an image, of this row of doubts.csv, with its errors and with what the nets that never saw it doubt."""
-    box = Box.around([true, mask], _MARGIN)
+    box = CropBox.around([true, mask], _MARGIN)
     several = row["nets"] > 1
-    part = f"where the {whole(row['nets'])} nets differ" if several else "where the net is undecided"
+    part = f"where the {format_int(row['nets'])} nets differ" if several else "where the net is undecided"
     pictures = [
-        _picture(crops.error(image, mask, true, box, _CAR_WIDTH), "errors"),
-        _picture(crops.doubt(image, doubt, box, _CAR_WIDTH), part),
+        _picture(crops.error_overlay(image, mask, true, box, _CAR_WIDTH), "errors"),
+        _picture(crops.heatmap_overlay(image, doubt, box, _CAR_WIDTH), part),
     ]
-    differ = [f"{count(row['disagreement'], 'pixel')} where nets differ"] if several else []
-    return Figure(row["image_id"], [f"Dice {dice(row['dice'])}", *_car(row, make), *differ], pictures)
+    differ = [f"{pluralize(row['disagreement'], 'pixel')} where nets differ"] if several else []
+    return Figure(row["image_id"], [f"Dice {format_dice(row['dice'])}", *_car(row, make), *differ], pictures)
 
 
-def suspect(row: Mapping[Any, Any], make: str | None, image: Raster, true: Raster, nets: Sequence[Raster]) -> Figure:
+def label_error_figure(row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, nets: Sequence[UInt8Array]) -> Figure:
     """Return the region of an image, of this row of doubts.csv, where all nets contradict the label."""
     top, left = int(row["top"]), int(row["left"])
-    region = Box(top, left, top + int(row["height"]), left + int(row["width"]))
+    region = CropBox(top, left, top + int(row["height"]), left + int(row["width"]))
     box = region.in_context(2.5, 160, *true.shape)
     pictures = [
-        _picture(crops.place(image, box, _PLACE_WIDTH), "where it is"),
-        _picture(crops.photograph(image, box, _REGION_WIDTH), "the photograph"),
+        _picture(crops.locator(image, box, _PLACE_WIDTH), "where it is"),
+        _picture(crops.crop_photo(image, box, _REGION_WIDTH), "the photograph"),
         _picture(
-            crops.framed(crops.outlines(image, true, nets, box, _REGION_WIDTH), region, box),
+            crops.with_frame(crops.with_outlines(image, true, nets, box, _REGION_WIDTH), region, box),
             "label green, nets magenta, the region framed yellow",
         ),
     ]
-    agree = {1: "its one net is", 2: "both nets are"}.get(int(row["nets"]), f"all {whole(row['nets'])} nets are")
-    size = f"{count(row['suspect'], 'pixel')}, {whole(row['width'])} x {whole(row['height'])}, of which {agree} certain"
-    return Figure(row["image_id"], [size, *_car(row, make), f"Dice {dice(row['dice'])}"], pictures)
+    agree = {1: "its one net is", 2: "both nets are"}.get(int(row["nets"]), f"all {format_int(row['nets'])} nets are")
+    size = f"{pluralize(row['suspect'], 'pixel')}, {format_int(row['width'])} x {format_int(row['height'])}, of which {agree} certain"
+    return Figure(row["image_id"], [size, *_car(row, make), f"Dice {format_dice(row['dice'])}"], pictures)
 
 
-def panel(net: str, dice_of_all: float, jpeg: bytes) -> Figure:
+def prediction_grid_figure(net: str, dice_of_all: float, jpeg: bytes) -> Figure:
     """Return the panel that a net's training ended with, as it lies in the net's folder."""
     width, height = Image.open(BytesIO(jpeg)).size
-    picture = Picture(crops.jpeg_uri(jpeg), "photograph, truth, prediction, error", width, height)
-    return Figure(net, [f"Dice {dice(dice_of_all)} on all its validation images"], [picture])
+    picture = FigureImage(crops.jpeg_uri(jpeg), "photograph, truth, prediction, error", width, height)
+    return Figure(net, [f"Dice {format_dice(dice_of_all)} on all its validation images"], [picture])
 
 
 def _car(row: Mapping[Any, Any], make: str | None) -> list[str]:
     car = f"car {row['car']} ({make})" if make else f"car {row['car']}"
-    return [car, f"angle {whole(row['angle'])}", SPLITS[row["split"]].lower()]
+    return [car, f"angle {format_int(row['angle'])}", SPLIT_TITLES[row["split"]].lower()]
 
 
-def _picture(raster: Raster, words: str) -> Picture:
+def _picture(raster: UInt8Array, words: str) -> FigureImage:
     height, width = raster.shape[:2]
-    return Picture(crops.data_uri(raster), words, width, height)
+    return FigureImage(crops.data_uri(raster), words, width, height)

@@ -7,16 +7,16 @@ from typing import Any
 import pandas as pd
 
 from pipeline.reporting import words
-from pipeline.reporting.tables import SETTING
+from pipeline.reporting.tables import SETTING_COLUMNS
 
-WIDTH = 150
+PLOT_WIDTH = 150
 """Of the forest plot, in pixels."""
 
 _MARGIN = 8
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """A part of a setting."""
 
     name: str
@@ -26,7 +26,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CiMark:
     """A difference in the forest plot, as distances from its left border; without an interval both ends are the dot."""
 
     dot: float
@@ -35,18 +35,18 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """A setting and what it scored."""
 
     label: str
-    cells: Sequence[Cell]
+    cells: Sequence[ComparisonCell]
     current: bool
     dice: str
     difference: str
     interval: str
     kind: str
     """``better`` or ``worse`` where the interval says so, else ``open``."""
-    mark: Mark
+    mark: CiMark
     better: str
     worse: str
     seconds: str
@@ -54,13 +54,13 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonTable:
     """A table of settings."""
 
     label: str
     """Head of the first column."""
     heads: Sequence[str]
-    lines: Sequence[Line]
+    lines: Sequence[ComparisonRow]
     timed: bool
     """Whether any of them has a time."""
     nets: str
@@ -72,52 +72,52 @@ class Comparison:
     """Ends of its axis."""
 
 
-def compare(rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]") -> Comparison:
+def build_comparison(rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]") -> ComparisonTable:
     """Return the rows as a table; ``current`` is the setting that they are held against."""
-    heads = [name for name in SETTING if (rows[name] != "").any()]
+    heads = [name for name in SETTING_COLUMNS if (rows[name] != "").any()]
     ends = pd.concat([rows["difference"], rows["low"], rows["high"], pd.Series([0.0])]).dropna()
     low, high = float(ends.min()), float(ends.max())
     span = (high - low) or 1.0
 
     def place(value: float) -> float:
-        return round(_MARGIN + (value - low) / span * (WIDTH - 2 * _MARGIN), 1)
+        return round(_MARGIN + (value - low) / span * (PLOT_WIDTH - 2 * _MARGIN), 1)
 
     lines = [
         _line(row, name, heads, current, _mark(row, place))
         for name, row in zip(labels, rows.to_dict("records"), strict=True)
     ]
-    return Comparison(
+    return ComparisonTable(
         label=label,
         heads=heads,
         lines=lines,
         timed=bool(rows["seconds"].notna().any()),
-        nets=words.A_FOLD if (rows["split"] == "oof").all() else "",
+        nets=words.PER_FOLD if (rows["split"] == "oof").all() else "",
         zero=place(0.0),
-        low=words.signed(low),
-        high=words.signed(high),
+        low=words.format_signed(low),
+        high=words.format_signed(high),
     )
 
 
-def _mark(row: dict[Any, Any], place: Any) -> Mark:
+def _mark(row: dict[Any, Any], place: Any) -> CiMark:
     dot = place(row["difference"])
-    return Mark(dot, place(row["low"]), place(row["high"])) if words.known(row["low"]) else Mark(dot, dot, dot)
+    return CiMark(dot, place(row["low"]), place(row["high"])) if words.is_known(row["low"]) else CiMark(dot, dot, dot)
 
 
-def _line(row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: Mark) -> Line:
-    sure = words.known(row["low"])
-    return Line(
+def _line(row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: CiMark) -> ComparisonRow:
+    sure = words.is_known(row["low"])
+    return ComparisonRow(
         label=label,
-        cells=[Cell(name, _cell(name, row[name]), row[name] != current[name]) for name in heads],
+        cells=[ComparisonCell(name, _cell(name, row[name]), row[name] != current[name]) for name in heads],
         current=row["current"],
-        dice=words.dice(row["dice"]),
-        difference="" if row["current"] else words.signed(row["difference"]),
-        interval=f"{words.signed(row['low'])} to {words.signed(row['high'])}" if sure and not row["current"] else "",
+        dice=words.format_dice(row["dice"]),
+        difference="" if row["current"] else words.format_signed(row["difference"]),
+        interval=f"{words.format_signed(row['low'])} to {words.format_signed(row['high'])}" if sure and not row["current"] else "",
         kind="better" if sure and row["low"] > 0 else "worse" if sure and row["high"] < 0 else "open",
         mark=mark,
-        better="" if row["current"] else words.whole(row["better"]),
-        worse="" if row["current"] else words.whole(row["worse"]),
-        seconds=words.seconds(row["seconds"]) if words.known(row["seconds"]) else "",
-        passes=words.whole(row["passes"]),
+        better="" if row["current"] else words.format_int(row["better"]),
+        worse="" if row["current"] else words.format_int(row["worse"]),
+        seconds=words.format_seconds(row["seconds"]) if words.is_known(row["seconds"]) else "",
+        passes=words.format_int(row["passes"]),
     )
 
 

@@ -12,18 +12,18 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.reporting import charts, headlines, words
-from pipeline.reporting.charts import Spec
+from pipeline.reporting.charts import ChartSpec
 from pipeline.reporting.figures import Figure
-from pipeline.reporting.forest import WIDTH, Comparison, compare
+from pipeline.reporting.forest import PLOT_WIDTH, ComparisonTable, build_comparison
 from pipeline.reporting.tables import (
-    SPLITS,
+    SPLIT_TITLES,
     SUSPECT_PIXELS,
     SUSPECT_SIDE,
     best_and_current,
-    in_words,
-    of_split,
-    one_change,
-    suspects,
+    describe_setting,
+    one_factor_changes,
+    rows_of_split,
+    suspected_label_errors,
 )
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -32,7 +32,7 @@ _BEST, _OF_EACH_CHANGE = 15, 3
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """What other stages wrote, as ``tables.read_table`` and JSON give it."""
 
     ablation: Mapping[str, Any]
@@ -52,20 +52,20 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Chart:
+class ReportChart:
     """A chart of the page: where it stands, and a line over it."""
 
     name: str
     title: str
-    spec: Spec
+    spec: ChartSpec
 
 
-def page(
-    findings: Findings, worst: Sequence[Figure], suspected: Sequence[Figure], panels: Sequence[Figure] = ()
+def render_page(
+    findings: ReportData, worst: Sequence[Figure], suspected: Sequence[Figure], panels: Sequence[Figure] = ()
 ) -> str:
     """Return the page's HTML."""
     settings, mended = _by_split(findings.settings), _by_split(findings.postprocess)
-    drawn: dict[str, list[Chart]] = {
+    drawn: dict[str, list[ReportChart]] = {
         "cost": [_chart("cost", title, charts.accuracy_by_cost(rows)) for title, rows in settings.items()],
         "folds": [_chart("folds", "Held-out cars", charts.fold_worth(findings.fold_worth))]
         if len(findings.fold_worth)
@@ -81,24 +81,24 @@ def page(
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.policies["json.dumps_kwargs"] = {}  # the charts in their order, that they be drawn from the top
     html = environment.get_template(TEMPLATE.name).render(
-        scores=headlines.scores(findings.images, findings.submission),
+        scores=headlines.headline_scores(findings.images, findings.submission),
         warnings=findings.warnings,
         before=_before(findings.submission),
-        verdicts=words.verdicts(findings.ablation),
+        verdicts=words.summarize_ablation(findings.ablation),
         charts=drawn,
         specs={chart.name: chart.spec for section in drawn.values() for chart in section},
-        compared={title: words.count(len(rows), "setting") for title, rows in settings.items()},
+        compared={title: words.pluralize(len(rows), "setting") for title, rows in settings.items()},
         best={title: _best(rows) for title, rows in settings.items()},
         changes={title: _changes(rows) for title, rows in settings.items()},
-        postprocess={_mended(title, rows): _postprocess(rows) for title, rows in mended.items()},
+        postprocess={_postprocessed(title, rows): _postprocess(rows) for title, rows in mended.items()},
         panels=panels,
         worst=worst,
         suspects=suspected,
-        suspect_share=f"{words.whole(len(suspects(findings.doubts)))} of {words.count(len(findings.doubts), 'image')}",
+        suspect_share=f"{words.format_int(len(suspected_label_errors(findings.doubts)))} of {words.pluralize(len(findings.doubts), 'image')}",
         suspect_pixels=SUSPECT_PIXELS,
         suspect_side=SUSPECT_SIDE,
         now=_now(settings, findings.submission),
-        forest_width=WIDTH,
+        forest_width=PLOT_WIDTH,
         library=_library(),
     )
     return html.lstrip()
@@ -106,15 +106,15 @@ def page(
 
 def _by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the rows of each split that has some, by the words for it."""
-    parts = {title: of_split(rows, split) for split, title in SPLITS.items()}
+    parts = {title: rows_of_split(rows, split) for split, title in SPLIT_TITLES.items()}
     return {title: part for title, part in parts.items() if len(part)}
 
 
-def _chart(section: str, title: str, spec: Spec) -> Chart:
-    return Chart(f"chart-{section}-{title.lower().replace(' ', '-')}", title, spec)
+def _chart(section: str, title: str, spec: ChartSpec) -> ReportChart:
+    return ReportChart(f"chart-{section}-{title.lower().replace(' ', '-')}", title, spec)
 
 
-def _training(curves: pd.DataFrame) -> list[Chart]:
+def _training(curves: pd.DataFrame) -> list[ReportChart]:
     shown = (("dice", "Dice of validation cars", "Dice"), ("loss", "Loss", "loss"))
     return [
         _chart("training", title, charts.training_curves(curves, column, unit))
@@ -123,25 +123,25 @@ def _training(curves: pd.DataFrame) -> list[Chart]:
     ]
 
 
-def _best(rows: pd.DataFrame) -> Comparison:
+def _best(rows: pd.DataFrame) -> ComparisonTable:
     shown = best_and_current(rows, _BEST)
-    return compare(shown, [words.whole(rank) for rank in shown["rank"]], "rank", _current(rows))
+    return build_comparison(shown, [words.format_int(rank) for rank in shown["rank"]], "rank", _current(rows))
 
 
-def _changes(rows: pd.DataFrame) -> Comparison:
-    shown = one_change(rows, _OF_EACH_CHANGE)
-    return compare(shown, list(shown["changed"]), "changed", _current(rows))
+def _changes(rows: pd.DataFrame) -> ComparisonTable:
+    shown = one_factor_changes(rows, _OF_EACH_CHANGE)
+    return build_comparison(shown, list(shown["changed"]), "changed", _current(rows))
 
 
-def _postprocess(rows: pd.DataFrame) -> Comparison:
-    return compare(rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows))
+def _postprocess(rows: pd.DataFrame) -> ComparisonTable:
+    return build_comparison(rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows))
 
 
-def _mended(title: str, rows: pd.DataFrame) -> str:
+def _postprocessed(title: str, rows: pd.DataFrame) -> str:
     """Return the caption of a table of steps, which are tried on few cars."""
     first = rows.iloc[0]
     timed = ", the time with the steps" if rows["seconds"].notna().any() else ""
-    basis = f"{words.count(first['images'], 'image')} of {words.count(first['cars'], 'car')}"
+    basis = f"{words.pluralize(first['images'], 'image')} of {words.pluralize(first['cars'], 'car')}"
     return f"{title}: masks mended afterwards, on {basis}{timed}"
 
 
@@ -167,8 +167,8 @@ def _now(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) ->
     mended = f", mended by {' and '.join(steps)}" if steps else ""
     beyond = ", the mending not counted" if steps else ""
     timed = None if row["split"] == "oof" else row["seconds"]
-    cost = words.spent(len(nets) * len(submission["views"]), timed)
-    return f"{in_words(row | {'folds': folds})}{mended}; {words.count(len(nets), 'net')}, {cost}{beyond}"
+    cost = words.format_cost(len(nets) * len(submission["views"]), timed)
+    return f"{describe_setting(row | {'folds': folds})}{mended}; {words.pluralize(len(nets), 'net')}, {cost}{beyond}"
 
 
 def _current(rows: pd.DataFrame) -> "pd.Series[Any]":

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import whole_file
+from pipeline.files import atomic_write
 
-Raster = NDArray[np.uint8]
+UInt8Array = NDArray[np.uint8]
 
 _TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
 _COLUMNS = 4
@@ -19,22 +19,22 @@ _JPEG = (
     # Colour at full resolution: halved, as is usual, it would wash out lines of one pixel.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
-TRUTH, MISSED, TOO_MUCH = (40, 200, 40), (255, 140, 0), (235, 30, 60)
+TRUTH, FALSE_NEGATIVE, FALSE_POSITIVE = (40, 200, 40), (255, 140, 0), (235, 30, 60)
 """Colours, RGB, of the true outline and of errors, in every picture."""
 _OUTLINE = (255, 220, 0)
 
 
 @dataclass(frozen=True)
-class Tile:
+class SheetTile:
     """A photograph, uint8 RGB (H, W, 3), with masks (H, W) of 0 and 1 and a line of text; no true mask, no error."""
 
-    image: Raster
-    mask: Raster
-    true: Raster | None
+    image: UInt8Array
+    mask: UInt8Array
+    true: UInt8Array | None
     caption: str
 
 
-def write_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
+def write_contact_sheet(path: Path, tiles: Sequence[SheetTile], title: str) -> None:
     """Write tiles as one JPEG, four in a row.
 
     With a true mask its outline is drawn green, missed car orange and false car red; without, the mask's is yellow.
@@ -48,33 +48,33 @@ def write_sheet(path: Path, tiles: Sequence[Tile], title: str) -> None:
         left = index % _COLUMNS * _TILE_WIDTH
         sheet_HWC[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH] = _draw(tile)
         _write(sheet_HWC, tile.caption, left + 8, top + _TILE_HEIGHT + 18)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         data = cv2.imencode(".jpg", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR), _JPEG)[1]
         temporary.write_bytes(data.tobytes())
 
 
-def _draw(tile: Tile) -> Raster:
-    small_HWC = _shrink(tile.image)
+def _draw(tile: SheetTile) -> UInt8Array:
+    small_HWC = _thumbnail(tile.image)
     if tile.true is None:
         _outline(small_HWC, tile.mask, _OUTLINE)
         return small_HWC
     _outline(small_HWC, tile.true, TRUTH)
-    for wrong_HW, colour in ((tile.true & ~tile.mask, MISSED), (tile.mask & ~tile.true, TOO_MUCH)):
+    for wrong_HW, colour in ((tile.true & ~tile.mask, FALSE_NEGATIVE), (tile.mask & ~tile.true, FALSE_POSITIVE)):
         # A pixel of error is 1/4 of a tile's pixel: draw it where any lies, or it would not be seen.
-        seen_HW = _shrink((wrong_HW & np.uint8(1)) * np.uint8(255)) > 96
+        seen_HW = _thumbnail((wrong_HW & np.uint8(1)) * np.uint8(255)) > 96
         small_HWC[seen_HW] = colour
     return small_HWC
 
 
-def _shrink(raster: Raster) -> Raster:
+def _thumbnail(raster: UInt8Array) -> UInt8Array:
     return np.asarray(cv2.resize(raster, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _outline(small_HWC: Raster, mask_HW: Raster, colour: tuple[int, int, int]) -> None:
-    small_HW = _shrink(mask_HW * np.uint8(255))
+def _outline(small_HWC: UInt8Array, mask_HW: UInt8Array, colour: tuple[int, int, int]) -> None:
+    small_HW = _thumbnail(mask_HW * np.uint8(255))
     contours, _ = cv2.findContours((small_HW >= 128).view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(small_HWC, contours, -1, colour, 1)
 
 
-def _write(sheet_HWC: Raster, text: str, left: int, base: int) -> None:
+def _write(sheet_HWC: UInt8Array, text: str, left: int, base: int) -> None:
     cv2.putText(sheet_HWC, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)

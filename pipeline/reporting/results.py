@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.reporting.headlines import bounds
-from pipeline.reporting.words import count, dice, whole
+from pipeline.reporting.headlines import mean_dice_bounds
+from pipeline.reporting.words import format_dice, format_int, pluralize
 
-Result = Mapping[str, Any]
+RunResult = Mapping[str, Any]
 """Of a model or of several merged: ``KEYS``, and ``ensemble``, the section of ``params.yaml``."""
 
 KEYS = {
@@ -53,18 +53,18 @@ _NOTES = (
 )
 
 
-def scored(images: pd.DataFrame, split: str, model: str) -> dict[str, Any] | None:
+def scores_of_split(images: pd.DataFrame, split: str, model: str) -> dict[str, Any] | None:
     """Return scores of rows of ``reports/images.csv`` with the interval of their Dice, or None if there are none."""
     rows = images[(images["split"] == split) & (images["model"] == model)]
     if rows.empty:
         return None
     means = {name: round(float(rows[name].mean()), 6) for name in ("dice", "iou", "accuracy")}
-    low_high = bounds(rows)
+    low_high = mean_dice_bounds(rows)
     interval = [round(bound, 6) for bound in low_high] if low_high else None
     return means | {"interval": interval, "images": len(rows), "cars": int(rows["car"].nunique())}
 
 
-def speeds(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tuple[int, float]]) -> dict[str, Any]:
+def throughput(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return minutes and images a second from the ``timing.json`` of nets, and images and seconds of predictions."""
     trained = sum(timing["training_seconds"] for timing in trainings)
     predicted = sum(seconds for _, seconds in predictions)
@@ -76,7 +76,7 @@ def speeds(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tuple[i
     }
 
 
-def table(results: Sequence[Result]) -> str:
+def results_table(results: Sequence[RunResult]) -> str:
     """Return Markdown: a table for each setting, since only equal ones compare, best first."""
     parts, ruler = [_NOTES], ["---", *["---:"] * (len(_COLUMNS) - 1)]
     for _, group in groupby(sorted(results, key=_order), key=lambda result: result["setting"]):
@@ -86,15 +86,15 @@ def table(results: Sequence[Result]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _order(result: Result) -> tuple[str, str, float]:
+def _order(result: RunResult) -> tuple[str, str, float]:
     return _heading(result), result["setting"], -result["oof"]["dice"]
 
 
-def _heading(result: Result) -> str:
+def _heading(result: RunResult) -> str:
     data, folds = result["data"], result["folds"]
-    cars = count(data["cars"], "car")
+    cars = pluralize(data["cars"], "car")
     what = f"The drawn sample, {cars}" if data["source"] == "sample" else f"Real photographs, {cars}"
-    parts = f"{len(folds['active'])} of {folds['count']} folds, {count(folds['holdout_cars'], 'car')} held out"
+    parts = f"{len(folds['active'])} of {folds['count']} folds, {pluralize(folds['holdout_cars'], 'car')} held out"
     return (
         f"{what}; {parts}, seed {folds['seed']} of folds and {' and '.join(map(str, result['seeds']))} of training; "
         f"{result['device']}; {_views(result['views'])}; setting {result['setting']}"
@@ -106,14 +106,14 @@ def _views(views: Mapping[str, Sequence[str]]) -> str:
     return out_of_fold if out_of_fold == held_out else f"{out_of_fold} out of fold, {held_out} held out"
 
 
-def _cells(result: Result) -> Iterator[str]:
+def _cells(result: RunResult) -> Iterator[str]:
     yield result["name"] + (" *" if any(map(_from_random, result["models"])) else "")
-    yield whole(result["parameters"])
+    yield format_int(result["parameters"])
     yield " + ".join(dict.fromkeys(model["sees"] for model in result["models"]))
     yield " + ".join(dict.fromkeys(str(model["epochs"]) for model in result["models"]))
     yield _with_interval(result["oof"])
     yield _with_interval(result["holdout"])
-    yield dice(result["oof"]["iou"])
+    yield format_dice(result["oof"]["iou"])
     yield f"{result['oof']['accuracy']:.2%}"
     yield f"{result['minutes']:.1f}"
     yield _speed(result["trained_per_second"])
@@ -121,14 +121,14 @@ def _cells(result: Result) -> Iterator[str]:
 
 
 def _from_random(model: Mapping[str, Any]) -> bool:
-    return model["spec"]["net"] == "encoder" and model["spec"]["encoder_weights"] is None
+    return model["spec"]["architecture"] == "smp_unet" and model["spec"]["encoder_weights"] is None
 
 
 def _with_interval(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "-"
     interval = score["interval"]
-    return dice(score["dice"]) + (f" [{dice(interval[0])}, {dice(interval[1])}]" if interval else "")
+    return format_dice(score["dice"]) + (f" [{format_dice(interval[0])}, {format_dice(interval[1])}]" if interval else "")
 
 
 def _ratio(images: float, seconds: float) -> float | None:

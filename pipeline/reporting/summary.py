@@ -8,13 +8,13 @@ import pandas as pd
 
 from pipeline.competition import rle
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.competition.submission import rows
-from pipeline.reporting.pictures import Raster, Tile
+from pipeline.competition.submission import read_rows
+from pipeline.reporting.pictures import SheetTile, UInt8Array
 
 _SCORES = ("dice", "iou", "accuracy")
 
 
-def metrics(
+def build_metrics(
     evaluation: Mapping[str, Any], submission: Mapping[str, Any], ablation: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return ``oof.<model>.dice``, ``holdout.dice``, ``test.dice`` and their like, as far as they are known.
@@ -27,7 +27,7 @@ def metrics(
     return {key: _rounded(values) for key, values in (scored | {"ablation": compared}).items() if values}
 
 
-def curves(nets: Mapping[str, Path]) -> pd.DataFrame:
+def collect_curves(nets: Mapping[str, Path]) -> pd.DataFrame:
     """Return the curves of all nets in one table: net, epoch, lr, loss and its parts, norms of the gradient, dice."""
     tables = [pd.read_csv(folder / "curves.csv").assign(net=name) for name, folder in nets.items()]
     table = pd.concat(tables, ignore_index=True)
@@ -35,16 +35,16 @@ def curves(nets: Mapping[str, Path]) -> pd.DataFrame:
 
 
 def prediction_tiles(
-    csv: Path, image: Callable[[str], Raster], submission: Mapping[str, Any], wanted: int
-) -> list[Tile]:
+    csv: Path, image: Callable[[str], UInt8Array], submission: Mapping[str, Any], wanted: int
+) -> list[SheetTile]:
     """Return tiles of evenly spaced test images with their masks from the submission; unreadable ones are passed."""
     step = max(1, submission["rows"] // wanted)
     replaced = submission["replaced_images"]
-    chosen = [(i, text) for n, i, text in rows(csv) if (n - 2) % step == 0 and i not in replaced][:wanted]
-    return [Tile(image(image_id), rle.decode(text, HEIGHT, WIDTH), None, image_id) for image_id, text in chosen]
+    chosen = [(i, text) for n, i, text in read_rows(csv) if (n - 2) % step == 0 and i not in replaced][:wanted]
+    return [SheetTile(image(image_id), rle.decode(text, HEIGHT, WIDTH), None, image_id) for image_id, text in chosen]
 
 
-def summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str:
+def format_summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str:
     """Return a table of scores and the facts of the submission, for the terminal."""
     scored = {f"out of fold, {model}": values for model, values in evaluation["oof"].items()}
     if "holdout" in evaluation:
@@ -58,7 +58,7 @@ def summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str
         "",
         f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked",
     ]
-    lines += warnings(evaluation, submission)
+    lines += collect_warnings(evaluation, submission)
     return "\n".join(
         [*lines, "reports/: index.html, metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"]
     )
@@ -69,7 +69,7 @@ def _compared(told: Mapping[str, Any]) -> dict[str, float]:
     return {"current": told["current"]["dice"], "best": told["best"]["dice"], **honest}
 
 
-def warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:
+def collect_warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each kind of images that had to be left out or replaced, if there are any."""
     lists = {
         "training images were left out": evaluation["skipped_images"],

@@ -6,15 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 
-SPLITS = {"oof": "Out of fold", "holdout": "Held-out cars"}
+SPLIT_TITLES = {"oof": "Out of fold", "holdout": "Held-out cars"}
 """Splits of cars with masks that no scoring net learned from, by the words for them."""
 
-SETTING = ("models", "folds", "views", "merge", "weights", "threshold")
+SETTING_COLUMNS = ("models", "folds", "views", "merge", "weights", "threshold")
 """Columns that make a setting."""
 
-MERGES = {"probability": "mean of probabilities", "logit": "mean of logits", "vote": "vote"}
+MERGE_TITLES = {"mean_probability": "mean of probabilities", "mean_logit": "mean of logits", "majority_vote": "majority_vote"}
 
 SUSPECT_PIXELS, SUSPECT_SIDE = 500, 10
 """Smallest region that is shown as a suspected error of a label, in pixels, and its least height and width.
@@ -41,16 +41,16 @@ def read_table(path: Path) -> pd.DataFrame:
         blank = {name: [""] for name, kind in kinds.items() if kind is float}
         rows: pd.DataFrame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path} can't be read ({error}): run 'dvc repro', which makes it.") from error
+        raise CarvanaError(f"{path} can't be read ({error}): run 'dvc repro', which makes it.") from error
     return rows
 
 
-def of_split(rows: pd.DataFrame, split: str) -> pd.DataFrame:
+def rows_of_split(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     """Return the rows of a split."""
     return _where(rows, rows["split"] == split)
 
 
-def cost_of(rows: pd.DataFrame) -> str:
+def with_cost(rows: pd.DataFrame) -> str:
     """Return the column of cost: measured seconds where every row has them, else forward passes."""
     return "seconds" if len(rows) and rows["seconds"].notna().all() else "passes"
 
@@ -65,13 +65,13 @@ def best_at_each_cost(rows: pd.DataFrame) -> pd.DataFrame:
     return _where(rows, rows.index.isin(best) | rows["current"] | rows["front"])
 
 
-def front_of(rows: pd.DataFrame) -> pd.DataFrame:
+def pareto_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the front, cheapest first, one setting a cost."""
-    cost = cost_of(rows)
+    cost = with_cost(rows)
     return rows[rows["front"]].sort_values([cost, "dice"], ascending=[True, False]).drop_duplicates(cost)
 
 
-def like_current_but(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+def differs_only_in(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return the rows that are set as the current one in all but these columns; none where no row is current.
 
     A single net merges with nothing, so that its merge and weights are like any.
@@ -82,18 +82,18 @@ def like_current_but(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
     single = rows["kind"] == "single net"
     same = [
         (rows[name] == current.iloc[0][name]) | (single & (name in ("merge", "weights")))
-        for name in SETTING
+        for name in SETTING_COLUMNS
         if name not in columns
     ]
     return _where(rows, pd.concat(same, axis=1).all(axis=1))
 
 
-def one_change(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
+def one_factor_changes(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
     """Return the best few settings that differ from the current one in one column only, which ``changed`` names."""
     parts = []
-    for column in SETTING:
+    for column in SETTING_COLUMNS:
         # Weights are those of models.
-        others = like_current_but(rows, *(("models", "weights") if column == "models" else (column,)))
+        others = differs_only_in(rows, *(("models", "weights") if column == "models" else (column,)))
         current = others[others["current"]]
         others = others[~others[column].isin(current[column])]
         parts.append(others.nlargest(wanted, "dice").assign(changed=column))
@@ -106,13 +106,13 @@ def best_and_current(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
     return _where(ranked, (ranked.reset_index().index < wanted) | ranked["current"])
 
 
-def in_words(row: Mapping[Any, Any], columns: Sequence[str] = SETTING) -> str:
+def describe_setting(row: Mapping[Any, Any], columns: Sequence[str] = SETTING_COLUMNS) -> str:
     """Return a setting, or some of its columns, as a person would say it."""
     parts = {
         "models": " and ".join(row["models"].split()),
         "folds": f"{'fold' if ' ' not in row['folds'] else 'folds'} {row['folds']}" if row["folds"] else "",
         "views": " + ".join(row["views"].split()),
-        "merge": MERGES.get(row["merge"], row["merge"]),
+        "merge": MERGE_TITLES.get(row["merge"], row["merge"]),
         "weights": f"weights {row['weights']}" if row["weights"] else "",
         "threshold": f"threshold {row['threshold']:g}",
     }
@@ -125,7 +125,7 @@ def worst_images(doubts: pd.DataFrame, wanted: int, of_a_car: int) -> pd.DataFra
     return ranked[ranked.groupby("car", sort=False).cumcount() < of_a_car].head(wanted)
 
 
-def suspects(doubts: pd.DataFrame) -> pd.DataFrame:
+def suspected_label_errors(doubts: pd.DataFrame) -> pd.DataFrame:
     """Return all images with a large region that speaks against their label, the largest first."""
     broad = doubts[["height", "width"]].min(axis=1) >= SUSPECT_SIDE
     large = doubts[broad & (doubts["suspect"] >= SUSPECT_PIXELS)]

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.ensembling.ensemble import EnsembleSettings, Merge
-from pipeline.ensembling.maps import LevelMap, sum_maps
-from pipeline.ensembling.opinions import doubt, undecided
-from pipeline.ensembling.postprocess import Decision
-from pipeline.errors import PipelineError
-from pipeline.learning.rasters import Pixels
+from pipeline.ensembling.ensemble import EnsembleSettings, MergeRule
+from pipeline.ensembling.maps import ProbabilityMap, sum_maps
+from pipeline.ensembling.opinions import disagreement_map, uncertainty_map
+from pipeline.ensembling.postprocess import MaskBuilder
+from pipeline.errors import CarvanaError
+from pipeline.learning.rasters import UInt8Array
 from pipeline.learning.settings import InputSettings
-from pipeline.learning.speaker import ENSEMBLE_VIEW, Speaker
+from pipeline.learning.speaker import BUILTIN_TTA, BasePredictor
 from pipeline.serving.nets import model_of
 
 Settings = EnsembleSettings
@@ -29,11 +29,11 @@ Settings = EnsembleSettings
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ModelInputs:
     """A picture with what each net sees of it."""
 
-    image_HWC: Pixels
-    inputs: Mapping[str, Pixels]
+    image_HWC: UInt8Array
+    inputs: Mapping[str, UInt8Array]
     """By net, (h, w, C)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By stage."""
@@ -45,11 +45,11 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Looked:
+class RawPredictions:
     """A picture with what each net says of it; views are kept apart, so that they can be chosen afterwards."""
 
-    image_HWC: Pixels
-    maps: Mapping[str, Mapping[str, LevelMap]]
+    image_HWC: UInt8Array
+    maps: Mapping[str, Mapping[str, ProbabilityMap]]
     """By net, then by view."""
     seconds: Mapping[str, float]
     """By stage: ``prepare``, then each net by its name."""
@@ -61,7 +61,7 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Masked:
+class SegmentationResult:
     """A picture's mask, and what people may want to see of how it came; all rasters (H, W) of the picture."""
 
     mask_HW: NDArray[np.bool_]
@@ -73,48 +73,48 @@ class Masked:
     """By stage: ``prepare``, each net that was asked by its name, ``decide``."""
 
 
-class Masker:
+class Segmenter:
     """Nets that look at pictures together, by name; a name such as ``small/0`` tells the model that weights are by."""
 
-    def __init__(self, nets: Mapping[str, Speaker]) -> None:
+    def __init__(self, nets: Mapping[str, BasePredictor]) -> None:
         self.nets = nets
         self.rasters = sum(len(net.views) for net in nets.values())
         """How many rasters there are of each picture, one a net and view, of a byte a pixel."""
 
-    def look(self, image_HWC: Pixels) -> Looked:
+    def predict(self, image_HWC: UInt8Array) -> RawPredictions:
         """Run every net on a picture, uint8 RGB (H, W, 3) of any size."""
-        return self.look_at([self.prepare(image_HWC)])[0]
+        return self.predict_image([self.prepare(image_HWC)])[0]
 
-    def prepare(self, image_HWC: Pixels) -> Prepared:
+    def prepare(self, image_HWC: UInt8Array) -> ModelInputs:
         """Return a picture as ``look_at`` wants it; several threads may call at once."""
         begun = time.perf_counter()
-        seen: dict[InputSettings, Pixels] = {}  # nets that want the same share it
+        seen: dict[InputSettings, UInt8Array] = {}  # nets that want the same share it
         for net in self.nets.values():
             if net.input not in seen:
-                seen[net.input] = net.prepare(_at_most_native(image_HWC, net.input))
+                seen[net.input] = net.preprocess(_at_most_native(image_HWC, net.input))
         inputs = {name: seen[net.input] for name, net in self.nets.items()}
-        return Prepared(image_HWC, inputs, {"prepare": time.perf_counter() - begun})
+        return ModelInputs(image_HWC, inputs, {"prepare": time.perf_counter() - begun})
 
-    def look_at(self, pictures: Sequence[Prepared]) -> list[Looked]:
+    def predict_image(self, pictures: Sequence[ModelInputs]) -> list[RawPredictions]:
         """Run every net on pictures of any sizes, together where what it sees of them has one size."""
-        maps: list[dict[str, Mapping[str, LevelMap]]] = [{} for _ in pictures]
+        maps: list[dict[str, Mapping[str, ProbabilityMap]]] = [{} for _ in pictures]
         seconds = [dict(picture.seconds) for picture in pictures]
         for name, net in self.nets.items():
             for group in _of_one_shape([picture.inputs[name] for picture in pictures]):
                 begun = time.perf_counter()
-                levels = net.levels_at([pictures[i].inputs[name] for i in group], [pictures[i].size for i in group])
+                levels = net.predict_u8_at_sizes([pictures[i].inputs[name] for i in group], [pictures[i].size for i in group])
                 took = (time.perf_counter() - begun) / len(group)
                 for i, levels_VHW in zip(group, levels, strict=True):
                     maps[i][name] = {
-                        view: LevelMap.crop(name, view, 1, levels_HW)
+                        view: ProbabilityMap.crop(name, view, 1, levels_HW)
                         for view, levels_HW in zip(net.views, levels_VHW, strict=True)
                     }
                     seconds[i][name] = took
-        return [Looked(p.image_HWC, m, s) for p, m, s in zip(pictures, maps, seconds, strict=True)]
+        return [RawPredictions(p.image_HWC, m, s) for p, m, s in zip(pictures, maps, seconds, strict=True)]
 
-    def mask(
+    def segment(
         self,
-        looked: Looked,
+        looked: RawPredictions,
         settings: Settings,
         nets: Sequence[str] | None = None,
         views: Sequence[str] | None = None,
@@ -126,48 +126,48 @@ class Masker:
         maps, merge = _merge(looked, settings, _names(looked, nets), views)
         return _decision(looked, merge, settings).mask(maps, *looked.size)
 
-    def decide(
+    def combine(
         self,
-        looked: Looked,
+        looked: RawPredictions,
         settings: Settings,
         nets: Sequence[str] | None = None,
         views: Sequence[str] | None = None,
-    ) -> Masked:
+    ) -> SegmentationResult:
         """Return what ``mask`` does, with probability, disagreement and times."""
         begun = time.perf_counter()
         names = _names(looked, nets)
         maps, merge = _merge(looked, settings, names, views)
         mask_HW = _decision(looked, merge, settings).mask(maps, *looked.size)
         took = time.perf_counter() - begun
-        return Masked(
+        return SegmentationResult(
             mask_HW,
-            replace(merge, name="probability").levels(maps, *looked.size),
+            replace(merge, name="mean_probability").levels(maps, *looked.size),
             _disagreement(maps, merge, *looked.size),
             {stage: looked.seconds[stage] for stage in ("prepare", *names)} | {"decide": took},
         )
 
 
-def _names(looked: Looked, nets: Sequence[str] | None) -> Sequence[str]:
+def _names(looked: RawPredictions, nets: Sequence[str] | None) -> Sequence[str]:
     names = list(looked.maps) if nets is None else nets
     if not names:
-        raise PipelineError("No net is chosen: choose one at least.")
+        raise CarvanaError("No net is chosen: choose one at least.")
     return names
 
 
 def _merge(
-    looked: Looked, settings: Settings, names: Sequence[str], views: Sequence[str] | None
-) -> tuple[list[LevelMap], Merge]:
+    looked: RawPredictions, settings: Settings, names: Sequence[str], views: Sequence[str] | None
+) -> tuple[list[ProbabilityMap], MergeRule]:
     """Return the map of each net, summed over views, and how to merge them."""
     maps = [_sum(looked.maps[name], views) for name in names]
     weights = tuple(settings.weights.get(model_of(name), 1) for name in names)
-    return maps, Merge(settings.merge, settings.threshold, tuple(m.count for m in maps), weights)
+    return maps, MergeRule(settings.merge, settings.threshold, tuple(m.count for m in maps), weights)
 
 
-def _decision(looked: Looked, merge: Merge, settings: Settings) -> Decision:
-    return Decision(merge, settings.postprocess, lambda _: looked.image_HWC)
+def _decision(looked: RawPredictions, merge: MergeRule, settings: Settings) -> MaskBuilder:
+    return MaskBuilder(merge, settings.postprocess, lambda _: looked.image_HWC)
 
 
-def _at_most_native(image_HWC: Pixels, input: InputSettings) -> Pixels:
+def _at_most_native(image_HWC: UInt8Array, input: InputSettings) -> UInt8Array:
     """Return a picture, shrunk to as many pixels as a photograph of the competition has if the net wants it as it is.
 
     Such a net knows cars of that size alone, and memory for its features would have no bound.
@@ -180,7 +180,7 @@ def _at_most_native(image_HWC: Pixels, input: InputSettings) -> Pixels:
     return np.asarray(cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _of_one_shape(inputs: Sequence[Pixels]) -> list[list[int]]:
+def _of_one_shape(inputs: Sequence[UInt8Array]) -> list[list[int]]:
     """Return the numbers of inputs, those of one shape together."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, pixels in enumerate(inputs):
@@ -188,15 +188,15 @@ def _of_one_shape(inputs: Sequence[Pixels]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _sum(maps: Mapping[str, LevelMap], views: Sequence[str] | None) -> LevelMap:
+def _sum(maps: Mapping[str, ProbabilityMap], views: Sequence[str] | None) -> ProbabilityMap:
     """Return the sum over views; an export of an ensemble looks in its own, whichever are chosen."""
-    chosen = [m for view, m in maps.items() if views is None or view in views or view == ENSEMBLE_VIEW]
+    chosen = [m for view, m in maps.items() if views is None or view in views or view == BUILTIN_TTA]
     if not chosen:
-        raise PipelineError(f"None of the views is chosen: choose some of {', '.join(maps)}.")
+        raise CarvanaError(f"None of the views is chosen: choose some of {', '.join(maps)}.")
     return sum_maps(chosen)
 
 
-def _disagreement(maps: Sequence[LevelMap], merge: Merge, height: int, width: int) -> NDArray[np.uint8]:
+def _disagreement(maps: Sequence[ProbabilityMap], merge: MergeRule, height: int, width: int) -> NDArray[np.uint8]:
     if len(maps) == 1:
-        return undecided(maps[0], height, width)
-    return doubt([replace(merge, counts=(m.count,), weights=(1,)).mask([m], height, width) for m in maps])
+        return uncertainty_map(maps[0], height, width)
+    return disagreement_map([replace(merge, counts=(m.count,), weights=(1,)).mask([m], height, width) for m in maps])

@@ -4,39 +4,39 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.learning.settings import Device, Precision
-from pipeline.learning.speaker import Speaker
+from pipeline.learning.speaker import BasePredictor
 
-FOLDS, EXPORTS = "folds", "exports"
+FOLDS_DIR, EXPORTS_DIR = "folds", "exports"
 
 _CONFIG = "config.json"
 
 
-def trained(project: Path) -> list[str]:
+def list_models(project: Path) -> list[str]:
     """Return the names of all nets and exports of a project: ``small/0``, ``exports/small/model.onnx``."""
-    models = sorted(path for path in (project / FOLDS).glob("[!.]*") if path.is_dir())
+    models = sorted(path for path in (project / FOLDS_DIR).glob("[!.]*") if path.is_dir())
     nets = [f"{model.name}/{fold}" for model in models for fold in _folds_in(model)]
     # None in a hidden folder: those are being made, and not proven yet.
-    exports = sorted((project / EXPORTS).glob("[!.]*/[!.]*.onnx"))
+    exports = sorted((project / EXPORTS_DIR).glob("[!.]*/[!.]*.onnx"))
     return nets + [path.relative_to(project).as_posix() for path in exports]
 
 
-def expand(name: str, project: Path = Path()) -> list[str]:
+def resolve(name: str, project: Path = Path()) -> list[str]:
     """Return the names of the nets that a name stands for: a net's own, or, of a model or its folder, all its folds.
 
     Raises PipelineError that says which there are if it stands for none.
     """
-    if _find(name, project):
-        return [_short(name)]
-    for folder in (project / FOLDS / name, project / name):
+    if _locate(name, project):
+        return [_relative_name(name)]
+    for folder in (project / FOLDS_DIR / name, project / name):
         folds = _folds_in(folder)
         if folds:
-            return [f"{_short(name)}/{fold}" for fold in folds]
+            return [f"{_relative_name(name)}/{fold}" for fold in folds]
     raise _unknown(name, project)
 
 
-def load(
+def load_predictor(
     name: str,
     views: Sequence[str],
     *,
@@ -44,28 +44,28 @@ def load(
     device: Device = "auto",
     precision: Precision = "auto",
     project: Path = Path(),
-) -> Speaker:
+) -> BasePredictor:
     """Return the net of a name that ``trained`` tells, of a trained net's folder, or of an ONNX file.
 
     To an export only ``views`` matters. Raises PipelineError if there is none, or if what runs it is not installed.
     """
-    path = _find(name, project)
+    path = _locate(name, project)
     if path is None:
         raise _unknown(name, project)
     if path.is_file():
         from pipeline.exporting.runtime import OnnxPredictor
 
         return OnnxPredictor(path, views=views)
-    from pipeline.learning.inference import Predictor
+    from pipeline.learning.inference import TorchPredictor
 
-    return Predictor(path, views=views, weights=weights, device=device, precision=precision)
+    return TorchPredictor(path, views=views, weights=weights, device=device, precision=precision)
 
 
-def own_threshold(nets: Iterable[Speaker]) -> float | None:
+def default_threshold(nets: Iterable[BasePredictor]) -> float | None:
     """Return where an export of an ensemble cuts its own probabilities, if it is the only net; those of a vote are
     shares of nets, which other settings don't fit."""
     alone = list(nets)
-    return alone[0].own_threshold if len(alone) == 1 else None
+    return alone[0].default_threshold if len(alone) == 1 else None
 
 
 def model_of(name: str) -> str:
@@ -73,9 +73,9 @@ def model_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _find(name: str, project: Path) -> Path | None:
+def _locate(name: str, project: Path) -> Path | None:
     """Return the folder or the ONNX file that a name stands for."""
-    candidates = (project / FOLDS / name, project / name)
+    candidates = (project / FOLDS_DIR / name, project / name)
     return next((p for p in candidates if (p / _CONFIG).is_file() or (p.suffix == ".onnx" and p.is_file())), None)
 
 
@@ -85,13 +85,13 @@ def _folds_in(model: Path) -> list[str]:
     return sorted(folds, key=lambda fold: (len(fold), fold))
 
 
-def _short(name: str) -> str:
+def _relative_name(name: str) -> str:
     """Return ``small/0`` of ``folds/small/0/``, so that the model's weight is known by either."""
-    return Path(name).as_posix().removeprefix(f"{FOLDS}/")
+    return Path(name).as_posix().removeprefix(f"{FOLDS_DIR}/")
 
 
-def _unknown(name: str, project: Path) -> PipelineError:
-    known = trained(project)
+def _unknown(name: str, project: Path) -> CarvanaError:
+    known = list_models(project)
     if not known:
-        return PipelineError(f"There is no net '{name}', nor any other so far: train some with 'carvana repro'.")
-    return PipelineError(f"There is no net '{name}': name one of {', '.join(known)}, a net's folder or an .onnx file.")
+        return CarvanaError(f"There is no net '{name}', nor any other so far: train some with 'carvana repro'.")
+    return CarvanaError(f"There is no net '{name}': name one of {', '.join(known)}, a net's folder or an .onnx file.")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.competition import rle
-from pipeline.learning.rasters import Pixels
+from pipeline.learning.rasters import UInt8Array
 
-Mask = NDArray[np.bool_]
+BoolArray = NDArray[np.bool_]
 
 _TINT = (40, 220, 120)
 """Colour, RGB, of what is car."""
@@ -23,19 +23,19 @@ _PARTS = 4
 _QUALITY = 92
 
 
-def mask_png(mask_HW: Mask) -> bytes:
+def mask_png(mask_HW: BoolArray) -> bytes:
     """Return a mask as a PNG of 8 bits: 255 where car, else 0."""
     return _encoded(".png", mask_HW.view(np.uint8) * np.uint8(255))
 
 
-def cutout_png(image_HWC: Pixels, mask_HW: Mask) -> bytes:
+def cutout_png(image_HWC: UInt8Array, mask_HW: BoolArray) -> bytes:
     """Return what is car as a PNG with transparency; the rest is black, so that the file holds nothing nobody sees."""
     rgba_HWC = np.dstack([image_HWC, mask_HW.view(np.uint8) * np.uint8(255)])
     rgba_HWC[~mask_HW] = 0
     return _encoded(".png", np.asarray(cv2.cvtColor(rgba_HWC, cv2.COLOR_RGBA2BGRA), np.uint8))
 
 
-def overlay(image_HWC: Pixels, mask_HW: Mask) -> Pixels:
+def overlay(image_HWC: UInt8Array, mask_HW: BoolArray) -> UInt8Array:
     """Return the picture, uint8 RGB (H, W, 3), with what is car tinted and outlined."""
     tint_HWC = np.zeros_like(image_HWC)
     tint_HWC[:] = _TINT
@@ -47,36 +47,36 @@ def overlay(image_HWC: Pixels, mask_HW: Mask) -> Pixels:
     return over_HWC
 
 
-def overlay_jpg(image_HWC: Pixels, mask_HW: Mask) -> bytes:
+def overlay_jpg(image_HWC: UInt8Array, mask_HW: BoolArray) -> bytes:
     """Return ``overlay`` as a JPEG."""
     over_HWC = np.asarray(cv2.cvtColor(overlay(image_HWC, mask_HW), cv2.COLOR_RGB2BGR), np.uint8)
     return _encoded(".jpg", over_HWC, cv2.IMWRITE_JPEG_QUALITY, _QUALITY)
 
 
 @dataclass(frozen=True)
-class Kind:
+class MaskFormat:
     """What can be written a picture."""
 
     ending: str
     """Of the file, after the picture's name without suffix."""
-    encode: Callable[[Pixels, Mask], bytes]
+    encode: Callable[[UInt8Array, BoolArray], bytes]
     """From picture and mask to the file."""
 
 
-KINDS = {
-    "mask": Kind("_mask.png", lambda _, mask_HW: mask_png(mask_HW)),
-    "overlay": Kind("_overlay.jpg", overlay_jpg),
-    "cutout": Kind("_cutout.png", cutout_png),
+MASK_FORMATS = {
+    "mask": MaskFormat("_mask.png", lambda _, mask_HW: mask_png(mask_HW)),
+    "overlay": MaskFormat("_overlay.jpg", overlay_jpg),
+    "cutout": MaskFormat("_cutout.png", cutout_png),
 }
 
 
-def rle_row(name: str, mask_HW: Mask) -> str:
+def rle_row(name: str, mask_HW: BoolArray) -> str:
     """Return a picture's row of a CSV in the competition's form, with its line end; odd names are quoted."""
     row = io.StringIO()
     csv.writer(row, lineterminator="\n").writerow([name, rle.encode(mask_HW)])
     return row.getvalue()
 
 
-def _encoded(suffix: str, picture: Pixels, *options: int) -> bytes:
+def _encoded(suffix: str, picture: UInt8Array, *options: int) -> bytes:
     _, data = cv2.imencode(suffix, picture, options)
     return data.tobytes()

@@ -15,12 +15,12 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import CorruptFileError
 
-Pixels = NDArray[np.uint8]
+UInt8Array = NDArray[np.uint8]
 
 # On damaged EXIF, and large pictures: whoever sent the picture reads no stderr, and the limits here are lower.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_STARTS = {
+_MAGIC_BYTES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
@@ -36,7 +36,7 @@ _FAULTS = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticE
 _ORIENTATION = 0x0112
 """EXIF's tag for how pixels are stored."""
 
-_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+_EXIF_TRANSPOSE: dict[int, Callable[[UInt8Array], UInt8Array]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
@@ -50,7 +50,7 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class ImageLimits:
     """What a picture may be at most; a larger one is refused before it is decoded."""
 
     bytes: int = 64 << 20
@@ -67,10 +67,10 @@ class Limits:
         return picture.width * picture.height <= self.pixels and max(picture.size) <= self.side
 
 
-LIMITS = Limits()
+DEFAULT_LIMITS = ImageLimits()
 
 
-def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pixels:
+def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LIMITS) -> UInt8Array:
     """Return a JPEG, PNG or WebP, told by content, as uint8 RGB (H, W, 3), upright as its EXIF says.
 
     What is transparent lies over white; 16 bits are rounded to 8; grey, palette and CMYK become RGB. Values are taken
@@ -79,7 +79,7 @@ def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pi
     another type or not sound, since nothing that is missing is ever filled in; and OSError if it can't be read.
     """
     data = _bytes_of(source, name, limits)
-    kind = next((kind for kind, start in _STARTS.items() if start.match(data)), None)
+    kind = next((kind for kind, start in _MAGIC_BYTES.items() if start.match(data)), None)
     if kind is None:
         raise CorruptFileError(f"{name} is no JPEG, PNG or WebP: convert it.")
     try:
@@ -88,7 +88,7 @@ def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pi
                 raise _too_large(name, f"{picture.width} x {picture.height}", limits)
             if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > limits.scans:
                 raise CorruptFileError(f"{name} has {scans} scans, at most it may have {limits.scans}: save it again.")
-            turn = _TURNS[_orientation(picture)]
+            turn = _EXIF_TRANSPOSE[_orientation(picture)]
             return np.ascontiguousarray(turn(_decode_jpeg(data) if kind == "JPEG" else _decode(picture, data)))
     except Image.DecompressionBombError as error:
         raise _too_large(name, "too many", limits) from error
@@ -98,16 +98,16 @@ def open_picture(source: Path | bytes, name: str, limits: Limits = LIMITS) -> Pi
         raise CorruptFileError(f"{name} is no sound {kind}, maybe torn ({why}): fetch or save it again.") from error
 
 
-def pixels_of(path: Path, limits: Limits = LIMITS) -> int:
+def image_area(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:
     """Return how many pixels the header of a file announces, 0 if it has none, or more than ``limits`` allow."""
     try:
-        with path.open("rb") as file, Image.open(file, formats=[kind.upper() for kind in _STARTS]) as picture:
+        with path.open("rb") as file, Image.open(file, formats=[kind.upper() for kind in _MAGIC_BYTES]) as picture:
             return picture.width * picture.height if limits.allow(picture) else 0
     except (Image.DecompressionBombError, *_FAULTS):
         return 0
 
 
-def _bytes_of(source: Path | bytes, name: str, limits: Limits) -> bytes:
+def _bytes_of(source: Path | bytes, name: str, limits: ImageLimits) -> bytes:
     if isinstance(source, bytes):
         data = source
     else:
@@ -118,7 +118,7 @@ def _bytes_of(source: Path | bytes, name: str, limits: Limits) -> bytes:
     return data
 
 
-def _too_large(name: str, size: str, limits: Limits) -> CorruptFileError:
+def _too_large(name: str, size: str, limits: ImageLimits) -> CorruptFileError:
     most = f"{limits.pixels / 1e6:g} million, and {limits.side:,} a side"
     return CorruptFileError(f"{name} has {size} pixels, at most it may have {most}: shrink it.")
 
@@ -129,10 +129,10 @@ def _orientation(picture: Image.Image) -> int:
         orientation = picture.getexif().get(_ORIENTATION)
     except _FAULTS:
         return 1
-    return orientation if orientation in _TURNS else 1
+    return orientation if orientation in _EXIF_TRANSPOSE else 1
 
 
-def _decode_jpeg(data: bytes) -> Pixels:
+def _decode_jpeg(data: bytes) -> UInt8Array:
     # Strict: Pillow takes what a damaged JPEG lacks for grey. And so the competition's are the same to the bit.
     if simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
@@ -141,7 +141,7 @@ def _decode_jpeg(data: bytes) -> Pixels:
     return np.asarray((cmyk_HWC[..., :3] * cmyk_HWC[..., 3:] + 127) // 255, np.uint8)
 
 
-def _decode(picture: Image.Image, data: bytes) -> Pixels:
+def _decode(picture: Image.Image, data: bytes) -> UInt8Array:
     if picture.format == "PNG":
         Image.open(io.BytesIO(data)).verify()  # checksums, and that the file has its end: reading looks at neither
     if picture.mode.startswith("I"):
@@ -154,7 +154,7 @@ def _decode(picture: Image.Image, data: bytes) -> Pixels:
     return np.asarray(over)
 
 
-def _from_16_bits(picture: Image.Image) -> Pixels:
+def _from_16_bits(picture: Image.Image) -> UInt8Array:
     # By hand: Pillow's own conversion cuts off at 255.
     grey_HW = np.asarray(picture).astype(np.uint32)
     rounded_HW = ((grey_HW + 128) // 257).astype(np.uint8)

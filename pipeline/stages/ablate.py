@@ -5,65 +5,65 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.folds import HELD_OUT, select
-from pipeline.ensembling.ablation import Panel
-from pipeline.ensembling.comparison import Comparison
-from pipeline.ensembling.grid import OWN, Net, Split
-from pipeline.ensembling.maps import MapStore
+from pipeline.data.folds import HOLDOUT_FOLD, images_in_folds
+from pipeline.ensembling.ablation import ScoringGroup
+from pipeline.ensembling.comparison import AblationRunner
+from pipeline.ensembling.grid import OWN_FOLD, NetId, ScoredSplit
+from pipeline.ensembling.maps import PredictionStore
 from pipeline.files import write_json, write_text
 from pipeline.params import Params
-from pipeline.stages.command import stage
-from pipeline.stages.inputs import folds, maps_folder, net_folder, training_images
+from pipeline.stages.command import run_stage
+from pipeline.stages.inputs import net_dir, predictions_dir, read_fold_by_car, training_images
 from pipeline.stages.nets import net_digest
 
-REPORTS = Path("reports")
+REPORTS_DIR = Path("reports")
 
 
 def run(params: Params) -> None:
     """Read maps of validation and held-out cars and ``ablation``; write a row a setting, and what they show."""
-    images, fold_by_car = training_images(params), folds()
-    comparison = Comparison(
-        choices=params.choices(),
-        held_out=sum(fold == HELD_OUT for fold in fold_by_car.values()),
-        panels=lambda split: panels(params, images.ids(), fold_by_car, split),
+    images, fold_by_car = training_images(params), read_fold_by_car()
+    comparison = AblationRunner(
+        choices=params.ablation_space(),
+        held_out=sum(fold == HOLDOUT_FOLD for fold in fold_by_car.values()),
+        panels=lambda split: scoring_groups(params, images.ids(), fold_by_car, split),
         true_mask=images.mask,
         photo=images.image,
     )
     findings = comparison.run()
     nets = {f"{m}/{f}": _digest(params, (m, f)) for m in params.models.active for f in params.folds.active}
-    write_json(REPORTS / "ablation.json", findings.facts | {"nets": nets})
-    _write(REPORTS / "ablation.csv", pd.concat(findings.settings, ignore_index=True))
-    _write(REPORTS / "postprocess.csv", pd.concat(findings.postprocess, ignore_index=True))
-    _write(REPORTS / "fold_worth.csv", findings.fold_worth)
-    _write(REPORTS / "doubts.csv", pd.concat(findings.doubts, ignore_index=True))
+    write_json(REPORTS_DIR / "ablation.json", findings.facts | {"nets": nets})
+    _write(REPORTS_DIR / "ablation.csv", pd.concat(findings.settings, ignore_index=True))
+    _write(REPORTS_DIR / "postprocess.csv", pd.concat(findings.postprocess, ignore_index=True))
+    _write(REPORTS_DIR / "fold_worth.csv", findings.fold_worth)
+    _write(REPORTS_DIR / "doubts.csv", pd.concat(findings.doubts, ignore_index=True))
 
 
-def panels(params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: Split) -> list[Panel]:
+def scoring_groups(params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: ScoredSplit) -> list[ScoringGroup]:
     """Return the maps of a split, that of each fold by itself out of fold; raises PipelineError for stale ones."""
     models, active = params.models.active, params.folds.active
     if split == "holdout":
         nets = [(model, fold) for model in models for fold in active]
-        return [_panel(params, split, nets, nets, select(image_ids, fold_by_car, [HELD_OUT]))]
+        return [_scoring_group(params, split, nets, nets, images_in_folds(image_ids, fold_by_car, [HOLDOUT_FOLD]))]
     return [
-        _panel(
+        _scoring_group(
             params,
             split,
-            [(model, OWN) for model in models],
+            [(model, OWN_FOLD) for model in models],
             [(model, fold) for model in models],
-            select(image_ids, fold_by_car, [fold]),
+            images_in_folds(image_ids, fold_by_car, [fold]),
         )
         for fold in active
     ]
 
 
-def _panel(params: Params, split: Split, names: Sequence[Net], nets: Sequence[Net], image_ids: Sequence[str]) -> Panel:
-    panel = Panel(names, [MapStore(maps_folder(split, *net)) for net in nets])
-    panel.demand(image_ids, getattr(params.predict.views, split), [_digest(params, net) for net in nets])
+def _scoring_group(params: Params, split: ScoredSplit, names: Sequence[NetId], nets: Sequence[NetId], image_ids: Sequence[str]) -> ScoringGroup:
+    panel = ScoringGroup(names, [PredictionStore(predictions_dir(split, *net)) for net in nets])
+    panel.validate(image_ids, getattr(params.predict.tta, split), [_digest(params, net) for net in nets])
     return panel
 
 
-def _digest(params: Params, net: Net) -> str:
-    return net_digest(net_folder(*net), params.predict.weights)
+def _digest(params: Params, net: NetId) -> str:
+    return net_digest(net_dir(*net), params.predict.checkpoint)
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
@@ -71,4 +71,4 @@ def _write(path: Path, table: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)

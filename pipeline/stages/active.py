@@ -1,25 +1,25 @@
 """The active nets as params.yaml has them and ``predictions/`` holds their maps."""
 
-from pipeline.ensembling.active import ActiveNets
-from pipeline.ensembling.maps import MapStore
-from pipeline.ensembling.postprocess import Photo
+from pipeline.ensembling.active import EnsembleContext
+from pipeline.ensembling.maps import PredictionStore
+from pipeline.ensembling.postprocess import ImageLoader
 from pipeline.params import Params
-from pipeline.stages.inputs import maps_folder
+from pipeline.stages.inputs import predictions_dir
 
 
-def active_nets(params: Params, image: Photo) -> ActiveNets:
+def ensemble_context(params: Params, image: ImageLoader) -> EnsembleContext:
     """Return the active nets; ``image`` returns a photograph by its id."""
-    return ActiveNets(
+    return EnsembleContext(
         settings=params.ensemble,
-        views=params.predict.views.test,
+        views=params.predict.tta.test,
         models=params.models.active,
         folds=params.folds.active,
-        ensemble=params.ensemble_nets(),
-        store=stored_maps,
+        ensemble=params.ensemble_members(),
+        store=stored_predictions,
         image=image,
     )
 
 
-def stored_maps(split: str, model: str, fold: int) -> MapStore:
+def stored_predictions(split: str, model: str, fold: int) -> PredictionStore:
     """Return the maps of a net; raises PipelineError that says which command makes them, if they are not there."""
-    return MapStore(maps_folder(split, model, fold))
+    return PredictionStore(predictions_dir(split, model, fold))

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.params import read_params
-from pipeline.resume import FOLDER, alone
+from pipeline.resume import STATE_DIR, file_lock
 
 _TOO_LITTLE = 32 << 20
 _CHOICES = {"split": ("oof", "holdout", "test")}
 
 
-def stage(run: Callable[..., None], words: str | None) -> None:
+def run_stage(run: Callable[..., None], words: str | None) -> None:
     """Run a stage as a program: its parameters after ``params`` are its options."""
     parser = argparse.ArgumentParser(prog=f"python -m {_module(run)}", description=words)
     for name, parameter in list(inspect.signature(run).parameters.items())[1:]:
@@ -32,13 +32,13 @@ def stage(run: Callable[..., None], words: str | None) -> None:
 
     def call() -> None:
         # A killed dvc leaves its stage running, maybe with other settings than now: it must not publish over this one.
-        with alone(Path(FOLDER) / "running" / f"{words.replace(' ', '-')}.lock", words):
+        with file_lock(Path(STATE_DIR) / "running" / f"{words.replace(' ', '-')}.lock", words):
             run(read_params(), **options)
 
-    sys.exit(in_words(call, debug=debug))
+    sys.exit(report_errors(call, debug=debug))
 
 
-def in_words(call: Callable[[], object], *, debug: bool) -> int:
+def report_errors(call: Callable[[], object], *, debug: bool) -> int:
     """Return 0 when ``call`` ends well; else print what went wrong in a sentence, and return the exit status."""
     try:
         call()
@@ -51,13 +51,13 @@ def in_words(call: Callable[[], object], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, PipelineError):
+def _message(error: Exception) -> str:
+    if isinstance(error, CarvanaError):
         return str(error)
     # Libraries report a full disk each in their own way, so look for oneself.
     if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(Path.cwd()).free < _TOO_LITTLE:
@@ -66,7 +66,7 @@ def _sentence(error: Exception) -> str:
         return f"{error.filename or error} may not be read or written: change its permissions or its owner."
     kind = type(error).__name__
     if kind in ("OutOfMemoryError", "MemoryError"):
-        return f"Out of memory ({error}): lower train.batch_size, machine.predict_batch or machine.cache_gb."
+        return f"Out of memory ({error}): lower train.batch_size, hardware.predict_batch or hardware.cache_gb."
     words = " ".join(f"{kind}: {error}".split())
     return f"A fault of the pipeline ({words}): the same command with --debug shows where."
 

@@ -4,31 +4,31 @@ import sys
 from pathlib import Path
 
 from pipeline.data import intake
-from pipeline.data.intake import inspect, write_truth
+from pipeline.data.intake import build_manifest, write_truth
 from pipeline.data.settings import DataSettings
-from pipeline.data.source import Source
+from pipeline.data.source import CompetitionData
 from pipeline.files import write_json
 from pipeline.params import Params
-from pipeline.places import home
-from pipeline.stages.command import stage
+from pipeline.places import project_root
+from pipeline.stages.command import run_stage
 
 
-def bring_in(settings: DataSettings, root: Path, *, thorough: bool = False) -> Source:
+def bring_in(settings: DataSettings, root: Path, *, thorough: bool = False) -> CompetitionData:
     """Make sure that the files are there, fetched from Kaggle or drawn where that is asked for, and return them.
 
     ``thorough`` reads all bytes of what was fetched before, where else size and time are trusted.
     """
-    if settings.from_kaggle:
-        from pipeline.kaggle_api.commands import fetch  # a third of a second, for those who need it
+    if settings.is_from_kaggle:
+        from pipeline.kaggle_api.commands import download_competition  # a third of a second, for those who need it
 
-        fetch(settings, root, thorough=thorough)
-    return intake.bring_in(settings, root)
+        download_competition(settings, root, thorough=thorough)
+    return intake.ensure_data(settings, root)
 
 
 def run(params: Params) -> None:
     """Read ``data``; write the manifest. The files themselves stay outside DVC."""
-    source = bring_in(params.data, home())
-    manifest = inspect(source, params.data.on_corrupt)
+    source = bring_in(params.data, project_root())
+    manifest = build_manifest(source, params.data.on_corrupt)
     for message in manifest["suspect_test_images"].values():
         print(f"warning: {message} Its row will be the mean mask of its angle.", file=sys.stderr)
     write_truth(source, Path("data/truth.csv"))
@@ -36,4 +36,4 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)

@@ -7,27 +7,27 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.competition import submission
-from pipeline.ensembling.active import decision_of
-from pipeline.ensembling.evaluation import own_dice
-from pipeline.ensembling.maps import MapStore
-from pipeline.ensembling.postprocess import no_photograph
+from pipeline.ensembling.active import build_mask_builder
+from pipeline.ensembling.evaluation import cv_dice
+from pipeline.ensembling.maps import PredictionStore
+from pipeline.ensembling.postprocess import no_image
 from pipeline.ensembling.submission import mean_mask_rows, write_submission
-from pipeline.files import publish, write_json
+from pipeline.files import publish_tree, write_json
 from pipeline.params import Params
-from pipeline.places import home
-from pipeline.resume import hold
+from pipeline.places import project_root
+from pipeline.resume import acquire_run_state
 from pipeline.stages.code import digest
-from pipeline.stages.command import stage
-from pipeline.stages.inputs import maps_folder, read_json, read_manifest, test_images, training_images, truth
+from pipeline.stages.command import run_stage
+from pipeline.stages.inputs import predictions_dir, read_json, read_manifest, test_images, training_images, truth_path
 
 CSV = Path("submissions/submission.csv.gz")
 
 
 def run(params: Params) -> None:
     """Read maps and the settings of the ensemble; write the CSV, checked, and what it is and scores."""
-    settings, nets = params.ensemble, params.ensemble_nets()
-    stores = [MapStore(maps_folder("test", *net)) for net in nets]
-    images, edges = training_images(params), "edges" in settings.postprocess
+    settings, nets = params.ensemble, params.ensemble_members()
+    stores = [PredictionStore(predictions_dir("test", *net)) for net in nets]
+    images, edges = training_images(params), "refine_edges" in settings.postprocess
     facts = {
         "code": digest("ensemble"),
         "maps": [store.digest for store in stores],
@@ -38,17 +38,17 @@ def run(params: Params) -> None:
         "mask_ids": images.ids(),
         "photographs": read_manifest()["test"]["digest"] if edges else None,
     }
-    with hold(home(), "ensemble", facts) as state:
+    with acquire_run_state(project_root(), "ensemble", facts) as state:
         if not state.finished:
-            photograph = test_images(params).image if edges else no_photograph
-            decision = decision_of(settings, nets, len(stores[0].views), photograph)
-            built = state.work / "result"
-            write_submission(stores, decision, mean_mask_rows(images.ids(), images.mask), state.work, built / CSV.name)
+            photograph = test_images(params).image if edges else no_image
+            decision = build_mask_builder(settings, nets, len(stores[0].views), photograph)
+            built = state.work_dir / "result"
+            write_submission(stores, decision, mean_mask_rows(images.ids(), images.mask), state.work_dir, built / CSV.name)
             state.finish(built)
-        publish(state.result / CSV.name, CSV)
+        publish_tree(state.result_dir / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
-    checked = submission.check(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
-    known = truth()
+    checked = submission.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
+    known = truth_path()
     description: dict[str, Any] = {
         "content_sha256": checked.sha256,
         "rows": checked.rows,
@@ -61,13 +61,13 @@ def run(params: Params) -> None:
         "threshold": settings.threshold,
         "postprocess": settings.postprocess,
         "replaced_images": stores[0].unreadable,
-        "own_dice": own_dice(read_json(Path("reports/evaluation.json"))),
+        "own_dice": cv_dice(read_json(Path("reports/evaluation.json"))),
     }
     if known:
-        score = submission.score(CSV, known, partial(progress, desc="Scoring"))
+        score = submission.score_submission(CSV, known, partial(progress, desc="Scoring"))
         description["test"] = {"dice": score.mean, "iou": score.mean_iou, "accuracy": score.mean_accuracy}
     write_json(CSV.with_name("submission.json"), description)
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)

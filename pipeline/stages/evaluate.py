@@ -5,30 +5,30 @@ from pathlib import Path
 from pipeline.ensembling.evaluation import Evaluation
 from pipeline.files import write_json, write_text
 from pipeline.params import Params
-from pipeline.reporting.pictures import Tile, write_sheet
-from pipeline.stages.active import active_nets
-from pipeline.stages.command import stage
+from pipeline.reporting.pictures import SheetTile, write_contact_sheet
+from pipeline.stages.active import ensemble_context
+from pipeline.stages.command import run_stage
 from pipeline.stages.inputs import read_manifest, training_images
 
-REPORTS = Path("reports")
+REPORTS_DIR = Path("reports")
 
 
 def run(params: Params) -> None:
     """Read maps of validation and held-out cars; write scores a model, image and car, and a picture of the worst."""
     images = training_images(params)
-    evaluation = Evaluation(active_nets(params, images.image), images.mask)
+    evaluation = Evaluation(ensemble_context(params, images.image), images.mask)
     scores = evaluation.score(holdout=params.folds.holdout_cars > 0)
-    write_json(REPORTS / "evaluation.json", scores.summary() | {"skipped_images": read_manifest()["unreadable"]})
-    write_text(REPORTS / "images.csv", scores.images.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
-    write_text(REPORTS / "cars.csv", scores.by_car().to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+    write_json(REPORTS_DIR / "evaluation.json", scores.summary() | {"skipped_images": read_manifest()["unreadable"]})
+    write_text(REPORTS_DIR / "images.csv", scores.images.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+    write_text(REPORTS_DIR / "cars.csv", scores.by_car().to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     tiles = [
-        Tile(images.image(row.image_id), mask_HW, images.mask(row.image_id), f"{row.image_id}  Dice {row.dice:.4f}")
-        for row, mask_HW in evaluation.worst(scores, 16)
+        SheetTile(images.image(row.image_id), mask_HW, images.mask(row.image_id), f"{row.image_id}  Dice {row.dice:.4f}")
+        for row, mask_HW in evaluation.worst_images(scores, 16)
     ]
-    write_sheet(
-        REPORTS / "worst.jpg", tiles, "The worst validation images: true outline green, missed orange, too much red"
+    write_contact_sheet(
+        REPORTS_DIR / "worst.jpg", tiles, "The worst validation images: true outline green, missed orange, too much red"
     )
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.data.folds import deal, mean_areas, write_folds
+from pipeline.data.folds import assign_folds, mean_areas, write_folds
 from pipeline.params import Params
-from pipeline.stages.command import stage
+from pipeline.stages.command import run_stage
 from pipeline.stages.inputs import training_images
 
 
@@ -13,8 +13,8 @@ def run(params: Params) -> None:
     images = training_images(params)
     settings = params.folds
     areas = mean_areas(images.ids(), images.mask)
-    write_folds(Path("folds/folds.csv"), deal(areas, settings.count, settings.holdout_cars, settings.seed))
+    write_folds(Path("folds/folds.csv"), assign_folds(areas, settings.count, settings.holdout_cars, settings.seed))
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)

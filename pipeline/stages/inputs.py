@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.folds import read_folds
-from pipeline.data.settings import locate
-from pipeline.data.source import Labelled, Photos, Source, open_test, open_training
-from pipeline.errors import PipelineError
+from pipeline.data.settings import data_dir
+from pipeline.data.source import CompetitionData, ImageSet, LabeledImages, open_test, open_training
+from pipeline.errors import CarvanaError
 from pipeline.params import Params, read_params
-from pipeline.places import home
+from pipeline.places import project_root
 
-MANIFEST = Path("data/manifest.json")
-TRUTH = Path("data/truth.csv")
-FOLDS = Path("folds/folds.csv")
+MANIFEST_FILE = Path("data/manifest.json")
+TRUTH_FILE = Path("data/truth.csv")
+FOLDS_FILE = Path("folds/folds.csv")
 
 
 def read_manifest() -> dict[str, Any]:
     """Return the manifest; raises PipelineError if there is none yet."""
     try:
-        manifest: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(MANIFEST_FILE.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{MANIFEST} can't be read ({error}): run 'dvc repro download'.") from error
+        raise CarvanaError(f"{MANIFEST_FILE} can't be read ({error}): run 'dvc repro download'.") from error
     return manifest
 
 
@@ -31,32 +31,32 @@ def read_json(path: Path, remedy: str = "run 'dvc repro', which makes it") -> di
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path} can't be read ({error}): {remedy}.") from error
+        raise CarvanaError(f"{path} can't be read ({error}): {remedy}.") from error
     return content
 
 
-def competition_files(params: Params) -> Source:
+def competition_files(params: Params) -> CompetitionData:
     """Return the competition's files; raises PipelineError if those drawn or fetched were deleted."""
-    folder = locate(params.data, home())
+    folder = data_dir(params.data, project_root())
     if params.data.directory is None and not folder.is_dir():
-        raise PipelineError(f"{folder} is gone: bring the data in again with 'dvc repro --force download'.")
-    return Source(folder, params.data.quality == "hq")
+        raise CarvanaError(f"{folder} is gone: bring the data in again with 'dvc repro --force download'.")
+    return CompetitionData(folder, params.data.quality == "hq")
 
 
-def training_images(params: Params) -> Labelled:
+def training_images(params: Params) -> LabeledImages:
     """Return the training images and masks; where they lie is no part of any result."""
     return open_training(competition_files(params), read_manifest())
 
 
-def test_images(params: Params) -> Photos:
+def test_images(params: Params) -> ImageSet:
     """Return the test images."""
     return open_test(competition_files(params), read_manifest())
 
 
-def truth() -> Path | None:
+def truth_path() -> Path | None:
     """Return the CSV of true test masks, or None where it holds none."""
-    with TRUTH.open(encoding="utf-8") as lines:
-        return TRUTH if sum(1 for _ in islice(lines, 2)) > 1 else None
+    with TRUTH_FILE.open(encoding="utf-8") as lines:
+        return TRUTH_FILE if sum(1 for _ in islice(lines, 2)) > 1 else None
 
 
 def expected_ids() -> list[str]:
@@ -65,16 +65,16 @@ def expected_ids() -> list[str]:
     return source.sample_ids or source.test.ids()
 
 
-def folds() -> dict[str, int]:
+def read_fold_by_car() -> dict[str, int]:
     """Return the fold of every car."""
-    return read_folds(FOLDS)
+    return read_folds(FOLDS_FILE)
 
 
-def net_folder(model: str, fold: int) -> Path:
+def net_dir(model: str, fold: int) -> Path:
     """Return where a trained net lies."""
     return Path("folds") / model / str(fold)
 
 
-def maps_folder(split: str, model: str, fold: int) -> Path:
+def predictions_dir(split: str, model: str, fold: int) -> Path:
     """Return where a net's maps of a split lie."""
     return Path("predictions") / split / model / str(fold)

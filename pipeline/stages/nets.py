@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CarvanaError
 from pipeline.files import sha256_of
 
 CONFIG = "config.json"
@@ -18,4 +18,4 @@ def net_digest(folder: Path, weights: str) -> str:
     try:
         return sha256_of(*((folder / name).read_bytes() for name in (CONFIG, WEIGHTS[weights])))
     except OSError as error:
-        raise PipelineError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error
+        raise CarvanaError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error

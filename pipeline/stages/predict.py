@@ -5,32 +5,39 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.cores import cores
-from pipeline.data.folds import HELD_OUT, select
-from pipeline.data.images import Pixels
-from pipeline.ensembling.mapping import MapJob, make_maps
-from pipeline.ensembling.timing import Laps, Timing
-from pipeline.learning.devices import describe
-from pipeline.learning.inference import Predictor, stream
+from pipeline.cores import available_cpus
+from pipeline.data.folds import HOLDOUT_FOLD, images_in_folds
+from pipeline.data.images import UInt8Array
+from pipeline.ensembling.mapping import PredictJob, write_predictions
+from pipeline.ensembling.timing import Timing, WarmupAndRest
+from pipeline.learning.devices import device_label
+from pipeline.learning.inference import TorchPredictor, predict_stream
 from pipeline.params import Params
-from pipeline.places import home
-from pipeline.resume import hold, versions
+from pipeline.places import project_root
+from pipeline.resume import acquire_run_state, package_versions
 from pipeline.stages.code import digest
-from pipeline.stages.command import stage
-from pipeline.stages.inputs import folds, maps_folder, net_folder, read_manifest, test_images, training_images
+from pipeline.stages.command import run_stage
+from pipeline.stages.inputs import (
+    net_dir,
+    predictions_dir,
+    read_fold_by_car,
+    read_manifest,
+    test_images,
+    training_images,
+)
 from pipeline.stages.nets import net_digest
 
 
 def run(params: Params, model: str, fold: int, split: str) -> None:
     """Read images and the net; write its maps, a view each for cars with masks and summed over views for test."""
     image_ids, read = _images(params, fold, split)
-    views, weights, machine = getattr(params.predict.views, split), params.predict.weights, params.machine
-    net = net_folder(model, fold)
-    predictor = Predictor(net, views=views, weights=weights, device=machine.device, precision=params.predict.precision)
-    job = MapJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
+    views, weights, hardware = getattr(params.predict.tta, split), params.predict.checkpoint, params.hardware
+    net = net_dir(model, fold)
+    predictor = TorchPredictor(net, views=views, weights=weights, device=hardware.device, precision=params.predict.precision)
+    job = PredictJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
     facts = {
         "code": digest("predict"),
-        "libraries": versions("torch", "timm", "segmentation-models-pytorch", "opencv-python-headless"),
+        "libraries": package_versions("torch", "timm", "segmentation-models-pytorch", "opencv-python-headless"),
         "net": job.net,
         "images": read_manifest()["test" if split == "test" else "train"]["digest"],
         "image_ids": image_ids,
@@ -39,33 +46,33 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
         "shard_images": job.shard_images,
     }
     predict = partial(
-        stream,
+        predict_stream,
         predictor,
         read=read,
         size=(HEIGHT, WIDTH),
-        batch_size=machine.predict_batch,
-        threads=cores(),
+        batch_size=hardware.predict_batch,
+        threads=available_cpus(),
     )
-    with hold(home(), f"predict/{split}/{model}/{fold}", facts) as state:
+    with acquire_run_state(project_root(), f"predict/{split}/{model}/{fold}", facts) as state:
         if not state.finished:
-            device = describe(predictor.device, predictor.dtype)
+            device = device_label(predictor.device, predictor.dtype)
             print(f"Predicting on {device}.", file=sys.stderr)
-            state.finish(make_maps(job, predict, state.work, partial(_took, predictor, device)))
-        state.publish(maps_folder(split, model, fold))
+            state.finish(write_predictions(job, predict, state.work_dir, partial(_took, predictor, device)))
+        state.publish(predictions_dir(split, model, fold))
 
 
-def _took(predictor: Predictor, device: str) -> Laps:
-    first, later = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.stopwatch.laps())
+def _took(predictor: TorchPredictor, device: str) -> WarmupAndRest:
+    first, later = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.timer.warmup_and_rest())
     return first, later
 
 
-def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Callable[[str], Pixels]]:
+def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Callable[[str], UInt8Array]]:
     if split == "test":
         photos = test_images(params)
         return photos.ids(), photos.image
     images = training_images(params)
-    return select(images.ids(), folds(), [HELD_OUT if split == "holdout" else fold]), images.image
+    return images_in_folds(images.ids(), read_fold_by_car(), [HOLDOUT_FOLD if split == "holdout" else fold]), images.image
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)

@@ -3,62 +3,62 @@
 import sys
 from pathlib import Path
 
-from pipeline.data.folds import select, training_folds
-from pipeline.errors import PipelineError
-from pipeline.learning.devices import describe, resolve_device, resolve_precision
-from pipeline.learning.logbook import run_folder
-from pipeline.learning.models import CONFIG, init_file, weights_digest
-from pipeline.learning.training import Job, train
+from pipeline.data.folds import images_in_folds, training_folds
+from pipeline.errors import CarvanaError
+from pipeline.learning.devices import device_label, resolve_device, resolve_precision
+from pipeline.learning.logbook import run_dir
+from pipeline.learning.models import CONFIG, init_checkpoint_path, initial_weights_digest
+from pipeline.learning.training import TrainJob, train
 from pipeline.params import Params
-from pipeline.places import home, runs
-from pipeline.resume import hold, versions
+from pipeline.places import project_root, runs_dir
+from pipeline.resume import acquire_run_state, package_versions
 from pipeline.stages.code import digest
-from pipeline.stages.command import stage
-from pipeline.stages.inputs import folds, net_folder, read_json, read_manifest, training_images
+from pipeline.stages.command import run_stage
+from pipeline.stages.inputs import net_dir, read_fold_by_car, read_json, read_manifest, training_images
 
 
 def run(params: Params, model: str, fold: int) -> None:
     """Read images, folds.csv and the model's design; write weights, config, curves and metrics."""
     if not 0 <= fold < params.folds.count:
-        raise PipelineError(f"There is no fold {fold}: folds.count is {params.folds.count}.")
-    design, images, fold_by_car, ids = params.design(model), training_images(params), folds(), read_manifest()
-    init = init_file(design.train.init, fold)
-    if init and net_folder(model, fold).resolve() in init.resolve().parents:
-        raise PipelineError(f"train.init leads to {init}, which DVC removes before it trains anew: copy it elsewhere.")
+        raise CarvanaError(f"There is no fold {fold}: folds.count is {params.folds.count}.")
+    design, images, fold_by_car, ids = params.resolve_model(model), training_images(params), read_fold_by_car(), read_manifest()
+    init = init_checkpoint_path(design.train.init_checkpoint, fold)
+    if init and net_dir(model, fold).resolve() in init.resolve().parents:
+        raise CarvanaError(f"train.init_checkpoint leads to {init}, which DVC removes before it trains anew: copy it elsewhere.")
     if init and (learned := _fold_of(init)) not in (None, fold):
         print(
-            f"warning: train.init leads to {init}, a net of fold {learned}, which may have learned the cars that fold "
+            f"warning: train.init_checkpoint leads to {init}, a net of fold {learned}, which may have learned the cars that fold "
             f"{fold} is scored on: write {{fold}} in its path, or trust no score out of fold.",
             file=sys.stderr,
         )
-    job = Job(
-        design=design,
+    job = TrainJob(
+        model=design,
         seed=design.train.seed * 1000 + fold,
-        train_ids=select(images.ids(), fold_by_car, training_folds(fold, params.folds.count)),
-        validation_ids=select(images.ids(), fold_by_car, [fold]),
+        train_ids=images_in_folds(images.ids(), fold_by_car, training_folds(fold, params.folds.count)),
+        validation_ids=images_in_folds(images.ids(), fold_by_car, [fold]),
         reader=images,
-        machine=params.machine,
-        init=init,
+        hardware=params.hardware,
+        init_checkpoint=init,
         facts={"model": model, "fold": fold},
     )
-    device = resolve_device(params.machine.device)
+    device = resolve_device(params.hardware.device)
     dtype = resolve_precision(design.train.precision, device)
     facts = {
         "code": digest("train"),
-        "libraries": versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
+        "libraries": package_versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
         "precision": str(dtype),
-        "starts_from": weights_digest(design.spec, job.init),
+        "starts_from": initial_weights_digest(design.spec, job.init_checkpoint),
         "design": design.model_dump(mode="json"),
         "seed": job.seed,
         "images": {part: ids[part]["digest"] for part in ("train", "masks")},
         "train_ids": job.train_ids,
         "validation_ids": job.validation_ids,
     }
-    with hold(home(), f"train/{model}/{fold}", facts) as state:
+    with acquire_run_state(project_root(), f"train/{model}/{fold}", facts) as state:
         if not state.finished:
-            print(f"Training {model}/{fold} on {describe(device, dtype)}.", file=sys.stderr)
-            state.finish(train(job, state.work, run_folder(runs() / model / str(fold), state.folder.name)))
-        state.publish(net_folder(model, fold))
+            print(f"Training {model}/{fold} on {device_label(device, dtype)}.", file=sys.stderr)
+            state.finish(train(job, state.work_dir, run_dir(runs_dir() / model / str(fold), state.folder.name)))
+        state.publish(net_dir(model, fold))
 
 
 def _fold_of(weights: Path) -> int | None:
@@ -68,4 +68,4 @@ def _fold_of(weights: Path) -> int | None:
 
 
 if __name__ == "__main__":
-    stage(run, __doc__)
+    run_stage(run, __doc__)
