@@ -373,7 +373,7 @@ class TestComparison:
         findings = stored.comparison(ablation=ablation).run()
         table = pd.concat(findings.postprocess, ignore_index=True)
         holdout = table[table["split"] == "holdout"]
-        assert holdout["postprocess"].tolist() == ["none", "refine_edges", "largest filled"] * 2
+        assert holdout["postprocess"].tolist() == ["none", "refine_edges", "keep_largest fill_holes"] * 2
         grid = pd.concat(findings.settings).query("split == 'holdout'")
         assert holdout["dice"].iloc[0] == pytest.approx(grid["dice"].iloc[0])
         assert holdout["dice"].iloc[3] == pytest.approx(grid["dice"].max())

@@ -293,16 +293,16 @@ class TestTry:
         class Export(BasePredictor):
             views, input = ["ensemble"], SIZE
 
-            def looking_at(self, views: Any) -> Any:
+            def with_tta(self, views: Any) -> Any:
                 return self
 
-            def prepare(self, image_HWC: Any) -> Any:
+            def preprocess(self, image_HWC: Any) -> Any:
                 return image_HWC
 
-            def levels_at(self, inputs: Any, sizes: Any) -> Any:
+            def predict_u8_at_sizes(self, inputs: Any, sizes: Any) -> Any:
                 return [np.full((1, *size), 200, np.uint8) for size in sizes]
 
-            def levels(self, inputs: Any, height: int, width: int) -> Any:
+            def predict_u8(self, inputs: Any, height: int, width: int) -> Any:
                 return np.stack(self.levels_at(inputs, [(height, width)] * len(inputs)))
 
         speak = sight_module.cached_predictor
@@ -337,7 +337,7 @@ class TestTry:
     def test_a_net_is_not_loaded_for_what_it_has_said(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params)
-        monkeypatch.delattr(sight_module, "speaker")
+        monkeypatch.delattr(sight_module, "cached_predictor")
         assert sight.predict(["small/0"], ["identity"], params).maps == before.maps
 
     def test_other_weights_are_asked_anew(self, net: Path) -> None:
@@ -346,7 +346,7 @@ class TestTry:
         folder = net / "folds/small/0"
         shutil.copyfile(net / "folds/small/1" / models.WEIGHTS["last"], folder / models.WEIGHTS["best"])
         sight.predict(["small/0"], ["identity"], params)
-        best = params.model_copy(update={"predict": params.predict.model_copy(update={"weights": "best"})})
+        best = params.model_copy(update={"predict": params.predict.model_copy(update={"checkpoint": "best"})})
         after = sight.predict(["small/0"], ["identity"], best).maps["small/0"]["identity"].to_full_size(50, 70)
         assert not np.array_equal(before, after)
 

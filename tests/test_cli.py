@@ -178,7 +178,7 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(repro.subprocess, "run", run)
     monkeypatch.setattr(repro, "show_summary", lambda: None)
-    monkeypatch.setattr(repro, "ensure_data", lambda settings, home: calls.append([f"bring in {settings.source}"]))
+    monkeypatch.setattr(repro, "bring_in", lambda settings, home: calls.append([f"bring in {settings.source}"]))
     return calls
 
 
@@ -406,7 +406,7 @@ def test_a_stage_whose_disk_is_full_says_so(
     def fill_up(target: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(download, "ensure_data", lambda settings, home: None)
+    monkeypatch.setattr(download, "bring_in", lambda settings, home: None)
     monkeypatch.setattr(download, "build_manifest", lambda source, on_corrupt: {"suspect_test_images": {}})
     monkeypatch.setattr(download, "write_truth", lambda source, target: None)
     monkeypatch.setattr(download, "write_json", fill_up)

@@ -152,9 +152,9 @@ def test_the_default_has_at_most_20_stages() -> None:
         ("use(getattr(params.predict.tta, split))", {"predict.tta"}),
         ("use(params.ensemble.model_dump(mode='json'))", {"ensemble"}),
         ("use(f'{params.input.height}')", {"input"}),
-        ("use(params.design(model))", {"input", "train", "models.specs"}),
+        ("use(params.resolve_model(model))", {"input", "train", "models.specs"}),
         (
-            "nets = params.ensemble_nets()",
+            "nets = params.ensemble_members()",
             {"ensemble.models", "ensemble.folds", "ensemble.weights", "models.active", "folds.active"},
         ),
         ("images = training_images(params)", {"data", "data.directory", "data.quality"}),

@@ -147,7 +147,7 @@ data: {source: sample}
 folds: {count: 2, active: [0], holdout_cars: 2}
 models: {active: [small], specs: {small: {net: classic}, large: {net: classic, widths: [8]}}}
 train: {epochs: 2, lr: 0.01}
-predict: {views: {test: [identity, hflip]}}
+predict: {tta: {test: [identity, hflip]}}
 ensemble: {models: null, folds: null, weights: {}, merge: probability, threshold: 0.5}
 """
 

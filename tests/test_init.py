@@ -30,7 +30,7 @@ INPUT = InputSettings(size=(32, 48))
 
 def plain(init: Path | None = None, **changes: Any) -> TrainJob:
     made = job(warmup_fraction=0.0, ema_decay=None, **changes)
-    return replace(made, design=ResolvedModel(spec=SPEC, input=INPUT, train=made.model.train), init_checkpoint=init)
+    return replace(made, model=ResolvedModel(spec=SPEC, input=INPUT, train=made.model.train), init_checkpoint=init)
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"widths": (8, 16)}, r"'body\.down\.0\.0\.weight' is \[4, 3, 3, 3\], not \[8, 3, 3, 3\]"),
-        ({"widths": (4, 8, 16)}, r"'body\.down\.2\.0\.weight' is missing"),
-        ({"norm": "none"}, r"this net has no 'body\.down\.0\.1\.bias'"),
+        ({"widths": (8, 16)}, r"'network\.down\.0\.0\.weight' is \[4, 3, 3, 3\], not \[8, 3, 3, 3\]"),
+        ({"widths": (4, 8, 16)}, r"'network\.down\.2\.0\.weight' is missing"),
+        ({"norm": "none"}, r"this net has no 'network\.down\.0\.1\.bias'"),
     ],
 )
 def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reason: str) -> None:
     other = SPEC.model_copy(update=changes)
-    sentence = rf"start\.safetensors holds weights of another architecture: {reason} \(\d+ such\)\. Set train\.init to"
+    sentence = rf"start\.safetensors holds weights of another architecture: {reason} \(\d+ such\)\. Set train\.init_checkpoint to"
     with pytest.raises(CarvanaError, match=sentence):
         build_model(other, INPUT, init_checkpoint=weights)
 
@@ -111,7 +111,7 @@ def test_weights_of_another_number_of_channels(weights: Path) -> None:
 
 def test_more_weights_than_the_net_has(weights: Path) -> None:
     save_file({**load_file(weights), "teacher.weight": torch.zeros(3)}, weights)
-    with pytest.raises(CarvanaError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init to"):
+    with pytest.raises(CarvanaError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init_checkpoint to"):
         build_model(SPEC, INPUT, init_checkpoint=weights)
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, content: Any) -> None:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(CarvanaError, match=r"start\.pt .* Set train\.init to"):
+    with pytest.raises(CarvanaError, match=r"start\.pt .* Set train\.init_checkpoint to"):
         build_model(SPEC, INPUT, init_checkpoint=path)
 
 
@@ -182,7 +182,7 @@ def test_other_bytes_are_another_training(facts: Any, weights: Path) -> None:
 
 def test_the_nets_own_folder_which_is_removed_before_training(facts: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        CarvanaError, match=r"train\.init leads to .*folds/small/0/model.safetensors, which DVC removes"
+        CarvanaError, match=r"train\.init_checkpoint leads to .*folds/small/0/model.safetensors, which DVC removes"
     ):
         facts("folds/small/{fold}/model.safetensors")
 

@@ -99,7 +99,7 @@ class TestCredentials:
         private(file, json.dumps(stored))
         answer = {"token": TOKEN, "expiresIn": 3600}
         monkeypatch.setattr(server, "_GenerateAccessToken", lambda given: faulty.found(answer), raising=False)
-        monkeypatch.setattr(faulty.Handler, "_jsonable", lambda self: True)  # a login is renewed without credentials
+        monkeypatch.setattr(faulty.Handler, "_known", lambda self: True)  # a login is renewed without credentials
         ask()
         assert json.loads(file.read_text())["access_token"] == TOKEN
 
@@ -172,7 +172,7 @@ class TestCredentials:
         private(file, json.dumps(stored | {"access_token_expiration": EARLIER}))
         answer = {"token": f"{TOKEN}2", "expiresIn": 36000}
         monkeypatch.setattr(server, "_GenerateAccessToken", lambda given: faulty.found(answer), raising=False)
-        monkeypatch.setattr(faulty.Handler, "_jsonable", lambda self: True)
+        monkeypatch.setattr(faulty.Handler, "_known", lambda self: True)
         server.fail("GenerateAccessToken", faulty.status(500), faulty.reset)
         asking.files()
         asking.files()

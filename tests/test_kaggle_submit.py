@@ -128,7 +128,7 @@ class TestSubmit:
             "dvc_lock_sha256": hashlib.sha256((project / "dvc.lock").read_bytes()).hexdigest(),
             "nets": "a/0 b/0",
             "views": "identity hflip",
-            "merge": "probability + edges + largest",
+            "merge": "mean_probability + refine_edges + keep_largest",
             "weights": '{"a": 2}',
             "threshold": "0.5",
             "error": "",
@@ -773,7 +773,7 @@ class TestLedger:
         code = (
             "import sys; from pathlib import Path; from pipeline.kaggle_api.ledger import *\n"
             "for n in range(10):\n"
-            "    Ledger(Path('ledger.csv')).add(dict.fromkeys(COLUMNS, '') | {'tag': sys.argv[1] + str(n)})"
+            "    Ledger(Path('ledger.csv')).add(dict.fromkeys(LEDGER_COLUMNS, '') | {'tag': sys.argv[1] + str(n)})"
         )
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
         runs = [subprocess.Popen([sys.executable, "-c", code, w], cwd=tmp_path, env=environment) for w in "abcd"]

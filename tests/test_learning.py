@@ -94,7 +94,7 @@ class TestModels:
     def test_weights_of_another_architecture(self, tmp_path: Path) -> None:
         models.save_weights(tmp_path / "other.safetensors", models.build_model(TINY, SMALL).state_dict())
         wider = models.build_model(UNetConfig(architecture="unet", widths=(8, 8)), SMALL)
-        with pytest.raises(CarvanaError, match=r"other\.safetensors holds weights of another architecture: 'body"):
+        with pytest.raises(CarvanaError, match=r"other\.safetensors holds weights of another architecture: 'network"):
             models.load_weights(wider, tmp_path / "other.safetensors")
 
     def test_a_folder_without_a_net(self, tmp_path: Path) -> None:

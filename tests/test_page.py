@@ -192,7 +192,7 @@ class TestPage:
             "and 12 forward passes an image" in Document(render_page(full, [], [])).text
         )
         mended = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
-        assert "threshold 0.5, mended by largest and filled; 6 nets, 2.2 s" in Document(render_page(mended, [], [])).text
+        assert "threshold 0.5, mended by keep_largest and fill_holes; 6 nets, 2.2 s" in Document(render_page(mended, [], [])).text
 
     def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: ReportData) -> None:
         refused = full.ablation | {"holdout": {"refused": "Too few."}}
@@ -208,7 +208,7 @@ class TestPage:
         out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
         assert f"{out_of_fold:.5f}" in document.texts
         assert f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
-        assert document.text.count("Settings are compared before post-processing (edges);") == 5
+        assert document.text.count("Settings are compared before post-processing (refine_edges);") == 5
         assert "before post-processing" not in Document(render_page(full, [], [])).text
         angles = document.specs["chart-angle-by-angle"]
         assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98

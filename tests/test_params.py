@@ -37,7 +37,7 @@ def tree(shipped: dict[str, Any]) -> dict[str, Any]:
     tree = deepcopy(shipped)
     tree["folds"] |= {"count": 3, "active": [0, 1, 2]}
     tree["models"] = {"active": ["small", "encoder"], "specs": deepcopy(SPECS)}
-    tree["predict"]["views"] = {split: ["identity"] for split in ("oof", "holdout", "test")}
+    tree["predict"]["tta"] = {split: ["identity"] for split in ("oof", "holdout", "test")}
     return tree
 
 
@@ -146,7 +146,7 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("models.specs.classic.widths", "x", "models.specs.classic.widths can't be 'x'"),
         ("models.specs.classic.wid", 1, "models.specs.classic.wid is no setting"),
         ("models.specs.encoder.encoder", 3, "models.specs.encoder.encoder can't be 3"),
-        ("models.specs.small.net", "vit", "models.specs.small can't be"),
+        ("models.specs.small.architecture", "vit", "models.specs.small can't be"),
         ("models.specs.small", 3, "models.specs.small can't be 3"),
         # overrides within a spec
         ("models.specs.small.train", {"lrr": 1}, "models.specs.small.train.lrr is no setting"),

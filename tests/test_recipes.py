@@ -38,8 +38,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_sample: Path) -> Pat
             {
                 "data": {"directory": str(tiny_sample)},
                 "folds": {"count": 2, "active": [0], "holdout_cars": 1},
-                "predict": {"views": {split: ["identity"] for split in ("oof", "holdout", "test")}},
-                "machine": {"device": "cpu", "workers": 0},
+                "predict": {"tta": {split: ["identity"] for split in ("oof", "holdout", "test")}},
+                "hardware": {"device": "cpu", "workers": 0},
             }
         )
         download.run(read_params())
@@ -64,11 +64,11 @@ def apply(name: str) -> None:
     changed: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True)
     changed["train"] = dict(spec.train) | {"epochs": 1, "batch_size": 4}
     changed["input"] = dict(spec.input) | ({"size": SMALLER[name]} if name in SMALLER else {})
-    if changed["net"] == "encoder":
+    if changed["architecture"] == "smp_unet":
         changed["encoder_weights"] = None
     kept = {section: getattr(before, section).model_dump(mode="json") for section in ("data", "folds", "machine")}
     kept["data"]["on_corrupt"] = read_params().data.on_corrupt
-    views = {"views": before.predict.tta.model_dump(mode="json")}
+    views = {"tta": before.predict.tta.model_dump(mode="json")}
     apply_overlay({"models": {"specs": {model: changed}}, "predict": views, **kept})
 
 
@@ -102,7 +102,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name: str) -> None:
         default = defaults.get(path)
         if path[:2] == ("models", "specs"):
             _, _, model, *setting = path
-            spec = UNetConfig if recipe["models"]["specs"][model]["net"] == "classic" else SmpUNetConfig
+            spec = UNetConfig if recipe["models"]["specs"][model]["architecture"] == "unet" else SmpUNetConfig
             field = spec.model_fields.get(setting[0])
             default = defaults.get(tuple(setting)) if len(setting) > 1 else field and field.default
         assert value != (list(default) if isinstance(default, tuple) else default), path

@@ -320,7 +320,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "folds.count": 2,
         "folds.active": [0, 1],
-        "models.specs.grey": {"architecture": "unet", "widths": [4, 8], "input": {"size": [32, 32], "channels": "gray"}},
+        "models.specs.gray": {"architecture": "unet", "widths": [4, 8], "input": {"size": [32, 32], "channels": "gray"}},
         "models.specs.encoder": {"architecture": "smp_unet", "encoder": "resnet18", "decoder_channels": [16, 8, 8]},
         "models.active": ["gray", "encoder"],
         "input.size": [32, 48],
@@ -334,7 +334,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Project(tmp_path_factory.mktemp("serving") / "project", changes).folder
     encoder = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8, 8))
     for fold in (0, 1):
-        save_net(folder / "folds/grey" / str(fold), TINY, GREY_TINY, seed=fold)
+        save_net(folder / "folds/gray" / str(fold), TINY, GREY_TINY, seed=fold)
         save_net(folder / "folds/encoder" / str(fold), encoder, COLOUR_TINY, seed=fold)
     return folder
 
@@ -366,13 +366,13 @@ class TestMasker:
         masked = masker.combine(looked, settings)
         np.testing.assert_array_equal(masked.mask_HW, expected_HW)
         assert masked.probability_HW.shape == masked.disagreement_HW.shape == looked.size == size
-        total_HW = sum(weight * m.raster(*size).astype(float) for weight, m in zip((1, 1, 3, 3), maps, strict=True))
+        total_HW = sum(weight * m.to_full_size(*size).astype(float) for weight, m in zip((1, 1, 3, 3), maps, strict=True))
         np.testing.assert_allclose(masked.probability_HW, total_HW / 16, atol=0.51)
 
     def test_nets_views_and_settings_change_without_a_look(self, masker: Segmenter) -> None:
         looked = masker.predict(noise(60, 90))
         asleep = Segmenter({})
-        for names in (["grey/0"], ["grey/0", "encoder/1"]):
+        for names in (["gray/0"], ["gray/0", "encoder/1"]):
             for views in (["identity"], ["hflip"], ["hflip", "identity"]):
                 masked = asleep.combine(looked, EnsembleSettings(threshold=0.5), names, views)
                 total_HW = np.zeros((60, 90))
@@ -383,8 +383,8 @@ class TestMasker:
 
     def test_disagreement(self, masker: Segmenter) -> None:
         looked, settings = masker.predict(noise(60, 90)), EnsembleSettings()
-        alone = [masker.combine(looked, settings, [name]) for name in ("grey/0", "grey/1")]
-        both = masker.combine(looked, settings, ["grey/0", "grey/1"])
+        alone = [masker.combine(looked, settings, [name]) for name in ("gray/0", "gray/1")]
+        both = masker.combine(looked, settings, ["gray/0", "gray/1"])
         np.testing.assert_array_equal(both.disagreement_HW, np.where(alone[0].mask_HW != alone[1].mask_HW, 255, 0))
         probability_HW = alone[0].probability_HW.astype(float)
         np.testing.assert_allclose(alone[0].disagreement_HW, 255 - abs(2 * probability_HW - 255), atol=2)
@@ -481,11 +481,11 @@ class TestExports:
     def test_with_nets_of_other_kinds(self, project: Path, tmp_path: Path) -> None:
         save_onnx(tmp_path / "exports/dark/model.onnx")
         dark = nets.load_predictor("exports/dark/model.onnx", ["identity"], project=tmp_path)
-        masker = Segmenter({"dark": dark, "grey/0": nets.load_predictor("grey/0", ["identity", "hflip"], project=project)})
+        masker = Segmenter({"dark": dark, "gray/0": nets.load_predictor("gray/0", ["identity", "hflip"], project=project)})
         looked = masker.predict(COLOURS)
         assert [list(by_view) for by_view in looked.maps.values()] == [["identity"], ["identity", "hflip"]]
         total_HW = looked.maps["dark"]["identity"].to_full_size(48, 72) * 2.0
-        total_HW += sum(level_map.to_full_size(48, 72).astype(float) for level_map in looked.maps["grey/0"].values())
+        total_HW += sum(level_map.to_full_size(48, 72).astype(float) for level_map in looked.maps["gray/0"].values())
         np.testing.assert_array_equal(masker.segment(looked, EnsembleSettings()), total_HW >= 2 * 255)
 
     def test_an_ensembles_file_has_its_own_views_and_threshold(
@@ -500,19 +500,19 @@ class TestExports:
             assert np.unique(decoded((tmp_path / out / "a_mask.png").read_bytes())).tolist() == [expected]
 
     def test_they_are_found(self, tmp_path: Path) -> None:
-        touch(tmp_path, "exports/grey/int8.onnx", "exports/grey/model.onnx", "exports/grey/card.json")
-        assert nets.list_models(tmp_path) == ["exports/grey/int8.onnx", "exports/grey/model.onnx"]
-        assert nets.resolve("exports/grey/model.onnx", tmp_path) == ["exports/grey/model.onnx"]
+        touch(tmp_path, "exports/gray/int8.onnx", "exports/gray/model.onnx", "exports/gray/card.json")
+        assert nets.list_models(tmp_path) == ["exports/gray/int8.onnx", "exports/gray/model.onnx"]
+        assert nets.resolve("exports/gray/model.onnx", tmp_path) == ["exports/gray/model.onnx"]
 
 
 class TestNets:
     def test_names(self, project: Path, tmp_path: Path) -> None:
-        all_four = ["encoder/0", "encoder/1", "grey/0", "grey/1"]
+        all_four = ["encoder/0", "encoder/1", "gray/0", "gray/1"]
         assert nets.list_models(project) == all_four
         assert nets.list_models(tmp_path) == []
-        assert nets.resolve("gray", project) == ["grey/0", "grey/1"]
-        assert nets.resolve("folds/grey/1/", project) == nets.resolve("grey/1", project) == ["grey/1"]
-        assert nets.resolve(str(project / "folds/grey"), tmp_path) == [f"{project}/folds/grey/{fold}" for fold in (0, 1)]
+        assert nets.resolve("gray", project) == ["gray/0", "gray/1"]
+        assert nets.resolve("folds/gray/1/", project) == nets.resolve("gray/1", project) == ["gray/1"]
+        assert nets.resolve(str(project / "folds/gray"), tmp_path) == [f"{project}/folds/gray/{fold}" for fold in (0, 1)]
 
     def test_ten_comes_after_nine(self, tmp_path: Path) -> None:
         for fold in range(12):
@@ -529,8 +529,8 @@ class TestNets:
             nets.resolve("a", tmp_path)
 
     def test_no_such_net(self, project: Path, tmp_path: Path) -> None:
-        with pytest.raises(CarvanaError, match=r"no net 'gray': name one of encoder/0, .* or an \.onnx file"):
-            nets.resolve("gray", project)
+        with pytest.raises(CarvanaError, match=r"no net 'grey': name one of encoder/0, .* or an \.onnx file"):
+            nets.resolve("grey", project)
         with pytest.raises(
             CarvanaError, match="no net 'gray/0', nor any other so far: train some with 'carvana repro'"
         ):
@@ -735,7 +735,7 @@ class TestCommand:
         mask_HW = np.asarray(Image.open(tmp_path / f"out/{image_ids[2]}_mask.png"))
         assert rle.encode(mask_HW) == rows[2].split(",")[1]
         said = capsys.readouterr()
-        assert "Predicting with grey/0, grey/1, encoder/0, encoder/1." in said.err
+        assert "Predicting with gray/0, gray/1, encoder/0, encoder/1." in said.err
         assert "3 pictures of 2.5 megapixels on average in " in said.out
 
     def test_all_kinds_for_any_pictures(self, here: Path, masker: Segmenter, tmp_path: Path) -> None:
@@ -754,7 +754,7 @@ class TestCommand:
         rows = (tmp_path / "out/masks.csv").read_text().splitlines()[1:]
         for path, size, row in zip(("a.png", "b.jpg", "sub/c.webp"), ((50, 80), (72, 48), (20, 10)), rows, strict=True):
             image_HWC = load_image(tmp_path / path, path)
-            mask_HW = masker.segment(masker.predict(image_HWC), settings, ["grey/0", "grey/1", "encoder/1"], ["hflip"])
+            mask_HW = masker.segment(masker.predict(image_HWC), settings, ["gray/0", "gray/1", "encoder/1"], ["hflip"])
             stem = tmp_path / "out" / Path(path).with_suffix("")
             written = {ending: decoded(Path(f"{stem}_{ending}").read_bytes()) for ending in ("mask.png", "cutout.png")}
             np.testing.assert_array_equal(written["mask.png"], mask_HW * np.uint8(255))
@@ -767,7 +767,7 @@ class TestCommand:
     ) -> None:
         touch(tmp_path, "a.png", "b.png", "c.png")
         (tmp_path / "b.png").write_bytes(ANY["PNG"][:300])
-        assert carvana(tmp_path, "--out", tmp_path / "out", "--net", "grey/0", "--write", "mask", "rle") == 1
+        assert carvana(tmp_path, "--out", tmp_path / "out", "--net", "gray/0", "--write", "mask", "rle") == 1
         said = capsys.readouterr()
         assert f"skipped: {tmp_path}/b.png is no sound PNG" in said.err
         assert "error: 1 of 3 pictures were skipped, first: " in said.err
@@ -781,7 +781,7 @@ class TestCommand:
     ) -> None:
         touch(tmp_path, "in/a.png")
         (tmp_path / "in/b.png").symlink_to(tmp_path / "gone.png")
-        assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "grey/0") == 1
+        assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0") == 1
         assert "in/b.png can't be read (No such file or directory)" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_mask.png"]
 
@@ -791,7 +791,7 @@ class TestCommand:
         touch(tmp_path, "in/a.png", "in/b.png")
         (tmp_path / "out").mkdir()
         (tmp_path / "out/b_mask.png").write_text("mine")
-        arguments = (tmp_path / "in", "--out", tmp_path / "out", "--net", "grey/0")
+        arguments = (tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0")
         assert carvana(*arguments) == 1
         assert "out/b_mask.png would be overwritten: add --overwrite" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_mask.png"], "nothing was written"
@@ -801,7 +801,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "status", "words"),
         [
-            (("--net", "gray"), 1, "There is no net 'gray': name one of encoder/0"),
+            (("--net", "grey"), 1, "There is no net 'grey': name one of encoder/0"),
             (("--views", "vflip"), 1, "There is no view 'vflip'"),
             (("--threshold", "1"), 2, "1 is no number between 0 and 1"),
             (("--threshold", "x"), 2, "x is no number between 0 and 1"),
@@ -839,8 +839,8 @@ class TestCommand:
     ) -> None:
         touch(tmp_path, "in/a.png")
         monkeypatch.chdir(tmp_path)
-        assert carvana("in", "--out", "out", "--net", project / "folds/grey/0") == 0
-        masker = Segmenter({"gray": nets.load_predictor("grey/0", ["identity"], project=project)})
+        assert carvana("in", "--out", "out", "--net", project / "folds/gray/0") == 0
+        masker = Segmenter({"gray": nets.load_predictor("gray/0", ["identity"], project=project)})
         mask_HW = masker.segment(masker.predict(COLOURS), EnsembleSettings())
         np.testing.assert_array_equal(decoded((tmp_path / "out/a_mask.png").read_bytes()) > 0, mask_HW)
 
@@ -855,7 +855,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("pipeline.commands.predict.predict_images", until_the_second)
-        assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "grey/0", "--write", "mask", "rle") == 130
+        assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0", "--write", "mask", "rle") == 130
         assert "Stopped after 1 of 3 pictures" in capsys.readouterr().err
         written = sorted(path.name for path in (tmp_path / "out").iterdir())
         assert written[0] == "a_mask.png"

@@ -161,7 +161,7 @@ def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
 def test_crops_and_uncached_images_in_worker_processes(tmp_path: Path) -> None:
     made = job(crop=(16, 16), epochs=1)
     machine = HardwareSettings(device="cpu", workers=2, cache_gb=0)
-    in_workers = train(TrainJob(**{**made.__dict__, "machine": machine}), tmp_path / "a")
+    in_workers = train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path / "a")
     in_memory = train(made, tmp_path / "b")
     # Where images are decoded decides no result.
     assert (in_workers / "model.safetensors").read_bytes() == (in_memory / "model.safetensors").read_bytes()
@@ -199,14 +199,14 @@ def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: di
     made = job(Torn(), **changes)
     machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
     with pytest.raises(CarvanaError, match=r"^3 is torn$"):
-        train(TrainJob(**{**made.__dict__, "machine": machine}), tmp_path)
+        train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path)
 
 
 @pytest.mark.slow
 def test_too_little_memory_in_another_process_is_told_as_such(tmp_path: Path) -> None:
     machine = HardwareSettings(device="cpu", workers=0, cache_gb=0)
     with pytest.raises(MemoryError, match=r"^CUDA out of memory\. Tried to allocate"):
-        train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "machine": machine}), tmp_path)
+        train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "hardware": machine}), tmp_path)
 
 
 class Hungry(Drawn):

@@ -100,7 +100,7 @@ def _overlay(row: Mapping[str, Any], choices: AblationSpace) -> dict[str, Any]:
         ensemble["merge"] = row["merge"]
     overlay: dict[str, Any] = {"ensemble": ensemble}
     if set(views) != set(choices.views):
-        overlay["predict"] = {"views": {"test": views}}
+        overlay["predict"] = {"tta": {"test": views}}
     return overlay
 
 

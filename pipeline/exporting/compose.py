@@ -207,10 +207,10 @@ def _probability(graph: _Graph, logits: str) -> str:
 
 def _merged(graph: _Graph, means: Sequence[str], facts: OnnxMetadata) -> str:
     """As ``ensemble.Merge``, in floats: the mean of nets that all count as much."""
-    if facts.merge == "vote":
+    if facts.merge == "majority_vote":
         threshold = graph.constant(facts.threshold)
         return graph.mean([graph.cast(graph.add("GreaterOrEqual", p, threshold), np.float32) for p in means])
-    if facts.merge == "logit" and len(means) > 1:
+    if facts.merge == "mean_logit" and len(means) > 1:
         least = 0.5 / (MAX_LEVEL * len(facts.views))  # what rounds to certain is half a level from it
         bounds = graph.constant(least), graph.constant(1 - least)
         logits = [_logit(graph, graph.add("Clip", p, *bounds)) for p in means]

@@ -157,7 +157,7 @@ class ValidationGridLogger(Callback):
             return
         with _averaged_weights(trainer, pl_module):
             if not is_validation_epoch(trainer):  # else just measured; averaged weights have none, and would be drawn as blank
-                pl_module.measure(_MEASURED)  # type: ignore[operator]
+                pl_module.refresh_bn_stats(_MEASURED)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
         with atomic_write(self.path) as temporary:

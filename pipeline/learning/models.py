@@ -70,17 +70,17 @@ class SegmentationModel(nn.Module):
 
 
 def build_model(
-    spec: ModelConfig, input: InputSettings, seed: int = 0, pretrained: bool = True, init: Path | None = None
+    spec: ModelConfig, input: InputSettings, seed: int = 0, pretrained: bool = True, init_checkpoint: Path | None = None
 ) -> SegmentationModel:
     """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``.
 
-    With ``init`` it has the weights of that file or of a trained net's folder instead. Raises PipelineError that
+    With ``init_checkpoint`` it has the weights of that file or of a trained net's folder instead. Raises PipelineError that
     says what does not fit.
     """
-    if init is not None:
+    if init_checkpoint is not None:
         net = build_model(spec, input, seed, pretrained=False)
         try:
-            load_weights(net, weights_path(init))
+            load_weights(net, weights_path(init_checkpoint))
         except CarvanaError as error:
             raise CarvanaError(f"{error} Set train.init_checkpoint to weights of this very net, or to null.") from error
         return net
@@ -298,16 +298,16 @@ def encoder_weights_path(weights: str | None) -> Path | None:
     return project_root() / Path(weights).expanduser()
 
 
-def init_checkpoint_path(init: str | None, fold: int) -> Path | None:
+def init_checkpoint_path(init_checkpoint: str | None, fold: int) -> Path | None:
     """Return the file that ``train.init_checkpoint`` leads to for a fold, in the project's own root if relative."""
-    if init is None:
+    if init_checkpoint is None:
         return None
-    return weights_path(project_root() / Path(init.replace("{fold}", str(fold))).expanduser())
+    return weights_path(project_root() / Path(init_checkpoint.replace("{fold}", str(fold))).expanduser())
 
 
-def initial_weights_digest(spec: ModelConfig, init: Path | None = None) -> str | None:
+def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = None) -> str | None:
     """Return a digest of the file that a net starts from, or None where it starts from none."""
-    key, file = "train.init_checkpoint", init
+    key, file = "train.init_checkpoint", init_checkpoint
     if file is None:
         key, file = "encoder_weights", encoder_weights_path(spec.encoder_weights) if isinstance(spec, SmpUNetConfig) else None
     if file is None:
@@ -322,7 +322,7 @@ def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
     """Return the entries of a file under the encoder's own names, whether it holds an encoder, a whole U-Net of
     ours or of smp's, or a classifier as timm and torchvision save it."""
     wanted = set(encoder.state_dict())
-    for prefix, replacement in (("", ""), ("body.encoder.", ""), ("encoder.", ""), ("", "model.")):
+    for prefix, replacement in (("", ""), ("network.encoder.", ""), ("encoder.", ""), ("", "model.")):
         renamed = {
             replacement + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
         }

@@ -79,7 +79,7 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
         raise CarvanaError(
             f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
         )
-    segmenter = SegmentationModule(build_model(job.model.spec, job.model.input, job.seed, init=job.init_checkpoint), job, device)
+    segmenter = SegmentationModule(build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device)
     trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
     with _reraise_worker_errors():
@@ -397,7 +397,7 @@ def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) ->
     """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
-    rows, best = states["Curves"]["rows"], states["BestWeights"]
+    rows, best = states["MetricsHistory"]["rows"], states["BestWeights"]
     folder = work / "net"
     folder.mkdir(exist_ok=True)
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
@@ -406,7 +406,7 @@ def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) ->
     publish_tree(work / _PANEL, folder / _PANEL)
     save_config(folder, job.model.spec, job.model.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    write_json(folder / "timing.json", training_timing(states["Clock"], device))
+    write_json(folder / "timing.json", training_timing(states["ThroughputMonitor"], device))
     scores = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
     write_json(folder / "metrics.json", scores | {"parameters": parameters})
     return folder
