@@ -100,7 +100,9 @@ class BruteForce(Ablation):
         )
 
     def _mask(self, setting: EnsembleConfig, maps: dict[tuple[int, str], ProbabilityMap]) -> NDArray[np.bool_]:
-        return setting.merge_rule.mask([sum_maps([maps[fold, view] for view in setting.views]) for fold in setting.folds])
+        return setting.merge_rule.mask(
+            [sum_maps([maps[fold, view] for view in setting.views]) for fold in setting.folds]
+        )
 
     def __call__(self) -> None:
         self.dice()

@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.tta.test")
     predict.add_argument("--threshold", type=_part, metavar="P", help="by default ensemble.threshold")
-    predict.add_argument("--merge", choices=("mean_probability", "mean_logit", "majority_vote"), help="by default ensemble.merge")
+    predict.add_argument(
+        "--merge", choices=("mean_probability", "mean_logit", "majority_vote"), help="by default ensemble.merge"
+    )
     predict.add_argument(
         "--write",
         nargs="+",

@@ -152,7 +152,9 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
 def parse_params(tree: Any) -> Params:
     """Return the settings of a YAML tree."""
     if not isinstance(tree, dict):
-        raise CarvanaError(f"{PARAMS_FILE} holds no settings: take back the last sound ones with 'git checkout {PARAMS_FILE}'.")
+        raise CarvanaError(
+            f"{PARAMS_FILE} holds no settings: take back the last sound ones with 'git checkout {PARAMS_FILE}'."
+        )
     try:
         params = _validate_strict(Params, tree)
         params.check()

@@ -137,7 +137,10 @@ class DrawnReports:
     ) -> float:
         error = 1 / sum(1 / SKILL[model] for model in models) * len(models) ** 0.85
         error *= (max(1, len(folds)) ** -0.12) * (len(views) ** -0.05)
-        error += 0.04 * (threshold - 0.46) ** 2 + {"mean_logit": 0.0, "mean_probability": 0.00006, "majority_vote": 0.00022}[merge]
+        error += (
+            0.04 * (threshold - 0.46) ** 2
+            + {"mean_logit": 0.0, "mean_probability": 0.00006, "majority_vote": 0.00022}[merge]
+        )
         name = "".join([*models, *map(str, folds), *views])
         return 1 - error + 0.0001 * np.sin(sum(map(ord, name)))
 
@@ -149,7 +152,9 @@ class DrawnReports:
             for folds in ([()] if split == "oof" else subsets(self.folds))
             for views in subsets(VIEWS)
             for merge in (
-                ("mean_probability", "mean_logit", "majority_vote") if len(models) * max(1, len(folds)) > 1 else ("mean_probability",)
+                ("mean_probability", "mean_logit", "majority_vote")
+                if len(models) * max(1, len(folds)) > 1
+                else ("mean_probability",)
             )
             for threshold in THRESHOLDS
         ]

@@ -181,7 +181,11 @@ def trial_of(dice_SC: NDArray[np.float64], settings: Sequence[EnsembleConfig]) -
     """Every car has 16 images of the same Dice."""
     cars = dice_SC.shape[1]
     images = pd.DataFrame(
-        [(format_image_id(f"{car:012x}", angle), f"{car:012x}", angle) for car in range(cars) for angle in range(1, 17)],
+        [
+            (format_image_id(f"{car:012x}", angle), f"{car:012x}", angle)
+            for car in range(cars)
+            for angle in range(1, 17)
+        ],
         columns=["image_id", "car", "angle"],
     )
     sizes = {(net, view): 1000.0 for setting in settings for net in setting.nets for view in setting.views}
@@ -262,7 +266,9 @@ class TestVerdict:
         settings = [folds_setting(1, threshold=0.3 + n / 1000) for n in range(300)]
         optimistic, honest = [], []
         for _ in range(20):
-            verdict = AblationStatistics("holdout", trial_of(0.99 + random.normal(0, 0.001, (300, 12)), settings), SECONDS)
+            verdict = AblationStatistics(
+                "holdout", trial_of(0.99 + random.normal(0, 0.001, (300, 12)), settings), SECONDS
+            )
             selection = verdict.summary()["selection"]
             optimistic.append(selection["optimistic"] - 0.99)
             honest.append(selection["honest"] - 0.99)
@@ -320,7 +326,9 @@ class Stored:
         if split == "holdout":
             return [ScoringGroup(NETS, [PredictionStore(self.where(split, net)) for net in NETS])]
         return [
-            ScoringGroup([(m, OWN_FOLD) for m in MODELS], [PredictionStore(self.where(split, (m, fold))) for m in MODELS])
+            ScoringGroup(
+                [(m, OWN_FOLD) for m in MODELS], [PredictionStore(self.where(split, (m, fold))) for m in MODELS]
+            )
             for fold in FOLDS
         ]
 

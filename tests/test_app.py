@@ -277,7 +277,9 @@ class TestTry:
         sight.predict(["small/0"], ["identity", "hflip"], params)
         looked = sight.predict(["small/0"], ["identity", "hflip"], params)
         assert asked == [["identity"], ["hflip"]]
-        at_once = Segmenter({"small/0": nets.load_predictor("small/0", ["identity", "hflip"], device="cpu")}).predict(image_HWC)
+        at_once = Segmenter({"small/0": nets.load_predictor("small/0", ["identity", "hflip"], device="cpu")}).predict(
+            image_HWC
+        )
         for view, level_map in at_once.maps["small/0"].items():
             assert np.array_equal(looked.maps["small/0"][view].to_full_size(50, 70), level_map.to_full_size(50, 70))
 
@@ -307,7 +309,9 @@ class TestTry:
 
         speak = sight_module.cached_predictor
         made = "exports/small/ensemble.onnx"
-        monkeypatch.setattr(sight_module, "cached_predictor", lambda name, p: Export() if name == made else speak(name, p))
+        monkeypatch.setattr(
+            sight_module, "cached_predictor", lambda name, p: Export() if name == made else speak(name, p)
+        )
         sight = CachedImage("car.png", noise(50, 70))
         looked = sight.predict([made, "small/0"], ["identity", "hflip"], read_params())
         assert [list(maps) for maps in looked.maps.values()] == [["ensemble"], ["identity", "hflip"]]
@@ -323,7 +327,9 @@ class TestTry:
         sight.predict(["small/0"], ["identity"], params)
         assert asked == ["small/0", "small/1"]
         monkeypatch.setattr(sight_module, "_KEPT", 1)
-        looked = sight.predict(["small/0"], ["identity", "hflip"], params)  # the other net's are let go, not those shown
+        looked = sight.predict(
+            ["small/0"], ["identity", "hflip"], params
+        )  # the other net's are let go, not those shown
         assert set(looked.maps["small/0"]) == {"identity", "hflip"}
         sight.predict(["small/1"], ["identity"], params)
         assert asked == ["small/0", "small/1", "small/0", "small/1"]

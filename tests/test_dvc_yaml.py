@@ -104,7 +104,7 @@ def stage_reads(stage: str) -> set[str]:
     here = functions(f"stages/{stage}.py")
     keys = set[str]().union(*(keys_read(function, "params", set(here)) for function in here.values()))
     # Two exemptions: how fast a result comes is no part of it, nor where the files lie, for which the manifest stands.
-    exempt = {"machine"} if stage == "download" else {"machine", "data"}
+    exempt = {"hardware"} if stage == "download" else {"hardware", "data"}
     return widest({key for key in keys if key.partition(".")[0] not in exempt})
 
 

@@ -409,7 +409,9 @@ class TestEvaluation:
             work = folder / split / model / str(fold)
             work.mkdir(parents=True, exist_ok=True)
             job = PredictJob(ids, ["identity", "hflip"], shard_images=2, test=False, net="n")
-            return PredictionStore(write_predictions(job, lambda some: ((i, self.predicted(model, i)) for i in some), work))
+            return PredictionStore(
+                write_predictions(job, lambda some: ((i, self.predicted(model, i)) for i in some), work)
+            )
 
         both = [(model, fold) for model in ("good", "bad") for fold in (0, 1)]
         whole = EnsembleContext(

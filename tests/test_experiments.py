@@ -145,10 +145,10 @@ class TestPairs:
 SETTINGS = """\
 data: {source: sample}
 folds: {count: 2, active: [0], holdout_cars: 2}
-models: {active: [small], specs: {small: {net: classic}, large: {net: classic, widths: [8]}}}
+models: {active: [small], specs: {small: {architecture: unet}, large: {architecture: unet, widths: [8]}}}
 train: {epochs: 2, lr: 0.01}
 predict: {tta: {test: [identity, hflip]}}
-ensemble: {models: null, folds: null, weights: {}, merge: probability, threshold: 0.5}
+ensemble: {models: null, folds: null, weights: {}, merge: mean_probability, threshold: 0.5}
 """
 
 STAGES = """\

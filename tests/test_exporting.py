@@ -79,7 +79,9 @@ def one_thread() -> Iterator[None]:
 def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.SegmentationModel:
     """A tiny net after some seconds of learning, so that its masks are masks."""
     net = models.build_model(TINY, INPUT, seed)
-    pixels = torch.stack([torch.from_numpy(to_network_input(reader.image(i), INPUT)).permute(2, 0, 1) for i in image_ids])
+    pixels = torch.stack(
+        [torch.from_numpy(to_network_input(reader.image(i), INPUT)).permute(2, 0, 1) for i in image_ids]
+    )
     targets = torch.stack([torch.from_numpy(soft_target(reader.mask(i), INPUT))[None] / 255 for i in image_ids])
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
@@ -163,7 +165,9 @@ def runner(path: Path) -> Run:
 
 class TestFormats:
     @pytest.mark.parametrize("name", FORMATS)
-    def test_each_passes_its_check_and_is_on_the_card(self, job: ExportJob, exported: dict[str, ExportResult], name: str) -> None:
+    def test_each_passes_its_check_and_is_on_the_card(
+        self, job: ExportJob, exported: dict[str, ExportResult], name: str
+    ) -> None:
         path, measured = exported[name].path, exported[name].result
         assert isinstance(measured, check.ExportReport), measured
         assert path.name == FORMATS[name].file
@@ -238,7 +242,9 @@ class TestFormats:
         "spec",
         [
             SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8, 8, 8, 8)),
-            SmpUNetConfig(architecture="smp_unet", encoder="mobilenet_v2", upsampling="transposed", decoder_channels=(8, 8, 8)),
+            SmpUNetConfig(
+                architecture="smp_unet", encoder="mobilenet_v2", upsampling="transposed", decoder_channels=(8, 8, 8)
+            ),
         ],
         ids=lambda spec: spec.encoder,
     )
@@ -416,7 +422,9 @@ class TestChecks:
         for place, value in changed.items():
             said[place] = value
         proof = ReferencePrediction(np.zeros((1, 1, 3), np.uint8), right, right > 0, 1.0)
-        measured = benchmark_export(tmp_path / "file", LoadedExport(lambda _: said, lambda raster: raster), [proof], 0.5)
+        measured = benchmark_export(
+            tmp_path / "file", LoadedExport(lambda _: said, lambda raster: raster), [proof], 0.5
+        )
         assert (measured.bytes, measured.images) == (3, 1)
         assert measured.difference == pytest.approx(difference)
         assert measured.dice_drop == pytest.approx(lost)
@@ -454,7 +462,9 @@ class TestChecks:
 
 class TestRuntime:
     @pytest.mark.parametrize("view", ["identity", "hflip", "scale:0.75", "hflip+scale:1.25", "scale:0.33"])
-    def test_a_file_looks_in_every_view_as_the_net_does(self, job: ExportJob, exported: dict[str, ExportResult], view: str) -> None:
+    def test_a_file_looks_in_every_view_as_the_net_does(
+        self, job: ExportJob, exported: dict[str, ExportResult], view: str
+    ) -> None:
         image_HWC = job.reader.image(job.check_ids[1])
         net = TorchPredictor(job.folders[0], views=[view], device="cpu", precision="32")
         file = OnnxPredictor(exported["onnx"].path, views=[view])
@@ -485,7 +495,9 @@ class TestRuntime:
     def test_a_file_says_what_it_wants_to_see(self, exported: dict[str, ExportResult]) -> None:
         facts = OnnxPredictor(exported["ensemble"].path).facts
         assert facts == OnnxMetadata(kind="ensemble", model="tiny", folds=(0, 1), input=INPUT, views=VIEWS)
-        assert OnnxPredictor(exported["int8"].path).facts == OnnxMetadata(kind="net", model="tiny", folds=(0,), input=INPUT)
+        assert OnnxPredictor(exported["int8"].path).facts == OnnxMetadata(
+            kind="net", model="tiny", folds=(0,), input=INPUT
+        )
 
     def test_files_that_are_none_of_ours(self, exported: dict[str, ExportResult], tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match=r"There is no .*gone\.onnx: make it with 'carvana export'"):
@@ -499,7 +511,9 @@ class TestRuntime:
         with pytest.raises(CarvanaError, match=r"plain\.onnx does not say what it wants to see"):
             OnnxPredictor(tmp_path / "plain.onnx")
 
-    def test_no_numbers_are_no_prediction(self, job: ExportJob, exported: dict[str, ExportResult], tmp_path: Path) -> None:
+    def test_no_numbers_are_no_prediction(
+        self, job: ExportJob, exported: dict[str, ExportResult], tmp_path: Path
+    ) -> None:
         model = onnx.load(exported["onnx"].path)
         (head,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias")]
         head.CopyFrom(onnx.numpy_helper.from_array(np.asarray([np.nan], np.float32), head.name))
@@ -640,7 +654,11 @@ class TestCommand:
         assert all(entry["images"] == check.CHECK_IMAGES for entry in card["formats"].values())
         assert (card["net"]["model"], card["net"]["fold"]) == ("tiny", 0)
         ensemble = card["formats"]["ensemble"]
-        assert (ensemble["merge"], ensemble["views"], ensemble["folds"]) == ("mean_logit", ["identity", "hflip"], [0, 1])
+        assert (ensemble["merge"], ensemble["views"], ensemble["folds"]) == (
+            "mean_logit",
+            ["identity", "hflip"],
+            [0, 1],
+        )
         text = (project / "exports" / "tiny" / README_FILE).read_text()
         assert "| Dice of its model out of fold | 0.9877, on 64 images of 4 cars |" in text
         assert "| architecture | classic U-Net, 8-16-16-16 channels |" in text

@@ -32,9 +32,7 @@ def cars_of(folds: dict[str, int], fold: int) -> list[str]:
 def test_every_car_has_one_fold_and_every_fold_its_share(cars: int, count: int, holdout: int, seed: int) -> None:
     areas = drawn_areas(cars)
     if cars - holdout < count:
-        with pytest.raises(
-            CarvanaError, match=rf"{cars} cars are too few .*lower folds\.count or folds\.holdout_cars"
-        ):
+        with pytest.raises(CarvanaError, match=rf"{cars} cars are too few .*lower folds\.count or folds\.holdout_cars"):
             assign_folds(areas, count, holdout, seed)
         return
     folds = assign_folds(areas, count, holdout, seed)

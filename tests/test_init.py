@@ -99,7 +99,8 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
 )
 def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reason: str) -> None:
     other = SPEC.model_copy(update=changes)
-    sentence = rf"start\.safetensors holds weights of another architecture: {reason} \(\d+ such\)\. Set train\.init_checkpoint to"
+    fault = rf"start\.safetensors holds weights of another architecture: {reason} \(\d+ such\)\."
+    sentence = rf"{fault} Set train\.init_checkpoint to"
     with pytest.raises(CarvanaError, match=sentence):
         build_model(other, INPUT, init_checkpoint=weights)
 
@@ -111,7 +112,9 @@ def test_weights_of_another_number_of_channels(weights: Path) -> None:
 
 def test_more_weights_than_the_net_has(weights: Path) -> None:
     save_file({**load_file(weights), "teacher.weight": torch.zeros(3)}, weights)
-    with pytest.raises(CarvanaError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init_checkpoint to"):
+    with pytest.raises(
+        CarvanaError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init_checkpoint to"
+    ):
         build_model(SPEC, INPUT, init_checkpoint=weights)
 
 
@@ -127,7 +130,9 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, content: Any) -> None:
 
 
 def test_no_other_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8), encoder_weights="imagenet")
+    spec = SmpUNetConfig(
+        architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8), encoder_weights="imagenet"
+    )
     init = tmp_path / "start.safetensors"
     save_weights(init, build_model(spec, INPUT, seed=5, pretrained=False).state_dict())
 

@@ -427,7 +427,9 @@ def test_the_directory_alone_overrides_the_sample(tmp_path: Path, files: Files) 
 def test_a_sample_drawn_by_other_code_or_settings_lies_elsewhere(tmp_path: Path) -> None:
     drawn_by = files_below("pipeline/data/sample.py") - {"pipeline/data/settings.py"}
     assert {f"pipeline/data/{name}" for name in DRAWING} == {file for file in drawn_by if "/data/" in file}
-    folders = {data_dir(DataSettings(source="sample", sample=SampleSettings(seed=seed)), tmp_path) for seed in (0, 0, 1)}
+    folders = {
+        data_dir(DataSettings(source="sample", sample=SampleSettings(seed=seed)), tmp_path) for seed in (0, 0, 1)
+    }
     assert len(folders) == 2
 
 

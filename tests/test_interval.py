@@ -132,7 +132,10 @@ class TestManyAtOnce:
 
     def test_few_are_surely_worse_than_the_luckiest(self, cars: int) -> None:
         images = np.full(cars, ANGLES)
-        worse = [(simultaneous_lower_bounds(x[:, [x.sum(axis=0).argmax()]] - x, images) > 0).mean() for x in self.trials(cars)]
+        worse = [
+            (simultaneous_lower_bounds(x[:, [x.sum(axis=0).argmax()]] - x, images) > 0).mean()
+            for x in self.trials(cars)
+        ]
         assert np.mean(worse) <= 0.08
 
 

@@ -187,9 +187,7 @@ class TestCredentials:
 
     def test_a_login_file_of_another_form(self) -> None:
         private(kaggle_folder() / "credentials.json", "[]")
-        with pytest.raises(
-            CarvanaError, match=r"credentials\.json can't be understood: run 'kaggle auth login' again"
-        ):
+        with pytest.raises(CarvanaError, match=r"credentials\.json can't be understood: run 'kaggle auth login' again"):
             ask()
 
     def test_an_echo_of_the_header_is_not_shown(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:

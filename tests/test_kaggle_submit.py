@@ -507,9 +507,7 @@ class TestOnce:
 
     def test_refused_with_a_reason(self, server: KaggleServer) -> None:
         server.fail("CreateSubmission", faulty.status(400, "Late submissions are off"))
-        with pytest.raises(
-            CarvanaError, match=r"refused this request \(400\)\. Kaggle says: Late submissions are off"
-        ):
+        with pytest.raises(CarvanaError, match=r"refused this request \(400\)\. Kaggle says: Late submissions are off"):
             send()
         (row,) = rows()
         assert (row["status"], row["reference"]) == ("not sent", "")
@@ -529,9 +527,7 @@ class TestOnce:
     def test_what_may_be_done_yet_is_not_sent_again_in_this_run(self, server: KaggleServer, fault: Fault) -> None:
         """Kaggle may be slower than any look-up: the next command looks once more."""
         server.fail("CreateSubmission", fault)
-        with pytest.raises(
-            CarvanaError, match="run the same again in a minute, which looks once more before it sends"
-        ):
+        with pytest.raises(CarvanaError, match="run the same again in a minute, which looks once more before it sends"):
             send()
         assert server.count("CreateSubmission") == 1
         assert [row["status"] for row in rows()] == ["pending"]
@@ -729,7 +725,9 @@ class TestLedger:
     def test_columns_and_rows_of_the_user_stay(self, tmp_path: Path) -> None:
         file = tmp_path / "ledger.csv"
         header = ",".join([*LEDGER_COLUMNS, "note"])
-        file.write_text(f'{header}\n{",".join(["x"] * 2 + ["t1"] + ["x"] * (len(LEDGER_COLUMNS) - 3))},"mine, ""all"""\n')
+        file.write_text(
+            f'{header}\n{",".join(["x"] * 2 + ["t1"] + ["x"] * (len(LEDGER_COLUMNS) - 3))},"mine, ""all"""\n'
+        )
         ledger = Ledger(file)
         ledger.add(row(tag="t2"))
         ledger.update(row(tag="t2"), {"status": "complete"})

@@ -235,7 +235,9 @@ class TestPixels:
         rows, columns = np.mgrid[:1280, :1918]
         mask = ((((rows - 700) / 310) ** 2 + ((columns - 960) / 620) ** 2) < 1).astype(np.uint8)
         soft = soft_target(mask, InputSettings(size=(160, 240))) / np.float32(255)
-        grown = upsample_logits_tensor(torch.logit(torch.from_numpy(soft), 1e-6)[None, None], 1280, 1918)[0].numpy() >= 0
+        grown = (
+            upsample_logits_tensor(torch.logit(torch.from_numpy(soft), 1e-6)[None, None], 1280, 1918)[0].numpy() >= 0
+        )
         assert 2 * (grown & (mask > 0)).sum() / (grown.sum() + mask.sum()) > 0.998
 
     def test_growing_is_the_same_cubic_on_every_device(self) -> None:

@@ -389,14 +389,14 @@ class TestWhereLogsLie:
         experiment.mkdir(parents=True)
         shutil.copyfile(ROOT / "params.yaml", experiment / "params.yaml")
         monkeypatch.chdir(experiment)
-        state = SimpleNamespace(folder=Path("0123456789abcdef"), work=Path("w"), finished=False)
+        state = SimpleNamespace(folder=Path("0123456789abcdef"), work_dir=Path("w"), finished=False)
         state.finish = state.publish = lambda _: None
         logs: list[Path] = []
         parts: dict[str, Any] = {
             "training_images": lambda _: SimpleNamespace(ids=lambda: []),
-            "folds": dict,
+            "read_fold_by_car": dict,
             "read_manifest": lambda: {part: {"digest": "0"} for part in ("train", "masks")},
-            "hold": lambda *_: contextlib.nullcontext(state),
+            "acquire_run_state": lambda *_: contextlib.nullcontext(state),
             "train": lambda job, work, log: logs.append(log),
         }
         for name, part in parts.items():
@@ -419,9 +419,7 @@ class TestCommand:
     def test_nothing_trained_yet(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "runs/small").mkdir(parents=True)
-        with pytest.raises(
-            CarvanaError, match=r"no log of a training in .*/runs: train first, with 'dvc repro train'"
-        ):
+        with pytest.raises(CarvanaError, match=r"no log of a training in .*/runs: train first, with 'dvc repro train'"):
             tensorboard.serve_tensorboard("127.0.0.1", port)
 
     @pytest.fixture

@@ -71,7 +71,11 @@ def test_touching_runs_overlap_as_one(pair, data):
         first = length // 2 if cut else 0
         pieces += [(start, first)] * (first > 0) + [(start + first, length - first)]
     touching = np.array(pieces, dtype=np.int64).reshape(-1, 2)
-    assert intersection_of_runs(touching, true) == intersection_of_runs(true, touching) == confusion_counts(*pair).intersection
+    assert (
+        intersection_of_runs(touching, true)
+        == intersection_of_runs(true, touching)
+        == confusion_counts(*pair).intersection
+    )
 
 
 def test_masks_of_other_shapes_are_never_broadcast():

@@ -31,7 +31,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResolvedModel:
     design = read_params().resolve_model("native-r34")
     assert isinstance(design.spec, SmpUNetConfig)
     spec = design.spec.model_copy(update={"encoder_weights": None})
-    fewer = design.train.model_copy(update={"epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "validate_every": 1})
+    fewer = design.train.model_copy(
+        update={"epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "validate_every": 1}
+    )
     return design.model_copy(update={"spec": spec, "train": fewer})
 
 

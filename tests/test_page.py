@@ -163,7 +163,15 @@ class TestPage:
 
     def test_panels_of_training_are_as_they_lie_in_the_nets_folders(self, full: ReportData) -> None:
         jpeg = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
-        html = render_page(full, [], [], [figures.prediction_grid_figure("small/0", 0.98765, jpeg), figures.prediction_grid_figure("resnet18/0", 0.9, jpeg)])
+        html = render_page(
+            full,
+            [],
+            [],
+            [
+                figures.prediction_grid_figure("small/0", 0.98765, jpeg),
+                figures.prediction_grid_figure("resnet18/0", 0.9, jpeg),
+            ],
+        )
         document = Document(html)
         assert document.tags.count("img") == 2
         assert document.addresses.count(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}") == 2
@@ -192,7 +200,10 @@ class TestPage:
             "and 12 forward passes an image" in Document(render_page(full, [], [])).text
         )
         mended = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
-        assert "threshold 0.5, mended by keep_largest and fill_holes; 6 nets, 2.2 s" in Document(render_page(mended, [], [])).text
+        assert (
+            "threshold 0.5, mended by keep_largest and fill_holes; 6 nets, 2.2 s"
+            in Document(render_page(mended, [], [])).text
+        )
 
     def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: ReportData) -> None:
         refused = full.ablation | {"holdout": {"refused": "Too few."}}
@@ -327,7 +338,9 @@ class TestTables:
 
     def test_a_single_net_merges_with_nothing_and_is_one_change_away(self, full: ReportData) -> None:
         rows = tables.rows_of_split(full.settings, "oof").copy()
-        rows["current"] = (rows["models"] == "small resnet18") & (rows["merge"] == "mean_logit") & (rows["threshold"] == 0.5)
+        rows["current"] = (
+            (rows["models"] == "small resnet18") & (rows["merge"] == "mean_logit") & (rows["threshold"] == 0.5)
+        )
         rows["current"] &= rows["views"] == "identity hflip"
         assert rows["current"].sum() == 1
         assert set(tables.one_factor_changes(rows, 3).query("changed == 'models'")["models"]) == {"small", "resnet18"}
@@ -410,7 +423,11 @@ class TestCharts:
     def test_threshold_has_a_line_a_merge_of_the_current_setting(self, full: ReportData) -> None:
         spec = charts.threshold_curve(tables.rows_of_split(full.settings, "holdout"))
         points = pd.DataFrame(values(spec, layers(spec)[0]))
-        assert points.groupby("merge").size().to_dict() == {"mean of probabilities": 7, "mean of logits": 7, "majority_vote": 7}
+        assert points.groupby("merge").size().to_dict() == {
+            "mean of probabilities": 7,
+            "mean of logits": 7,
+            "majority_vote": 7,
+        }
 
     def test_training_leaves_out_epochs_without_a_value(self) -> None:
         spec = charts.training_curves(FULL.curves(), "dice", "Dice")
@@ -520,7 +537,12 @@ class TestWords:
 
     def test_numbers(self) -> None:
         assert words.format_signed(-0.00012) == "−0.00012"
-        assert [words.format_seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == ["0.012 s", "0.5 s", "2.8 s", "123 s"]
+        assert [words.format_seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == [
+            "0.012 s",
+            "0.5 s",
+            "2.8 s",
+            "123 s",
+        ]
         assert words.pluralize(1, "forward pass", "forward passes") == "1 forward pass"
         assert words.pluralize(12345, "image") == "12,345 images"
 
@@ -557,7 +579,13 @@ class TestCrops:
         assert CropBox.around([box(0, 0, 0, 0)], 10) == (0, 0, HEIGHT, WIDTH)
 
     @pytest.mark.parametrize(
-        "region", [CropBox(600, 900, 620, 930), CropBox(0, 0, 12, 10), CropBox(1270, 1900, 1280, 1918), CropBox(10, 100, 20, 1500)]
+        "region",
+        [
+            CropBox(600, 900, 620, 930),
+            CropBox(0, 0, 12, 10),
+            CropBox(1270, 1900, 1280, 1918),
+            CropBox(10, 100, 20, 1500),
+        ],
     )
     def test_context_holds_the_region_and_stays_inside(self, region: CropBox) -> None:
         top, left, bottom, right = region.in_context(2.5, 160, HEIGHT, WIDTH)
@@ -636,7 +664,10 @@ class TestCrops:
             "the photograph",
             "label green, nets magenta, the region framed yellow",
         ]
-        assert "its one net is certain" in figures.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
+        assert (
+            "its one net is certain"
+            in figures.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
+        )
 
 
 IDS = [f"{car:012x}_{angle:02d}" for car in range(3) for angle in range(1, 16)]
@@ -706,7 +737,9 @@ class TestMapsOfSomeImages:
 class TestOpinions:
     def opinions(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
         nets = [(model, fold) for model in "ab" for fold in (0, 1)]
-        whole = EnsembleContext(EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY)
+        whole = EnsembleContext(
+            EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY
+        )
         return MemberPredictions(replace(whole, **changes))
 
     def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
@@ -725,7 +758,9 @@ class TestOpinions:
         assert np.array_equal(found.mask_HW, first), "a mean of half is car"
         assert np.array_equal(found.disagreement_HW > 0, first != second) and found.disagreement_HW.max() == 255
         (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
-        assert held_out.disagreement_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], "4, 3, 2, 1, 0 of 4"
+        assert held_out.disagreement_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], (
+            "4, 3, 2, 1, 0 of 4"
+        )
 
     def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
         only_b = self.opinions(stores, ensemble=[("b", 0)])
@@ -743,7 +778,9 @@ class TestOpinions:
         assert found.nets["a/0"][10, 10] and not found.mask_HW[10, 10]
         assert found.mask_HW.sum() == found.nets["a/0"].sum() - 1
 
-    def test_a_single_net_doubts_what_it_is_undecided_of(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+    def test_a_single_net_doubts_what_it_is_undecided_of(
+        self, stores: Callable[[str, str, int], PredictionStore]
+    ) -> None:
         alone = self.opinions(stores, models=["a"], folds=[0], ensemble=[("a", 0)], views=["identity", "hflip"])
         (found,) = alone.iter_images("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
         assert found.disagreement_HW[305, 600] == pytest.approx(128, abs=2)

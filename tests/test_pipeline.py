@@ -98,7 +98,9 @@ class TestRepro:
     def test_the_ablation_equals_brute_force_on_real_photographs(self, done: Project, real_carvana: Path) -> None:
         views, folds = ("identity", "hflip", "scale:0.75"), (0, 1)
         nets = [("small", fold) for fold in folds]
-        predictors = [TorchPredictor(done.folder / "folds/small" / str(fold), views=views, device="cpu") for fold in folds]
+        predictors = [
+            TorchPredictor(done.folder / "folds/small" / str(fold), views=views, device="cpu") for fold in folds
+        ]
         grid = AblationSpace(
             ablation=AblationSettings(),
             ensemble=EnsembleSettings(),
@@ -110,9 +112,14 @@ class TestRepro:
         source, counter = CompetitionData(real_carvana), SettingScorer(grid, nets, views)
         for image_id in source.masks.ids()[:40:20]:
             image_HWC, true_HW = source.train.image(image_id), source.masks.mask(image_id)
-            levels = [predictor.predict_u8([predictor.preprocess(image_HWC)], *true_HW.shape)[0] for predictor in predictors]
+            levels = [
+                predictor.predict_u8([predictor.preprocess(image_HWC)], *true_HW.shape)[0] for predictor in predictors
+            ]
             maps = [
-                [ProbabilityMap.crop(image_id, view, 1, levels_HW) for view, levels_HW in zip(views, of_net, strict=True)]
+                [
+                    ProbabilityMap.crop(image_id, view, 1, levels_HW)
+                    for view, levels_HW in zip(views, of_net, strict=True)
+                ]
                 for of_net in levels
             ]
             pixels = MapStack.of(maps, true_HW).ambiguous_pixels(counter.bounds)

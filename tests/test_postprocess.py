@@ -307,7 +307,9 @@ class TestDecision:
         mask_HW = MaskBuilder(self.merge, ("refine_edges",), image).mask(maps)
         assert asked == ["a"]
         soft = self.merge.margin(maps, 2 * RADIUS)
-        margin_HW = soft.margin_HW + guided_filter_residual(as_grey(photograph(6, HEIGHT, WIDTH))[soft.box], soft.margin_HW)
+        margin_HW = soft.margin_HW + guided_filter_residual(
+            as_grey(photograph(6, HEIGHT, WIDTH))[soft.box], soft.margin_HW
+        )
         clear_HW = soft.ambiguous_HW & (np.abs(margin_HW) > 1e-5)
         assert np.array_equal(mask_HW[soft.box][clear_HW], margin_HW[clear_HW] >= 0)
         with pytest.raises(ValueError, match="edges needs the photograph of a"):
@@ -319,7 +321,9 @@ class TestDecision:
 
         edged = MaskBuilder(self.merge, ("refine_edges",), image).mask(maps)
         for steps in permutations(("refine_edges", "keep_largest", "fill_holes")):
-            assert np.array_equal(MaskBuilder(self.merge, steps, image).mask(maps), fill_small_holes(keep_largest_component(edged)))
+            assert np.array_equal(
+                MaskBuilder(self.merge, steps, image).mask(maps), fill_small_holes(keep_largest_component(edged))
+            )
 
     @pytest.mark.parametrize("level", [0, 200])
     def test_empty_maps_and_maps_of_the_whole_raster(self, level: int) -> None:
@@ -332,7 +336,10 @@ class TestDecision:
         assert EnsembleSettings().postprocess == ()
         given = EnsembleSettings(postprocess=("fill_holes", "refine_edges"))
         assert given.postprocess == ("refine_edges", "fill_holes")
-        assert build_mask_builder(given, [("a", 0)], 1, lambda _: photograph(0, 9, 9)).steps == ("refine_edges", "fill_holes")
+        assert build_mask_builder(given, [("a", 0)], 1, lambda _: photograph(0, 9, 9)).steps == (
+            "refine_edges",
+            "fill_holes",
+        )
         for wrong in (("fill_holes", "fill_holes"), ("smooth",)):
             with pytest.raises(ValidationError):
                 EnsembleSettings(postprocess=wrong)  # type: ignore[arg-type]

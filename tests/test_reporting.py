@@ -83,7 +83,9 @@ class TestSummary:
     def test_what_is_known_is_told(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": {}}
         nothing = {split: {"refused": "too few cars"} for split in ("oof", "holdout")}
-        assert build_metrics(evaluation, self.submission, nothing) == {"oof": {"small": self.scores | {"dice": 0.987654}}}
+        assert build_metrics(evaluation, self.submission, nothing) == {
+            "oof": {"small": self.scores | {"dice": 0.987654}}
+        }
         told = format_summary(evaluation, self.submission)
         assert "out of fold, small   0.98765  0.97000  0.99000" in told
         assert "held-out" not in told and "test cars" not in told

@@ -60,7 +60,9 @@ def test_the_competitions_files_and_no_others(tiny_sample: Path) -> None:
 def test_images_are_named_and_encoded_as_kaggles(tiny_sample: Path, split: str, cars: list[str]) -> None:
     with zipfile.ZipFile(tiny_sample / f"{split}.zip") as archive:
         wanted = [
-            f"{split}/{image_filename(format_image_id(car, angle))}" for car in sorted(cars) for angle in range(1, ANGLES + 1)
+            f"{split}/{image_filename(format_image_id(car, angle))}"
+            for car in sorted(cars)
+            for angle in range(1, ANGLES + 1)
         ]
         assert archive.namelist() == wanted
         for name in wanted[::5]:

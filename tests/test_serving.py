@@ -320,7 +320,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "folds.count": 2,
         "folds.active": [0, 1],
-        "models.specs.gray": {"architecture": "unet", "widths": [4, 8], "input": {"size": [32, 32], "channels": "gray"}},
+        "models.specs.gray": {
+            "architecture": "unet",
+            "widths": [4, 8],
+            "input": {"size": [32, 32], "channels": "gray"},
+        },
         "models.specs.encoder": {"architecture": "smp_unet", "encoder": "resnet18", "decoder_channels": [16, 8, 8]},
         "models.active": ["gray", "encoder"],
         "input.size": [32, 48],
@@ -342,7 +346,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def masker(project: Path) -> Segmenter:
     names = [f"{model}/{fold}" for model in ("gray", "encoder") for fold in (0, 1)]
-    return Segmenter({name: nets.load_predictor(name, ["identity", "hflip"], device="cpu", project=project) for name in names})
+    return Segmenter(
+        {name: nets.load_predictor(name, ["identity", "hflip"], device="cpu", project=project) for name in names}
+    )
 
 
 def noise(height: int, width: int, seed: int = 0) -> Pixels:
@@ -366,7 +372,9 @@ class TestMasker:
         masked = masker.combine(looked, settings)
         np.testing.assert_array_equal(masked.mask_HW, expected_HW)
         assert masked.probability_HW.shape == masked.disagreement_HW.shape == looked.size == size
-        total_HW = sum(weight * m.to_full_size(*size).astype(float) for weight, m in zip((1, 1, 3, 3), maps, strict=True))
+        total_HW = sum(
+            weight * m.to_full_size(*size).astype(float) for weight, m in zip((1, 1, 3, 3), maps, strict=True)
+        )
         np.testing.assert_allclose(masked.probability_HW, total_HW / 16, atol=0.51)
 
     def test_nets_views_and_settings_change_without_a_look(self, masker: Segmenter) -> None:
@@ -422,7 +430,9 @@ class TestMasker:
         height, width, _ = large.inputs["native"].shape
         assert height * width == pytest.approx(1280 * 1918, rel=2e-3)
         assert height / width == pytest.approx(4 / 3, rel=2e-3)
-        assert [looked.size for looked in masker.predict_image([small, masker.prepare(noise(30, 40))])] == [(30, 40)] * 2
+        assert [looked.size for looked in masker.predict_image([small, masker.prepare(noise(30, 40))])] == [
+            (30, 40)
+        ] * 2
 
 
 def counting(logits: Callable[..., Any], passes: list[int]) -> Callable[..., Any]:
@@ -481,7 +491,9 @@ class TestExports:
     def test_with_nets_of_other_kinds(self, project: Path, tmp_path: Path) -> None:
         save_onnx(tmp_path / "exports/dark/model.onnx")
         dark = nets.load_predictor("exports/dark/model.onnx", ["identity"], project=tmp_path)
-        masker = Segmenter({"dark": dark, "gray/0": nets.load_predictor("gray/0", ["identity", "hflip"], project=project)})
+        masker = Segmenter(
+            {"dark": dark, "gray/0": nets.load_predictor("gray/0", ["identity", "hflip"], project=project)}
+        )
         looked = masker.predict(COLOURS)
         assert [list(by_view) for by_view in looked.maps.values()] == [["identity"], ["identity", "hflip"]]
         total_HW = looked.maps["dark"]["identity"].to_full_size(48, 72) * 2.0
@@ -512,7 +524,9 @@ class TestNets:
         assert nets.list_models(tmp_path) == []
         assert nets.resolve("gray", project) == ["gray/0", "gray/1"]
         assert nets.resolve("folds/gray/1/", project) == nets.resolve("gray/1", project) == ["gray/1"]
-        assert nets.resolve(str(project / "folds/gray"), tmp_path) == [f"{project}/folds/gray/{fold}" for fold in (0, 1)]
+        assert nets.resolve(str(project / "folds/gray"), tmp_path) == [
+            f"{project}/folds/gray/{fold}" for fold in (0, 1)
+        ]
 
     def test_ten_comes_after_nine(self, tmp_path: Path) -> None:
         for fold in range(12):
@@ -749,7 +763,10 @@ class TestCommand:
         arguments = ("--net", "gray", "encoder/1", "--views", "hflip", "--threshold", "0.4", "--merge", "majority_vote")
         assert carvana(tmp_path, "--out", tmp_path / "out", "--write", *kinds, *arguments) == 0
         settings = EnsembleSettings(
-            threshold=0.4, merge="majority_vote", weights={"gray": 2}, postprocess=("refine_edges", "keep_largest", "fill_holes")
+            threshold=0.4,
+            merge="majority_vote",
+            weights={"gray": 2},
+            postprocess=("refine_edges", "keep_largest", "fill_holes"),
         )
         rows = (tmp_path / "out/masks.csv").read_text().splitlines()[1:]
         for path, size, row in zip(("a.png", "b.jpg", "sub/c.webp"), ((50, 80), (72, 48), (20, 10)), rows, strict=True):

@@ -33,7 +33,9 @@ def job(reader: Any = READER, **changes: Any) -> TrainJob:
     }
     values |= {"ema_decay": 0.9, "gradient_clip_norm": 1.0}
     spec = UNetConfig(architecture="unet", widths=(4, 8), dropout=0.3)
-    design = ResolvedModel(spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes))
+    design = ResolvedModel(
+        spec=spec, input=InputSettings(size=(32, 48)), train=TrainSettings.model_validate(values | changes)
+    )
     return TrainJob(design, 0, [str(n) for n in range(6)], ["6", "7"], reader, CPU, facts={"fold": 0})
 
 
@@ -137,7 +139,15 @@ def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> None:
-    broken = job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0, batch_size=6, epochs=1, ema_decay=None, precision=precision)
+    broken = job(
+        lr=1e30,
+        gradient_clip_norm=None,
+        warmup_fraction=0.0,
+        batch_size=6,
+        epochs=1,
+        ema_decay=None,
+        precision=precision,
+    )
     with pytest.raises(CarvanaError, match=r"after epoch 1: lower train\.lr"):
         train(broken, tmp_path)
 

@@ -65,7 +65,9 @@ def _page() -> None:
     if not {"nets", *_SPLITS} <= facts.keys():
         raise CarvanaError("reports/ablation.json is of another version: run 'dvc repro ablate', which makes it.")
     st.markdown("What other models, views, folds, ways to merge and thresholds would have scored, and at what cost.")
-    split: ScoredSplit = st.segmented_control("Cars", _SPLITS, format_func=SPLIT_TITLES.__getitem__, default="oof", required=True)
+    split: ScoredSplit = st.segmented_control(
+        "Cars", _SPLITS, format_func=SPLIT_TITLES.__getitem__, default="oof", required=True
+    )
     st.caption(_MEANING[split])
     if "refused" in facts[split]:
         st.info(escape_markdown(facts[split]["refused"]), icon=":material/info:")

@@ -48,7 +48,9 @@ class _WatchedGroup(ScoringGroup):
             yield [[packed for packed in of_net if packed.view in self.views] for of_net in packed_NV]
 
 
-def score_images(panels: Sequence[ScoringGroup], setting: EnsembleConfig, images: LabeledImages, progress: OnProgress) -> pd.DataFrame:
+def score_images(
+    panels: Sequence[ScoringGroup], setting: EnsembleConfig, images: LabeledImages, progress: OnProgress
+) -> pd.DataFrame:
     """Return a row an image, as ``doubts.csv`` has them for the current setting: image_id, car, angle, dice and so on.
 
     ``panels`` hold all the maps of the setting's split.
@@ -90,7 +92,10 @@ def draw(rows: pd.DataFrame, setting: EnsembleConfig, active: Sequence[int], ima
     )
     by_image = {str(row["image_id"]): row for row in rows.to_dict("records")}
     split = "holdout" if setting.folds else "oof"
-    drawn = {o.image_id: _figure(by_image[o.image_id], o, images) for o in MemberPredictions(nets).iter_images(split, by_image)}
+    drawn = {
+        o.image_id: _figure(by_image[o.image_id], o, images)
+        for o in MemberPredictions(nets).iter_images(split, by_image)
+    }
     return [drawn[image_id] for image_id in by_image]
 
 
@@ -101,4 +106,6 @@ def _of_setting(panel: ScoringGroup, setting: EnsembleConfig, on_image: Callable
 
 def _figure(row: Mapping[Any, Any], opinion: ImagePredictions, images: LabeledImages) -> Figure:
     image_HWC, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-    return figures.worst_image_figure(row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.disagreement_HW)
+    return figures.worst_image_figure(
+        row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.disagreement_HW
+    )

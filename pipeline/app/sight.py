@@ -111,7 +111,9 @@ class CachedImage:
 
 def cached_predictor(name: str, params: Params) -> BasePredictor:
     """Return a net, loaded once for everybody, and again when it was trained or exported anew."""
-    return _cached_predictor(name, _stamp(name), params.predict.checkpoint, params.hardware.device, params.predict.precision)
+    return _cached_predictor(
+        name, _stamp(name), params.predict.checkpoint, params.hardware.device, params.predict.precision
+    )
 
 
 @st.cache_resource(max_entries=16, show_spinner="Loading the net ...")

@@ -47,7 +47,11 @@ def _page(rows: Sequence[LedgerRow]) -> None:
     )
     table = _cells(rows)
     st.dataframe(
-        table, hide_index=True, column_config=dict(_LEDGER_COLUMNS), height=35 * min(len(table), 12) + 38, placeholder=""
+        table,
+        hide_index=True,
+        column_config=dict(_LEDGER_COLUMNS),
+        height=35 * min(len(table), 12) + 38,
+        placeholder="",
     )
     st.caption("As of the last `carvana submissions`, which asks Kaggle for fresh scores. Times are UTC.")
     st.subheader("Own Dice against Kaggle's score")

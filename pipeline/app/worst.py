@@ -36,7 +36,9 @@ def show(row: TableRow, split: ScoredSplit, facts: Mapping[str, Any]) -> None:
     Raises PipelineError if images or maps are not at hand, or not those that were ablated.
     """
     st.subheader("Where it does worst")
-    st.markdown(("The current setting: " if row["current"] else "The chosen setting: ") + escape_markdown(describe_setting(row)))
+    st.markdown(
+        ("The current setting: " if row["current"] else "The chosen setting: ") + escape_markdown(describe_setting(row))
+    )
     params, setting = read_params(), setting_of(row)
     images = project.training_images()
     split_panels = _panels(split, _stamp_of_maps(split))
@@ -63,7 +65,9 @@ def _figure(figure: Figure) -> None:
     st.caption(escape_markdown(" · ".join(figure.facts[2:])))
 
 
-def _scores(row: TableRow, split: ScoredSplit, split_panels: Sequence[ScoringGroup], images: LabeledImages) -> pd.DataFrame:
+def _scores(
+    row: TableRow, split: ScoredSplit, split_panels: Sequence[ScoringGroup], images: LabeledImages
+) -> pd.DataFrame:
     """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
     doubts = REPORTS_DIR / "doubts.csv"
     if row["current"] and doubts.is_file():
@@ -100,6 +104,10 @@ def _digests(split_panels: Sequence[ScoringGroup]) -> tuple[str, ...]:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _figures(
-    setting: EnsembleConfig, digests: tuple[str, ...], _lowest: pd.DataFrame, active: Sequence[int], _images: LabeledImages
+    setting: EnsembleConfig,
+    digests: tuple[str, ...],
+    _lowest: pd.DataFrame,
+    active: Sequence[int],
+    _images: LabeledImages,
 ) -> list[Figure]:
     return draw(_lowest, setting, active, _images)

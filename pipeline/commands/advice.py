@@ -111,7 +111,11 @@ def _shown(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    bounds = f" [{words.format_signed(row['low'])}, {words.format_signed(row['high'])}]" if words.is_known(row["low"]) else ""
+    bounds = (
+        f" [{words.format_signed(row['low'])}, {words.format_signed(row['high'])}]"
+        if words.is_known(row["low"])
+        else ""
+    )
     difference = "now" if row["current"] else f"{words.format_signed(row['difference'])}{bounds}"
     return f"{words.format_dice(row['dice'])}  {difference}  {describe_setting(row)}: {words.describe_cost(row)}"
 

@@ -133,9 +133,7 @@ def _ask_dvc() -> _DvcProject:
     except DvcException as error:
         raise CarvanaError(f"DVC can't tell its experiments: {error}") from error
     if any(dep.startswith("predictions/") for dep in changed):
-        raise CarvanaError(
-            f"{_IMAGES} is older than the maps here: run 'dvc repro' first, for scores to compare with."
-        )
+        raise CarvanaError(f"{_IMAGES} is older than the maps here: run 'dvc repro' first, for scores to compare with.")
     times = Counter(name for name, _, _ in found)
     finished = {name if times[name] == 1 else f"{name}@{base[:7]}": rev for name, base, rev in found}
     # What failed at first and was run again is finished.

@@ -55,7 +55,11 @@ def segment_images(
     Where there is no params.yaml, defaults hold. Raises PipelineError before any work if it can't be done, and at the
     end if a picture was not sound.
     """
-    jobs, kinds, csv = plan_outputs(paths, out), [kind for kind in MASK_FORMATS if kind in write], out / RLE_CSV if RLE in write else None
+    jobs, kinds, csv = (
+        plan_outputs(paths, out),
+        [kind for kind in MASK_FORMATS if kind in write],
+        out / RLE_CSV if RLE in write else None,
+    )
     check_conflicts(jobs, kinds, csv, overwrite=overwrite)
     params = read_params() if Path(PARAMS_FILE).exists() else None
     masker = _segmenter(names, views, params)
@@ -69,7 +73,9 @@ def segment_images(
                 temporary.write_bytes(MASK_FORMATS[kind].encode(looked.image_HWC, mask_HW))
         return mask_HW.size, rle_row(job.path.name, mask_HW) if csv else ""
 
-    tally = _work(predict_images(masker, jobs, finish, params.hardware.predict_batch if params else _BATCH), len(jobs), csv)
+    tally = _work(
+        predict_images(masker, jobs, finish, params.hardware.predict_batch if params else _BATCH), len(jobs), csv
+    )
     print(_summary(tally, [*kinds, *([csv.name] if csv else [])], out))
     if tally.skipped:
         raise CarvanaError(f"{len(tally.skipped)} of {len(jobs)} pictures were skipped, first: {tally.skipped[0]}")
@@ -81,7 +87,9 @@ def _segmenter(names: Sequence[str], views: Sequence[str] | None, params: Params
         return Segmenter({net: nets.load_predictor(net, views or ["identity"]) for net in found})
     views, device = views or params.predict.tta.test, params.hardware.device
     weights, precision = params.predict.checkpoint, params.predict.precision
-    return Segmenter({net: nets.load_predictor(net, views, weights=weights, device=device, precision=precision) for net in found})
+    return Segmenter(
+        {net: nets.load_predictor(net, views, weights=weights, device=device, precision=precision) for net in found}
+    )
 
 
 def _settings(params: Params | None, masker: Segmenter, changes: Mapping[str, Any]) -> EnsembleSettings:
@@ -94,11 +102,15 @@ def _expand(name: str, params: Params | None) -> list[str]:
     if name != ENSEMBLE_NAME:
         return nets.resolve(name)
     if params is None:
-        raise CarvanaError(f"The ensemble is that of {PARAMS_FILE}, which is not here: go to the project, or give --net.")
+        raise CarvanaError(
+            f"The ensemble is that of {PARAMS_FILE}, which is not here: go to the project, or give --net."
+        )
     return [f"{model}/{fold}" for model, fold in params.ensemble_members()]
 
 
-def _work(results: Generator[tuple[SegmentJob, tuple[int, str] | CorruptFileError]], count: int, csv: Path | None) -> RunTally:
+def _work(
+    results: Generator[tuple[SegmentJob, tuple[int, str] | CorruptFileError]], count: int, csv: Path | None
+) -> RunTally:
     """Take all results, showing how far it is; the CSV, if any, appears when all are there."""
     tally, begun = RunTally(), time.perf_counter()
     bar = tqdm(total=count, desc="Predicting", unit="picture", disable=None)

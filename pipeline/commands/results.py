@@ -65,9 +65,7 @@ def _check_up_to_date() -> None:
         raise CarvanaError(f"DVC can't tell whether the scores are those of params.yaml: {run.stderr.strip()[-300:]}")
     changed = list(json.loads(run.stdout.strip().splitlines()[-1]))
     if changed:
-        raise CarvanaError(
-            f"The scores are not those of the present settings ({changed[0]} changed): run 'dvc repro'."
-        )
+        raise CarvanaError(f"The scores are not those of the present settings ({changed[0]} changed): run 'dvc repro'.")
 
 
 def _results(params: Params) -> Iterator[dict[str, Any]]:

@@ -51,7 +51,9 @@ def confusion_counts(predicted_HW: MaskLike, true_HW: MaskLike) -> ConfusionCoun
     )
 
 
-def confusion_counts_from_runs(predicted_N2: NDArray[np.int64], true_M2: NDArray[np.int64], pixels: int) -> ConfusionCounts:
+def confusion_counts_from_runs(
+    predicted_N2: NDArray[np.int64], true_M2: NDArray[np.int64], pixels: int
+) -> ConfusionCounts:
     """Return the counts of two masks of so many pixels from their runs, without painting them.
 
     Runs are as `pipeline.competition.rle` defines them, and valid.

@@ -102,7 +102,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
         yield row, image_id, text
 
 
-def validate_submission(path: Path, expected_ids: Collection[str] | None = None, progress: ProgressBar = iter) -> SubmissionReport:
+def validate_submission(
+    path: Path, expected_ids: Collection[str] | None = None, progress: ProgressBar = iter
+) -> SubmissionReport:
     """Return what a submission holds, or refuse it.
 
     ``expected_ids`` are the images that it must hold, each once and no other; None takes any image ids. Raises
@@ -161,7 +163,9 @@ def coverage_warnings(report: SubmissionReport) -> list[str]:
     return words
 
 
-def score_submission(path: Path, truth_path: Path, progress: ProgressBar = iter, spill_dir: Path | None = None) -> SubmissionScore:
+def score_submission(
+    path: Path, truth_path: Path, progress: ProgressBar = iter, spill_dir: Path | None = None
+) -> SubmissionScore:
     """Return the Dice of each image of a submission, given a CSV of the true masks in the same form.
 
     Both files are read side by side. True masks that the submission has not come to yet wait in a temporary file, so

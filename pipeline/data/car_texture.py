@@ -260,7 +260,9 @@ def _draw_rear(tile: _TextureTile, design: CarDesign) -> None:
     _draw_plate(tile, floor + 0.3 if car.kind == "pickup" else car.tail - 0.2)
 
 
-def _draw_screen(tile: _TextureTile, car: Proportions, foot: float, head: float, *, brightness: float, seats: bool) -> None:
+def _draw_screen(
+    tile: _TextureTile, car: Proportions, foot: float, head: float, *, brightness: float, seats: bool
+) -> None:
     """Draw windscreen or rear window between two heights: dark glass, and the view through it."""
 
     def half_width(z: float) -> float:

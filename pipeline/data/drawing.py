@@ -198,7 +198,9 @@ def _cast_shadow(picture_HWC: UInt8Array, corners_T33: Points3D, shot: CameraSet
 # ---------------------------------------------------------------- car
 
 
-def _rasterize(corners_T33: Points3D, behind_T: Points3D, shot: CameraSetup) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+def _rasterize(
+    corners_T33: Points3D, behind_T: Points3D, shot: CameraSetup
+) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Draw the triangles that face the camera, far ones first.
 
     Returns their indices (N,), and an image (1280, 1918) int32 of 1 + the place among those indices, 0 where there is
@@ -220,7 +222,11 @@ def _rasterize(corners_T33: Points3D, behind_T: Points3D, shot: CameraSetup) -> 
 
 
 def _paint_car(
-    picture_HWC: UInt8Array, ids_HW: NDArray[np.int32], surface_N35: Float32Array, texture_HW4: UInt8Array, shot: CameraSetup
+    picture_HWC: UInt8Array,
+    ids_HW: NDArray[np.int32],
+    surface_N35: Float32Array,
+    texture_HW4: UInt8Array,
+    shot: CameraSetup,
 ) -> None:
     """Shade the car's pixels and lay them over the picture with soft edges, in place.
 
@@ -254,7 +260,9 @@ def _paint_car(
     behind[:] = cv2.add(cv2.multiply(behind, uncovered, scale=1 / 255), blurred[..., :3])
 
 
-def _shade(normals_3N: Float32Array, material_4N: Float32Array, right_N: Float32Array, down_N: Float32Array) -> Float32Array:
+def _shade(
+    normals_3N: Float32Array, material_4N: Float32Array, right_N: Float32Array, down_N: Float32Array
+) -> Float32Array:
     """Return sRGB colours (3, N) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat.
 
     ``material_4N`` is the texture from 0 to 1, ``right_N`` and ``down_N`` are pixels from the vanishing point.

@@ -47,7 +47,9 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     train_ids, test_ids = source.train.ids(), source.test.ids()
     unreadable = dict(_match_images_and_masks(source))
     sound = [image_id for image_id in train_ids if image_id not in unreadable]
-    unreadable |= dict(_find_corrupt(sound, lambda image_id: _decode_both(source, image_id), "Checking training images"))
+    unreadable |= dict(
+        _find_corrupt(sound, lambda image_id: _decode_both(source, image_id), "Checking training images")
+    )
     bad_headers = dict(_find_corrupt(test_ids, source.test.check_header, "Checking test images"))
     if on_corrupt == "error" and unreadable:
         raise CarvanaError(

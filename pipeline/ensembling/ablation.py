@@ -60,7 +60,9 @@ class ScoringGroup:
     def seconds(self) -> dict[tuple[NetId, str], float]:
         """Return the measured seconds an image, by net and view, as far as they are known."""
         timings = ((net, store.timing()) for net, store in zip(self.nets, self.stores, strict=True))
-        return {(net, view): timing.seconds_per_image([view]) for net, timing in timings if timing for view in timing.views}
+        return {
+            (net, view): timing.seconds_per_image([view]) for net, timing in timings if timing for view in timing.views
+        }
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,11 @@ class AblationScores:
 
 
 def score_settings(
-    panels: Sequence[ScoringGroup], settings: Sequence[EnsembleConfig], views: Sequence[str], true_mask: MaskLoader, words: str
+    panels: Sequence[ScoringGroup],
+    settings: Sequence[EnsembleConfig],
+    views: Sequence[str],
+    true_mask: MaskLoader,
+    words: str,
 ) -> AblationScores:
     """Return the Dice of every image under every setting, equal to what whole rasters give.
 

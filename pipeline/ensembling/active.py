@@ -51,6 +51,8 @@ def build_merge_rule(settings: EnsembleSettings, nets: Sequence[NetId], views: i
     return MergeRule(settings.merge, settings.threshold, (views,) * len(nets), weights)
 
 
-def build_mask_builder(settings: EnsembleSettings, nets: Sequence[NetId], views: int, image: ImageLoader) -> MaskBuilder:
+def build_mask_builder(
+    settings: EnsembleSettings, nets: Sequence[NetId], views: int, image: ImageLoader
+) -> MaskBuilder:
     """Return how maps of ``nets``, each a sum of as many views, become a mask."""
     return MaskBuilder(build_merge_rule(settings, nets, views), settings.postprocess, image)

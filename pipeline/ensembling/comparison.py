@@ -75,7 +75,9 @@ class AblationRunner:
         if subsets:
             findings.fold_worth = _fold_worth(trial, subsets)
 
-    def _finished(self, split: ScoredSplit, panels: Sequence[ScoringGroup], verdict: AblationStatistics) -> pd.DataFrame:
+    def _finished(
+        self, split: ScoredSplit, panels: Sequence[ScoringGroup], verdict: AblationStatistics
+    ) -> pd.DataFrame:
         """Return the rows of the current and the best settings with each list of steps, as they are now first."""
         ablation, now = self.choices.ablation, self.choices.ensemble.postprocess
         settings = [verdict.trial.settings[0], *best_settings(verdict, ablation.postprocess_best)]
@@ -83,7 +85,9 @@ class AblationRunner:
         if not tried:
             return pd.DataFrame(columns=_POSTPROCESS)
         tried = list(dict.fromkeys([PostprocessTrial(settings[0], now), *tried]))
-        trial, extra_s = score_postprocessing(panels, verdict.trial, tried, self.true_mask, self.photo, f"Post-processing {split}")
+        trial, extra_s = score_postprocessing(
+            panels, verdict.trial, tried, self.true_mask, self.photo, f"Post-processing {split}"
+        )
         table = replace(verdict, trial=trial).table.drop(columns="front")
         # Passes do not add to seconds: where nets were not timed, the cost stays theirs.
         table["cost"] += extra_s if table["seconds"].notna().all() else 0

@@ -94,7 +94,10 @@ def _merges(group: Sequence[tuple[int, EnsembleConfig]], net_index: Mapping[NetI
         yield _MergeNode(
             table=level_lut(first.name, first.threshold, first.counts[0]),
             dtype=smallest_dtype(max(np.iinfo(merger.dtype).max for merger in mergers.values())),
-            sums=[_SumNode(path, [(index, mergers[index].min_positive_sum) for index, _ in paths[path]]) for path in sorted(paths)],
+            sums=[
+                _SumNode(path, [(index, mergers[index].min_positive_sum) for index, _ in paths[path]])
+                for path in sorted(paths)
+            ],
         )
 
 
@@ -118,7 +121,9 @@ def _sum_views(levels_VU: NDArray[np.uint8], views: Sequence[int]) -> UnsignedAr
     return levels_VU[views[0]] if len(views) == 1 else np.asarray(levels_VU[views].sum(axis=0, dtype=np.uint16))
 
 
-def _totals(merge: _MergeNode, worth: Mapping[int, UnsignedArray]) -> Iterator[tuple[UnsignedArray, Sequence[tuple[int, int]]]]:
+def _totals(
+    merge: _MergeNode, worth: Mapping[int, UnsignedArray]
+) -> Iterator[tuple[UnsignedArray, Sequence[tuple[int, int]]]]:
     """Yield each sum over nets, grown from what it shares with the one before."""
     path: NetWeights = ()
     totals: list[UnsignedArray] = []
@@ -136,7 +141,9 @@ def _shared(one: NetWeights, other: NetWeights) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _grouped(members: Sequence[tuple[int, EnsembleConfig]], key: Callable[[EnsembleConfig], K]) -> dict[K, list[tuple[int, EnsembleConfig]]]:
+def _grouped(
+    members: Sequence[tuple[int, EnsembleConfig]], key: Callable[[EnsembleConfig], K]
+) -> dict[K, list[tuple[int, EnsembleConfig]]]:
     groups: dict[K, list[tuple[int, EnsembleConfig]]] = {}
     for index, setting in members:
         groups.setdefault(key(setting), []).append((index, setting))

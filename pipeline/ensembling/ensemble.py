@@ -99,7 +99,9 @@ class MergeRule:
         levels_HW[box] = np.rint(total_HW * np.float32(MAX_LEVEL / self._max_sum))
         return levels_HW
 
-    def margin(self, maps: Sequence[ProbabilityMap], around: int = 0, height: int = HEIGHT, width: int = WIDTH) -> MergedMargin:
+    def margin(
+        self, maps: Sequence[ProbabilityMap], around: int = 0, height: int = HEIGHT, width: int = WIDTH
+    ) -> MergedMargin:
         """Return what ``mask`` cuts, with ``around`` pixels more on each side, as far as the raster goes.
 
         The sign is exact: the mask is where the margin is not negative.

@@ -29,7 +29,12 @@ class PostprocessTrial:
 
 
 def score_postprocessing(
-    panels: Sequence[ScoringGroup], trial: AblationScores, tried: Sequence[PostprocessTrial], true_mask: MaskLoader, photo: ImageLoader, words: str
+    panels: Sequence[ScoringGroup],
+    trial: AblationScores,
+    tried: Sequence[PostprocessTrial],
+    true_mask: MaskLoader,
+    photo: ImageLoader,
+    words: str,
 ) -> tuple[AblationScores, list[float]]:
     """Return a trial of settings with steps, in their order, on the first ``CARS`` cars of one without.
 

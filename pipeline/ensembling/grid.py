@@ -212,7 +212,7 @@ class AblationSpace:
         held_out = "One car is" if cars else "No cars are"
         reason = (
             f"{held_out} held out of all folds, and each other car was learned by some net of an ensemble of folds: "
-            f"set folds.holdout_cars to {MIN_HOLDOUT_CARS} or more (8 for intervals) and run 'dvc repro', to train anew."
+            f"set folds.holdout_cars to {MIN_HOLDOUT_CARS} or more (8 for intervals) and run 'dvc repro'."
         )
         if self.ablation.folds is not None:
             raise CarvanaError(f"ablation.folds can't be scored. {reason}")

@@ -48,7 +48,9 @@ class MemberPredictions:
             merged = [(model, fold) for model in self.nets.merged_models]
             yield from self._of_group(split, wanted, [(model, fold) for model in models], merged)
 
-    def _of_group(self, split: str, wanted: set[str], speak: Sequence[NetId], merged: Sequence[NetId]) -> Iterator[ImagePredictions]:
+    def _of_group(
+        self, split: str, wanted: set[str], speak: Sequence[NetId], merged: Sequence[NetId]
+    ) -> Iterator[ImagePredictions]:
         if not wanted:
             return
         decision, alone = self.nets.mask_builder(merged), self.nets.merge_rule(speak[:1])

@@ -135,7 +135,9 @@ def refine_edges(soft: MergedMargin, image_HWC: NDArray[np.uint8]) -> BoolArray:
     return mask_HW
 
 
-def guided_filter_residual(guide_HW: Float32Array, soft_HW: Float32Array, radius: int = RADIUS, epsilon: float = EPSILON) -> Float32Array:
+def guided_filter_residual(
+    guide_HW: Float32Array, soft_HW: Float32Array, radius: int = RADIUS, epsilon: float = EPSILON
+) -> Float32Array:
     """Return what a photograph (grey, 0 to 1) adds to a soft mask, float32 (H, W): nothing where it is even.
 
     That is the guided filter (He, Sun and Tang, Guided Image Filtering, 2013, algorithm 1) less the same filter of an

@@ -19,7 +19,10 @@ SCORE_COLUMNS = ("dice", "iou", "accuracy")
 
 
 def iter_masks(
-    stores: Sequence[PredictionStore], decision: MaskBuilder, views: Sequence[str], image_ids: Container[str] | None = None
+    stores: Sequence[PredictionStore],
+    decision: MaskBuilder,
+    views: Sequence[str],
+    image_ids: Container[str] | None = None,
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yield the id and mask of every image, or of some, merged from the maps of nets that all predicted it."""
     for number in range(stores[0].shard_count()):

@@ -64,7 +64,9 @@ def mean_mask_rows(image_ids: Sequence[str], mask: Callable[[str], NDArray[np.ui
     return fallback
 
 
-def shard_rows(stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, number: int) -> Iterator[str]:
+def shard_rows(
+    stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, number: int
+) -> Iterator[str]:
     """Yield the CSV rows of a shard's images, in order, without line ends."""
     maps = zip(*(store.images(number) for store in stores), strict=True)
     for image_id in stores[0].shard_ids(number):
@@ -78,7 +80,9 @@ def shard_rows(stores: Sequence[PredictionStore], decision: MaskBuilder, fallbac
         yield f"{image_filename(image_id)},{text}"
 
 
-def _write_part(stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, number: int, path: Path) -> None:
+def _write_part(
+    stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, number: int, path: Path
+) -> None:
     lines = ([CSV_HEADER] if number == 0 else []) + list(shard_rows(stores, decision, fallback, number))
     with atomic_write(path) as temporary:
         temporary.write_bytes(compress_part("".join(f"{line}\n" for line in lines).encode()))

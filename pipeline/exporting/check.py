@@ -69,7 +69,9 @@ class ExportReport:
     machine: str
 
 
-def benchmark_export(path: Path, exported: LoadedExport, proofs: Sequence[ReferencePrediction], cut: float) -> ExportReport:
+def benchmark_export(
+    path: Path, exported: LoadedExport, proofs: Sequence[ReferencePrediction], cut: float
+) -> ExportReport:
     """Run an export on every image; ``cut`` is the probability from which on a pixel is car."""
     differences, dices, seconds = [], [], []
     exported.run(proofs[0].input)  # to be warm

@@ -34,7 +34,9 @@ def check_formats(names: Sequence[str]) -> None:
         FORMATS[name].needs()
 
 
-def export_net(job: ExportJob, names: Sequence[str], own_scores: Mapping[str, Any], folder: Path) -> Iterator[ExportResult]:
+def export_net(
+    job: ExportJob, names: Sequence[str], own_scores: Mapping[str, Any], folder: Path
+) -> Iterator[ExportResult]:
     """Export a model in several formats into ``folder``, with its card, and yield each when it is done.
 
     ``own_scores`` are those of the model out of fold, for the card. What fails its check is not kept: an earlier file
@@ -66,7 +68,11 @@ def _export(material: ExportContext, name: str, about: Mapping[str, Any], folder
 
 def _verified(material: ExportContext, chosen: ExportFormat, made: Path) -> ExportReport:
     """Write a file and hold it against PyTorch; raises PipelineError if it can't be made, or is too far off."""
-    proofs, cut = (material.ensemble_proofs, material.facts().decision_threshold) if chosen.ensemble else (material.net_proofs, 0.5)
+    proofs, cut = (
+        (material.ensemble_proofs, material.facts().decision_threshold)
+        if chosen.ensemble
+        else (material.net_proofs, 0.5)
+    )
     try:
         chosen.write(material, made)
         measured = benchmark_export(made, chosen.open(made), proofs, cut)

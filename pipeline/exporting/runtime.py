@@ -34,7 +34,11 @@ class OnnxPredictor(BasePredictor):
         self.facts = facts
         self.input = facts.input
         if facts.kind == "ensemble":
-            self.views, self._views, self.default_threshold = [BUILTIN_TTA], list[TTATransform](), facts.decision_threshold
+            self.views, self._views, self.default_threshold = (
+                [BUILTIN_TTA],
+                list[TTATransform](),
+                facts.decision_threshold,
+            )
         else:
             self.views, self._views = list(views), [TTATransform.parse(name) for name in views]
 
@@ -53,7 +57,10 @@ class OnnxPredictor(BasePredictor):
         """Return what ``Speaker.levels_at`` does."""
         if self.facts.kind == "ensemble":
             # One by one: a raster of probabilities is large, and pictures may differ in size.
-            return [quantize_probabilities(self.probability([pixels], *size)) for pixels, size in zip(inputs, sizes, strict=True)]
+            return [
+                quantize_probabilities(self.probability([pixels], *size))
+                for pixels, size in zip(inputs, sizes, strict=True)
+            ]
         logits_VBhw = [self._predict_float(view, _batch(inputs).astype(np.float32)) for view in self._views]
         return [
             np.stack([quantize_logits(upsample_logits(logits_Bhw[number], *size)) for logits_Bhw in logits_VBhw])

@@ -105,7 +105,8 @@ class KaggleClient:
             return answer.files, answer.next_page_token
 
         return [
-            RemoteFile(self._sanitize(file.name), file.total_bytes, _moment(file.creation_date)) for file in _pages(page)
+            RemoteFile(self._sanitize(file.name), file.total_bytes, _moment(file.creation_date))
+            for file in _pages(page)
         ]
 
     def signed_url(self, name: str) -> str:
@@ -124,7 +125,9 @@ class KaggleClient:
         request = types.ApiGetSubmissionLimitsRequest()
         request.competition_name = self.competition
         answer = self._call("get_submission_limits", request)
-        return SubmissionLimits(answer.num_today, answer.num_total, answer.num_allowed_now, bool(answer.limited_by_total))
+        return SubmissionLimits(
+            answer.num_today, answer.num_total, answer.num_allowed_now, bool(answer.limited_by_total)
+        )
 
     def start_upload(self, name: str, size: int, modified: int) -> tuple[str, str]:
         """Return the token that stands for a file to upload, and the address to put its bytes to."""
@@ -175,7 +178,11 @@ class KaggleClient:
             answer = self._call("get_leaderboard", request)
             return answer.submissions, answer.next_page_token
 
-        return [LeaderboardEntry(self._sanitize(row.team_name), float(row.score)) for row in _pages(page) if _is_number(row.score)]
+        return [
+            LeaderboardEntry(self._sanitize(row.team_name), float(row.score))
+            for row in _pages(page)
+            if _is_number(row.score)
+        ]
 
     def _submission(self, found: Any) -> KaggleSubmission:
         return KaggleSubmission(

@@ -20,10 +20,14 @@ from pipeline.kaggle_api.patience import DOWNLOAD_RETRY, RetryPolicy
 from pipeline.kaggle_api.submit import Submitter, check_message
 
 
-def download_competition(settings: DataSettings, home: Path, *, thorough: bool = False, patience: RetryPolicy | None = None) -> None:
+def download_competition(
+    settings: DataSettings, home: Path, *, thorough: bool = False, patience: RetryPolicy | None = None
+) -> None:
     """Fetch what the settings ask for, where it is not here and sound."""
     reach = partial(KaggleClient, settings.competition, patience or DOWNLOAD_RETRY)
-    download.download_files(download.required_files(settings), kaggle_data_dir(settings, home), reach, thorough=thorough)
+    download.download_files(
+        download.required_files(settings), kaggle_data_dir(settings, home), reach, thorough=thorough
+    )
 
 
 def preview_competition(settings: DataSettings, home: Path, patience: RetryPolicy | None = None) -> None:

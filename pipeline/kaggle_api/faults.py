@@ -106,7 +106,9 @@ def _is_reached(error: requests.RequestException) -> bool:
     return not isinstance(_reason(error), NewConnectionError | ConnectTimeoutError)
 
 
-def _response_error(response: requests.Response, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
+def _response_error(
+    response: requests.Response, competition: str, source: str, secrets: Collection[str]
+) -> KaggleError:
     status, said = _status_and_message(response)
     told = f" Kaggle says: {printable(said, secrets)}" if said else ""
     page = f"https://www.kaggle.com/c/{competition}"

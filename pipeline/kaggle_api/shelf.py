@@ -110,7 +110,9 @@ class DownloadCache:
     def record(self, part: str, file: Path, remote: RemoteFile, md5: str, etag: str | None) -> None:
         """Note what a verified file is."""
         stat = file.stat()
-        entry = DownloadRecord(file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag)
+        entry = DownloadRecord(
+            file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag
+        )
         self._note(part, entry)
 
     def _note(self, part: str, entry: DownloadRecord) -> None:

@@ -102,7 +102,9 @@ class FileDownload:
             # Not its own words, since they hold the signed address.
             late = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
             kind = "did not go on in time" if late else "broke off"
-            raise local_setup_error(error) or _TruncatedDownloadError(f"The download of {self._remote.name} {kind}.") from None
+            raise local_setup_error(error) or _TruncatedDownloadError(
+                f"The download of {self._remote.name} {kind}."
+            ) from None
         self._check_complete()
 
     def _check_complete(self) -> None:
@@ -133,7 +135,9 @@ class FileDownload:
         status, name = response.status_code, self._remote.name
         if status in (200, 206):
             if "text/html" in response.headers.get("Content-Type", ""):
-                raise _TruncatedDownloadError(f"A page for browsers came in place of {name}, of a proxy maybe.", expired=True)
+                raise _TruncatedDownloadError(
+                    f"A page for browsers came in place of {name}, of a proxy maybe.", expired=True
+                )
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise _TruncatedDownloadError(f"{name} came packed otherwise than it is stored.")
             return

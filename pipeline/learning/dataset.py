@@ -47,7 +47,9 @@ class CachedImages:
     cache: tuple[UInt8Array, UInt8Array] | None = None
 
     @classmethod
-    def load(cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, cache_gb: float) -> "CachedImages":
+    def load(
+        cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, cache_gb: float
+    ) -> "CachedImages":
         """Return examples, decoded and shrunk by now if they fit into ``cache_gb``."""
         examples = cls(image_ids, reader, input)
         size = len(image_ids) * input.height * input.width * (input.channel_count + 1)

@@ -42,6 +42,7 @@ def device_label(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def cpu_has_bf16() -> bool:
+    """Return whether this processor has units for bf16 (AMX or AVX512-BF16)."""
     # torch has no public name for these yet; where one is missing, float32 is right if not fastest.
     tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in tests)

@@ -90,7 +90,9 @@ class TorchPredictor(BasePredictor):
                 # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
                 for number, levels_VHW in enumerate(levels):
                     height, width = levels_VHW.shape[1:]
-                    levels_VHW[index] = quantize_logits_tensor(upsample_logits_tensor(logits_B1HW[number : number + 1], height, width))[0]
+                    levels_VHW[index] = quantize_logits_tensor(
+                        upsample_logits_tensor(logits_B1HW[number : number + 1], height, width)
+                    )[0]
         return spans
 
     def _view_order(self) -> list[int]:

@@ -156,7 +156,9 @@ class ValidationGridLogger(Callback):
         if self._panel is None:
             return
         with _averaged_weights(trainer, pl_module):
-            if not is_validation_epoch(trainer):  # else just measured; averaged weights have none, and would be drawn as blank
+            if not is_validation_epoch(
+                trainer
+            ):  # else just measured; averaged weights have none, and would be drawn as blank
                 pl_module.refresh_bn_stats(_MEASURED)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
@@ -186,7 +188,9 @@ class TensorBoardWriter(Callback):
     is given up, once and in words: no training is lost for it.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], curves: MetricsHistory, clock: ThroughputMonitor, panel: Path) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], curves: MetricsHistory, clock: ThroughputMonitor, panel: Path
+    ) -> None:
         self.folder, self.settings = folder, settings
         self.curves, self.clock, self.panel = curves, clock, panel
         self._epochs: SummaryWriter | None = None

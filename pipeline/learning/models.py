@@ -74,8 +74,8 @@ def build_model(
 ) -> SegmentationModel:
     """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``.
 
-    With ``init_checkpoint`` it has the weights of that file or of a trained net's folder instead. Raises PipelineError that
-    says what does not fit.
+    With ``init_checkpoint`` it has the weights of that file or of a trained net's folder instead. Raises CarvanaError
+    that says what does not fit.
     """
     if init_checkpoint is not None:
         net = build_model(spec, input, seed, pretrained=False)
@@ -183,6 +183,8 @@ def non_finite_name(state: StateDict) -> str | None:
 
 
 class UNet(nn.Module):
+    """The U-Net as published: double convolutions, max pooling, transposed convolutions."""
+
     def __init__(self, spec: UNetConfig, channels: int) -> None:
         super().__init__()
         widths, norm = spec.widths, spec.norm
@@ -195,6 +197,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, 1, H, W) of normalized pixels (B, C, H, W)."""
         skips: list[Tensor] = []
         features = self.down[0](pixels)
         for block in self.down[1:]:
@@ -207,6 +210,8 @@ class UNet(nn.Module):
 
 
 def double_conv(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:
+    """Return two 3 x 3 convolutions, each with normalization and ReLU."""
+
     def half(channels: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, channels_out, 3, padding=1, bias=norm == "none")
         return [convolution, *_norm(norm, channels_out), nn.ReLU(inplace=True)]
@@ -228,6 +233,7 @@ class GrayToRGB(nn.Module):
         self.times = times
 
     def forward(self, grey: Tensor) -> Tensor:
+        """Return (B, times, H, W) of gray pixels (B, 1, H, W)."""
         return grey.expand(-1, self.times, -1, -1)
 
 
@@ -250,6 +256,7 @@ class TransposedDecoderUNet(nn.Module):
         self.segmentation_head = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, 1, H, W) of normalized pixels (B, C, H, W)."""
         _, *skips, features = self.encoder(pixels)
         for up in self.up:
             features = up(features)
@@ -259,6 +266,7 @@ class TransposedDecoderUNet(nn.Module):
 
 
 def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
+    """Return smp's U-Net, or one with a transposed decoder; raises CarvanaError if the encoder can't be built."""
     # Imported here: it takes seconds, and classic nets do without.
     import segmentation_models_pytorch as smp
 
@@ -309,7 +317,10 @@ def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = Non
     """Return a digest of the file that a net starts from, or None where it starts from none."""
     key, file = "train.init_checkpoint", init_checkpoint
     if file is None:
-        key, file = "encoder_weights", encoder_weights_path(spec.encoder_weights) if isinstance(spec, SmpUNetConfig) else None
+        key, file = (
+            "encoder_weights",
+            encoder_weights_path(spec.encoder_weights) if isinstance(spec, SmpUNetConfig) else None,
+        )
     if file is None:
         return None
     if not file.is_file():

@@ -53,7 +53,9 @@ class PredictionGrid:
         ids = pick_images(image_ids)
         images = [reader.image(image_id) for image_id in ids]
         targets = [soft_target(reader.mask(image_id), input) for image_id in ids]
-        return cls(ids, [to_network_input(image, input) for image in images], targets, [_grid_cell(image) for image in images])
+        return cls(
+            ids, [to_network_input(image, input) for image in images], targets, [_grid_cell(image) for image in images]
+        )
 
     @torch.inference_mode()
     def draw(self, net: SegmentationModel, device: torch.device) -> bytes:

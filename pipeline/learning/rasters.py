@@ -60,7 +60,9 @@ def _quantize_unclamped(logits: Float32Array) -> UInt8Array:
     return quantize_probabilities(clamped_sigmoid(logits))
 
 
-def quantize_logits(logits_HW: Float32Array, quantize_unclamped: Callable[[Float32Array], UInt8Array] = _quantize_unclamped) -> UInt8Array:
+def quantize_logits(
+    logits_HW: Float32Array, quantize_unclamped: Callable[[Float32Array], UInt8Array] = _quantize_unclamped
+) -> UInt8Array:
     """Return probabilities as uint8 levels, rounded: 0 and 255 at the clamp and beyond, 128 from probability 0.5 on.
 
     The range between the clamps is stretched over all levels, so that what is certain is 0 or 255 exactly and maps

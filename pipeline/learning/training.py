@@ -79,11 +79,15 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
         raise CarvanaError(
             f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
         )
-    segmenter = SegmentationModule(build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device)
+    segmenter = SegmentationModule(
+        build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device
+    )
     trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
     with _reraise_worker_errors():
-        trainer.fit(segmenter, SegmentationData(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
+        trainer.fit(
+            segmenter, SegmentationData(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False
+        )
     parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
     return _write_model_dir(job, work, device_label(device, resolve_precision(settings.precision, device)), parameters)
 
@@ -160,9 +164,7 @@ class SegmentationModule(LightningModule):
         """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
         logits_B1HW = self.net(batch["image"])
         if not torch.isfinite(logits_B1HW).all():
-            raise CarvanaError(
-                f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_NAN_HINT}."
-            )
+            raise CarvanaError(f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
         logits_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH)
         for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
             total = int(mask_HW.sum()) + int(true_HW.sum())
@@ -287,6 +289,7 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / _CHECKPOINT
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint of the epoch, and delete best weights that are no longer needed."""
         trainer.save_checkpoint(self.path)
         if trainer.is_global_zero:
             (best,) = (callback for callback in trainer.callbacks if isinstance(callback, BestWeights))  # type: ignore[attr-defined]
@@ -298,6 +301,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that replace the one before at one stroke: Lightning's own go through another file system."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint; it replaces the previous one at once."""
         with atomic_write(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
@@ -310,10 +314,12 @@ class SegmentationData(LightningDataModule):
         self.job = job
 
     def train_dataloader(self) -> Any:
+        """Return the loader of training images."""
         examples, train = self._examples(self.job.train_ids), self.job.model.train
         return training_loader(examples, train, self._workers(), self.job.seed, *self._share())
 
     def val_dataloader(self) -> Any:
+        """Return the loader of validation images."""
         # Whole images, where training may see small crops: in batches as prediction has them.
         examples, batch_size = self._examples(self.job.validation_ids), self.job.hardware.predict_batch
         return validation_loader(examples, batch_size, self._workers(), *self._share())
@@ -371,9 +377,12 @@ def _averaging(settings: TrainSettings) -> list[Callback]:
 
 @dataclass(frozen=True)
 class EmaUpdate:
+    """Exponential moving average of weights, with a warm-up of the decay."""
+
     decay: float
 
     def __call__(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        """Update ``averaged`` in place."""
         # A warm-up: at a fixed 0.999 the first, random weights would still be 86 % of the average after 150 steps.
         decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
         if averaged[0].is_floating_point():

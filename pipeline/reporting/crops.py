@@ -61,7 +61,9 @@ def crop_photo(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     return _scaled(box.cut(image_HWC), width)
 
 
-def error_overlay(image_HWC: UInt8Array, mask_HW: UInt8Array, true_HW: UInt8Array, box: CropBox, width: int) -> UInt8Array:
+def error_overlay(
+    image_HWC: UInt8Array, mask_HW: UInt8Array, true_HW: UInt8Array, box: CropBox, width: int
+) -> UInt8Array:
     """Return a part of a photograph with the true outline, what the mask missed, and what it has too much."""
     picture_HWC = crop_photo(image_HWC, box, width)
     _outline(picture_HWC, box.cut(true_HW), TRUTH)
@@ -83,7 +85,9 @@ def heatmap_overlay(image_HWC: UInt8Array, doubt_HW: UInt8Array, box: CropBox, w
     return np.asarray(np.rint(mixed_HWC), np.uint8)
 
 
-def with_outlines(image_HWC: UInt8Array, true_HW: UInt8Array, nets: Sequence[UInt8Array], box: CropBox, width: int) -> UInt8Array:
+def with_outlines(
+    image_HWC: UInt8Array, true_HW: UInt8Array, nets: Sequence[UInt8Array], box: CropBox, width: int
+) -> UInt8Array:
     """Return a part of a photograph with the outlines of the nets' masks, and the true one over them."""
     picture_HWC = crop_photo(image_HWC, box, width)
     for net_HW in nets:

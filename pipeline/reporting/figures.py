@@ -36,7 +36,9 @@ class Figure:
     pictures: Sequence[FigureImage]
 
 
-def worst_image_figure(row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, mask: UInt8Array, doubt: UInt8Array) -> Figure:
+def worst_image_figure(
+    row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, mask: UInt8Array, doubt: UInt8Array
+) -> Figure:
     """Return an image, of this row of doubts.csv, with its errors and with what the nets that never saw it doubt."""
     box = CropBox.around([true, mask], _MARGIN)
     several = row["nets"] > 1
@@ -49,7 +51,9 @@ def worst_image_figure(row: Mapping[Any, Any], make: str | None, image: UInt8Arr
     return Figure(row["image_id"], [f"Dice {format_dice(row['dice'])}", *_car(row, make), *differ], pictures)
 
 
-def label_error_figure(row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, nets: Sequence[UInt8Array]) -> Figure:
+def label_error_figure(
+    row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, nets: Sequence[UInt8Array]
+) -> Figure:
     """Return the region of an image, of this row of doubts.csv, where all nets contradict the label."""
     top, left = int(row["top"]), int(row["left"])
     region = CropBox(top, left, top + int(row["height"]), left + int(row["width"]))
@@ -63,7 +67,8 @@ def label_error_figure(row: Mapping[Any, Any], make: str | None, image: UInt8Arr
         ),
     ]
     agree = {1: "its one net is", 2: "both nets are"}.get(int(row["nets"]), f"all {format_int(row['nets'])} nets are")
-    size = f"{pluralize(row['suspect'], 'pixel')}, {format_int(row['width'])} x {format_int(row['height'])}, of which {agree} certain"
+    sides = f"{format_int(row['width'])} x {format_int(row['height'])}"
+    size = f"{pluralize(row['suspect'], 'pixel')}, {sides}, of which {agree} certain"
     return Figure(row["image_id"], [size, *_car(row, make), f"Dice {format_dice(row['dice'])}"], pictures)
 
 

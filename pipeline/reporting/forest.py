@@ -72,7 +72,9 @@ class ComparisonTable:
     """Ends of its axis."""
 
 
-def build_comparison(rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]") -> ComparisonTable:
+def build_comparison(
+    rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]"
+) -> ComparisonTable:
     """Return the rows as a table; ``current`` is the setting that they are held against."""
     heads = [name for name in SETTING_COLUMNS if (rows[name] != "").any()]
     ends = pd.concat([rows["difference"], rows["low"], rows["high"], pd.Series([0.0])]).dropna()
@@ -103,7 +105,9 @@ def _mark(row: dict[Any, Any], place: Any) -> CiMark:
     return CiMark(dot, place(row["low"]), place(row["high"])) if words.is_known(row["low"]) else CiMark(dot, dot, dot)
 
 
-def _line(row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: CiMark) -> ComparisonRow:
+def _line(
+    row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: CiMark
+) -> ComparisonRow:
     sure = words.is_known(row["low"])
     return ComparisonRow(
         label=label,
@@ -111,7 +115,9 @@ def _line(row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Se
         current=row["current"],
         dice=words.format_dice(row["dice"]),
         difference="" if row["current"] else words.format_signed(row["difference"]),
-        interval=f"{words.format_signed(row['low'])} to {words.format_signed(row['high'])}" if sure and not row["current"] else "",
+        interval=f"{words.format_signed(row['low'])} to {words.format_signed(row['high'])}"
+        if sure and not row["current"]
+        else "",
         kind="better" if sure and row["low"] > 0 else "worse" if sure and row["high"] < 0 else "open",
         mark=mark,
         better="" if row["current"] else words.format_int(row["better"]),

@@ -56,7 +56,9 @@ def headline_scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list
     if "test" in submission:
         reason = "No interval: of the test cars one mean is kept, not the score of each."
         basis = f"{format_int(submission['rows'])} images"
-        found.append(HeadlineScore("Test cars", _MEANING["test"], format_dice(submission["test"]["dice"]), reason, basis))
+        found.append(
+            HeadlineScore("Test cars", _MEANING["test"], format_dice(submission["test"]["dice"]), reason, basis)
+        )
     return found
 
 
@@ -70,6 +72,10 @@ def mean_dice_bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
 
 def _headline_score(split: str, rows: pd.DataFrame) -> HeadlineScore:
     found = mean_dice_bounds(rows)
-    interval = f"95 %: {format_dice(found[0])} to {format_dice(found[1])}" if found else f"No interval: it takes {MIN_CLUSTERS} cars."
+    interval = (
+        f"95 %: {format_dice(found[0])} to {format_dice(found[1])}"
+        if found
+        else f"No interval: it takes {MIN_CLUSTERS} cars."
+    )
     basis = f"{pluralize(len(rows), 'image')} of {pluralize(rows['car'].nunique(), 'car')}"
     return HeadlineScore(SPLIT_TITLES[split], _MEANING[split], format_dice(float(rows["dice"].mean())), interval, basis)

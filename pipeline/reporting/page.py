@@ -94,7 +94,10 @@ def render_page(
         panels=panels,
         worst=worst,
         suspects=suspected,
-        suspect_share=f"{words.format_int(len(suspected_label_errors(findings.doubts)))} of {words.pluralize(len(findings.doubts), 'image')}",
+        suspect_share=(
+            f"{words.format_int(len(suspected_label_errors(findings.doubts)))} of "
+            f"{words.pluralize(len(findings.doubts), 'image')}"
+        ),
         suspect_pixels=SUSPECT_PIXELS,
         suspect_side=SUSPECT_SIDE,
         now=_now(settings, findings.submission),
@@ -134,7 +137,9 @@ def _changes(rows: pd.DataFrame) -> ComparisonTable:
 
 
 def _postprocess(rows: pd.DataFrame) -> ComparisonTable:
-    return build_comparison(rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows))
+    return build_comparison(
+        rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows)
+    )
 
 
 def _postprocessed(title: str, rows: pd.DataFrame) -> str:

@@ -128,7 +128,9 @@ def _with_interval(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "-"
     interval = score["interval"]
-    return format_dice(score["dice"]) + (f" [{format_dice(interval[0])}, {format_dice(interval[1])}]" if interval else "")
+    return format_dice(score["dice"]) + (
+        f" [{format_dice(interval[0])}, {format_dice(interval[1])}]" if interval else ""
+    )
 
 
 def _ratio(images: float, seconds: float) -> float | None:

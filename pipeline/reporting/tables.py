@@ -14,7 +14,11 @@ SPLIT_TITLES = {"oof": "Out of fold", "holdout": "Held-out cars"}
 SETTING_COLUMNS = ("models", "folds", "views", "merge", "weights", "threshold")
 """Columns that make a setting."""
 
-MERGE_TITLES = {"mean_probability": "mean of probabilities", "mean_logit": "mean of logits", "majority_vote": "majority_vote"}
+MERGE_TITLES = {
+    "mean_probability": "mean of probabilities",
+    "mean_logit": "mean of logits",
+    "majority_vote": "majority_vote",
+}
 
 SUSPECT_PIXELS, SUSPECT_SIDE = 500, 10
 """Smallest region that is shown as a suspected error of a label, in pixels, and its least height and width.

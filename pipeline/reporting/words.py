@@ -47,13 +47,23 @@ def _summarize_split(title: str, told: Mapping[str, Any]) -> AblationSummary:
         points.append(SummaryPoint("Advice", told["advice_words"], describe_setting(told["advice"])))
     if told["no_interval"]:
         points.append(SummaryPoint("No intervals", told["no_interval"]))
-    return AblationSummary(title, f"{_describe_basis(told)}, {pluralize(told['settings'], 'setting')} compared", points, told["cautions"])
+    return AblationSummary(
+        title, f"{_describe_basis(told)}, {pluralize(told['settings'], 'setting')} compared", points, told["cautions"]
+    )
 
 
 def _describe_best(best: Mapping[str, Any]) -> SummaryPoint:
     if best["current"]:
-        return SummaryPoint("Best", f"Dice {format_dice(best['dice'])}, at {describe_cost(best)}. It is the current setting.", describe_setting(best))
-    return SummaryPoint("Best", f"Dice {format_dice(best['dice'])}, {describe_difference(best)}, at {describe_cost(best)}.", describe_setting(best))
+        return SummaryPoint(
+            "Best",
+            f"Dice {format_dice(best['dice'])}, at {describe_cost(best)}. It is the current setting.",
+            describe_setting(best),
+        )
+    return SummaryPoint(
+        "Best",
+        f"Dice {format_dice(best['dice'])}, {describe_difference(best)}, at {describe_cost(best)}.",
+        describe_setting(best),
+    )
 
 
 def _describe_cheapest(told: Mapping[str, Any]) -> SummaryPoint:
@@ -64,7 +74,9 @@ def _describe_cheapest(told: Mapping[str, Any]) -> SummaryPoint:
     if all(cheapest[name] == told["best"][name] for name in SETTING_COLUMNS):
         return SummaryPoint("Cheapest", f"{alike} None of them is cheaper than the best.")
     against = "the current setting" if cheapest["current"] else describe_difference(cheapest)
-    words = f"{alike} The cheapest of them: Dice {format_dice(cheapest['dice'])}, {against}, {_describe_loss(cheapest)}, "
+    words = (
+        f"{alike} The cheapest of them: Dice {format_dice(cheapest['dice'])}, {against}, {_describe_loss(cheapest)}, "
+    )
     return SummaryPoint("Cheapest", f"{words}at {describe_cost(cheapest)}.", describe_setting(cheapest))
 
 
@@ -76,13 +88,16 @@ def _describe_loss(cheapest: Mapping[str, Any]) -> str:
 
 def _describe_selection(selection: Mapping[str, Any] | None) -> SummaryPoint:
     if selection is None:
-        return SummaryPoint("Hindsight", "The best was chosen on the very images that score it: its Dice is optimistic.")
+        return SummaryPoint(
+            "Hindsight", "The best was chosen on the very images that score it: its Dice is optimistic."
+        )
     honest, optimistic = format_dice(selection["honest"]), format_dice(selection["optimistic"])
     instead = "as well" if honest == optimistic else f"instead of {optimistic}"
     return SummaryPoint(
         "Hindsight",
         f"The best was chosen on the very images that score it, which is optimistic. Chosen on other cars each time, "
-        f"in {selection['groups']} turns, the winner scores {honest} {instead}: {format_signed(selection['difference'])} "
+        f"in {selection['groups']} turns, the winner scores {honest} {instead}: "
+        f"{format_signed(selection['difference'])} "
         "against the current setting.",
     )
 
@@ -90,7 +105,11 @@ def _describe_selection(selection: Mapping[str, Any] | None) -> SummaryPoint:
 def describe_difference(row: Mapping[str, Any]) -> str:
     """Return a difference from the current setting, with its interval where there is one."""
     words = f"{format_signed(row['difference'])} against the current setting"
-    return f"{words} (95 %: {format_signed(row['low'])} to {format_signed(row['high'])})" if is_known(row["low"]) else words
+    return (
+        f"{words} (95 %: {format_signed(row['low'])} to {format_signed(row['high'])})"
+        if is_known(row["low"])
+        else words
+    )
 
 
 def describe_cost(row: Mapping[str, Any]) -> str:

@@ -102,7 +102,9 @@ class Segmenter:
         for name, net in self.nets.items():
             for group in _of_one_shape([picture.inputs[name] for picture in pictures]):
                 begun = time.perf_counter()
-                levels = net.predict_u8_at_sizes([pictures[i].inputs[name] for i in group], [pictures[i].size for i in group])
+                levels = net.predict_u8_at_sizes(
+                    [pictures[i].inputs[name] for i in group], [pictures[i].size for i in group]
+                )
                 took = (time.perf_counter() - begun) / len(group)
                 for i, levels_VHW in zip(group, levels, strict=True):
                     maps[i][name] = {

@@ -60,7 +60,11 @@ def predict_images(
     def size(item: ReadResult | PredictedResult) -> int:
         return 0 if isinstance(item[1], CorruptFileError) else math.prod(item[1].size) * (_COLOURS + masker.rasters)
 
-    readers, net, closers = ThreadPoolExecutor(available_cpus()), ThreadPoolExecutor(1), ThreadPoolExecutor(available_cpus())
+    readers, net, closers = (
+        ThreadPoolExecutor(available_cpus()),
+        ThreadPoolExecutor(1),
+        ThreadPoolExecutor(available_cpus()),
+    )
     try:
         pictures = bounded_map(readers, read, jobs, lambda job: image_area(job.path, limits) * _COLOURS)
         batches = bounded_map(net, look, _batches(pictures, batch_size, size), lambda batch: sum(map(size, batch)))
@@ -91,7 +95,9 @@ def bounded_map(
         yield waiting.popleft()[1].result()
 
 
-def _batches(pictures: Iterable[ReadResult], most: int, size: Callable[[ReadResult], int]) -> Iterator[list[ReadResult]]:
+def _batches(
+    pictures: Iterable[ReadResult], most: int, size: Callable[[ReadResult], int]
+) -> Iterator[list[ReadResult]]:
     """Yield pictures in order, up to ``most`` together, fewer where they are large: two batches may be under way."""
     batch: list[ReadResult] = []
     for picture in pictures:

@@ -38,7 +38,9 @@ def run(params: Params) -> None:
     _write(REPORTS_DIR / "doubts.csv", pd.concat(findings.doubts, ignore_index=True))
 
 
-def scoring_groups(params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: ScoredSplit) -> list[ScoringGroup]:
+def scoring_groups(
+    params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: ScoredSplit
+) -> list[ScoringGroup]:
     """Return the maps of a split, that of each fold by itself out of fold; raises PipelineError for stale ones."""
     models, active = params.models.active, params.folds.active
     if split == "holdout":
@@ -56,7 +58,9 @@ def scoring_groups(params: Params, image_ids: Sequence[str], fold_by_car: dict[s
     ]
 
 
-def _scoring_group(params: Params, split: ScoredSplit, names: Sequence[NetId], nets: Sequence[NetId], image_ids: Sequence[str]) -> ScoringGroup:
+def _scoring_group(
+    params: Params, split: ScoredSplit, names: Sequence[NetId], nets: Sequence[NetId], image_ids: Sequence[str]
+) -> ScoringGroup:
     panel = ScoringGroup(names, [PredictionStore(predictions_dir(split, *net)) for net in nets])
     panel.validate(image_ids, getattr(params.predict.tta, split), [_digest(params, net) for net in nets])
     return panel

@@ -43,7 +43,9 @@ def run(params: Params) -> None:
             photograph = test_images(params).image if edges else no_image
             decision = build_mask_builder(settings, nets, len(stores[0].views), photograph)
             built = state.work_dir / "result"
-            write_submission(stores, decision, mean_mask_rows(images.ids(), images.mask), state.work_dir, built / CSV.name)
+            write_submission(
+                stores, decision, mean_mask_rows(images.ids(), images.mask), state.work_dir, built / CSV.name
+            )
             state.finish(built)
         publish_tree(state.result_dir / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")

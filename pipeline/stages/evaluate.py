@@ -22,7 +22,9 @@ def run(params: Params) -> None:
     write_text(REPORTS_DIR / "images.csv", scores.images.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     write_text(REPORTS_DIR / "cars.csv", scores.by_car().to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     tiles = [
-        SheetTile(images.image(row.image_id), mask_HW, images.mask(row.image_id), f"{row.image_id}  Dice {row.dice:.4f}")
+        SheetTile(
+            images.image(row.image_id), mask_HW, images.mask(row.image_id), f"{row.image_id}  Dice {row.dice:.4f}"
+        )
         for row, mask_HW in evaluation.worst_images(scores, 16)
     ]
     write_contact_sheet(

@@ -33,7 +33,9 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     image_ids, read = _images(params, fold, split)
     views, weights, hardware = getattr(params.predict.tta, split), params.predict.checkpoint, params.hardware
     net = net_dir(model, fold)
-    predictor = TorchPredictor(net, views=views, weights=weights, device=hardware.device, precision=params.predict.precision)
+    predictor = TorchPredictor(
+        net, views=views, weights=weights, device=hardware.device, precision=params.predict.precision
+    )
     job = PredictJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
     facts = {
         "code": digest("predict"),
@@ -71,7 +73,9 @@ def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Calla
         photos = test_images(params)
         return photos.ids(), photos.image
     images = training_images(params)
-    return images_in_folds(images.ids(), read_fold_by_car(), [HOLDOUT_FOLD if split == "holdout" else fold]), images.image
+    return images_in_folds(
+        images.ids(), read_fold_by_car(), [HOLDOUT_FOLD if split == "holdout" else fold]
+    ), images.image
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def run(params: Params) -> None:
     learned = collect_curves(nets)
     write_text(REPORTS_DIR / "curves.csv", learned.to_csv(index=False, lineterminator="\n"))
     tiles = prediction_tiles(Path("submissions/submission.csv.gz"), test_images(params).image, submission, 16)
-    write_contact_sheet(REPORTS_DIR / "predictions.jpg", tiles, "Test images with the outline that the submission gives them")
+    write_contact_sheet(
+        REPORTS_DIR / "predictions.jpg", tiles, "Test images with the outline that the submission gives them"
+    )
     scored = rows_as_submitted(read_table(REPORTS_DIR / "images.csv"), submission)
     findings = ReportData(
         ablation=ablation,
@@ -59,7 +61,9 @@ def run(params: Params) -> None:
     def worst(row: TableRow, opinion: ImagePredictions) -> Figure:
         mask_HW = opinion.mask_HW.view(np.uint8)
         photograph, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-        return figures.worst_image_figure(row, makes.get(row["car"]), photograph, true_HW, mask_HW, opinion.disagreement_HW)
+        return figures.worst_image_figure(
+            row, makes.get(row["car"]), photograph, true_HW, mask_HW, opinion.disagreement_HW
+        )
 
     def suspect(row: TableRow, opinion: ImagePredictions) -> Figure:
         masks = [mask_HW.view(np.uint8) for mask_HW in opinion.nets.values()]
@@ -69,7 +73,10 @@ def run(params: Params) -> None:
     lowest = worst_images(findings.doubts, SHOWN, of_a_car=2)
     doubted = suspected_label_errors(findings.doubts).head(SHOWN)
     firsts = [f"{model}/{params.folds.active[0]}" for model in params.models.active]
-    panels = [figures.prediction_grid_figure(net, _last_dice(learned, net), (nets[net] / "panel.jpg").read_bytes()) for net in firsts]
+    panels = [
+        figures.prediction_grid_figure(net, _last_dice(learned, net), (nets[net] / "panel.jpg").read_bytes())
+        for net in firsts
+    ]
     html = render_page(findings, _draw(lowest, opinions, worst), _draw(doubted, opinions, suspect), panels)
     write_text(REPORTS_DIR / "index.html", html)
 
@@ -79,7 +86,9 @@ def _last_dice(curves: pd.DataFrame, net: str) -> float:
     return float(curves.loc[curves["net"] == net, "dice"].iloc[-1])
 
 
-def _draw(rows: pd.DataFrame, opinions: MemberPredictions, figure: Callable[[TableRow, ImagePredictions], Figure]) -> list[Figure]:
+def _draw(
+    rows: pd.DataFrame, opinions: MemberPredictions, figure: Callable[[TableRow, ImagePredictions], Figure]
+) -> list[Figure]:
     """Return the figure of each row of doubts.csv; one image's masks at a time are in memory."""
     drawn: dict[str, Figure] = {}
     for split, part in rows.groupby("split"):

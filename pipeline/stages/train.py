@@ -21,14 +21,21 @@ def run(params: Params, model: str, fold: int) -> None:
     """Read images, folds.csv and the model's design; write weights, config, curves and metrics."""
     if not 0 <= fold < params.folds.count:
         raise CarvanaError(f"There is no fold {fold}: folds.count is {params.folds.count}.")
-    design, images, fold_by_car, ids = params.resolve_model(model), training_images(params), read_fold_by_car(), read_manifest()
+    design, images, fold_by_car, ids = (
+        params.resolve_model(model),
+        training_images(params),
+        read_fold_by_car(),
+        read_manifest(),
+    )
     init = init_checkpoint_path(design.train.init_checkpoint, fold)
     if init and net_dir(model, fold).resolve() in init.resolve().parents:
-        raise CarvanaError(f"train.init_checkpoint leads to {init}, which DVC removes before it trains anew: copy it elsewhere.")
+        raise CarvanaError(
+            f"train.init_checkpoint leads to {init}, which DVC removes before it trains anew: copy it elsewhere."
+        )
     if init and (learned := _fold_of(init)) not in (None, fold):
         print(
-            f"warning: train.init_checkpoint leads to {init}, a net of fold {learned}, which may have learned the cars that fold "
-            f"{fold} is scored on: write {{fold}} in its path, or trust no score out of fold.",
+            f"warning: train.init_checkpoint leads to {init}, a net of fold {learned}, which may have learned the cars "
+            f"that fold {fold} is scored on: write {{fold}} in its path, or trust no score out of fold.",
             file=sys.stderr,
         )
     job = TrainJob(
