@@ -84,7 +84,7 @@ def _seconds(contender: Contender) -> float:
 
 
 def _peak_mb(contender: Contender) -> float:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is resident now
     before = _resident_peak_kb()
     contender()
     return (_resident_peak_kb() - before) * 1024 / 1e6

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_STAGES = "download, folds, train, predict, evaluate, ensemble, ablate, report"
+_STAGES = ("download", "folds", "train", "predict", "evaluate", "ensemble", "ablate", "report")
+
+_RENAMED = {"predict": "segment"}
+"""Commands by their old names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _RENAMED:
+        sys.exit(f"error: 'carvana {given[0]}' is now 'carvana {_RENAMED[given[0]]}'.")
     # Taken out first, wherever it stands: people add it to the end, and there DVC would get repro's.
     options = _parser().parse_args([argument for argument in given if argument != "--debug"])
     from pipeline.stages.command import report_errors
@@ -23,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="carvana",
         description="Carvana image masking, from the competition's files to a submission.",
-        epilog=f"Every stage ({_STAGES}) can be run by hand: python -m pipeline.stages.train --help",
+        epilog="Run one stage by itself: carvana stage train --help",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # here for --help alone
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -34,69 +39,72 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     # With a prefix that nobody types, so that -f and the like are left to dvc.
-    words = "check that DVC's files are whole, run dvc repro, and show the scores"
+    words = "check DVC's files, run dvc repro, and show the scores"
     repro = add("repro", _repro, words, add_help=False, prefix_chars="\0")
     repro.set_defaults(print_help=repro.print_help)
     repro.add_argument("arguments", nargs=argparse.REMAINDER, help="of dvc repro, such as -f or a stage")
-    recipe = add("recipe", _recipe, "lay the settings of recipes/NAME.yaml over params.yaml and show what changed")
+    stage = add("stage", _stage, "run a single stage of dvc.yaml", add_help=False, prefix_chars="\0")
+    stage.add_argument("name", choices=_STAGES, metavar="NAME", help=", ".join(_STAGES))
+    stage.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the stage, such as --model and --fold")
+    recipe = add("recipe", _recipe, "apply a recipe to params.yaml and show what changed")
     recipe.add_argument("name", nargs="?", metavar="NAME", help="without it: the recipes there are")
-    check = add("check", _check, "check a submission CSV: every image once, every run-length code sound")
+    check = add("check", _check, "validate a submission CSV: every image once, every run-length code valid")
     check.add_argument("csv", type=Path, nargs="?", default=Path("submissions/submission.csv.gz"), metavar="CSV")
     score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
     score.add_argument("csv", type=Path, metavar="CSV")
     score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")
-    download = add("download", _download, "fetch or draw the competition's files, and verify those that are here")
-    download.add_argument("--check", action="store_true", help="tell what would be fetched, and whether it can be")
-    submit = add("submit", _submit, "check a CSV, send it to Kaggle once, and note it in submissions/ledger.csv")
+    download = add("download", _download, "download (or draw) the competition's files, and verify them")
+    download.add_argument("--check", action="store_true", help="check your setup without downloading anything")
+    submit = add("submit", _submit, "validate a CSV, submit it to Kaggle, and log it in submissions/ledger.csv")
     submit.add_argument("csv", type=Path, nargs="?", default=Path("submissions/submission.csv.gz"), metavar="CSV")
     submit.add_argument("-m", "--message", required=True, metavar="TEXT", help="what this submission is")
-    submit.add_argument("--again", action="store_true", help="send it though its content was sent before")
-    submit.add_argument("--wait", action="store_true", help="until it is scored")
-    submit.add_argument("--dry-run", action="store_true", help="do all but send")
-    listed = add("submissions", _submissions, "show what was sent, with fresh scores from Kaggle")
-    listed.add_argument("--json", action="store_true", help="for programs")
-    board = add("leaderboard", _leaderboard, "show where a score would stand on Kaggle's leaderboard")
+    submit.add_argument("--again", action="store_true", help="submit even if the same content was submitted before")
+    submit.add_argument("--wait", action="store_true", help="wait for the score")
+    submit.add_argument("--dry-run", action="store_true", help="do everything except submit")
+    listed = add("submissions", _submissions, "list submissions with current scores from Kaggle")
+    listed.add_argument("--json", action="store_true", help="machine-readable output")
+    board = add("leaderboard", _leaderboard, "show the rank of a score on Kaggle's leaderboard")
     board.add_argument("score", type=float, nargs="?", metavar="SCORE", help="by default the best of the ledger")
     board.add_argument("--public", action="store_true", help="on the public leaderboard")
-    ablate = add("ablate", _ablate, "show what views, folds, models, merging and threshold are worth, from stored maps")
+    ablate = add("ablate", _ablate, "show ablation results: views, folds, models, merging and threshold")
     which = ablate.add_mutually_exclusive_group()
-    which.add_argument("--best", action="store_true", help="say in words which setting to take")
-    which.add_argument("--apply", action="store_true", help="write that setting to params.yaml")
+    which.add_argument("--best", action="store_true", help="print the recommended setting")
+    which.add_argument("--apply", action="store_true", help="write the recommended setting to params.yaml")
     which.add_argument(
         "--exps", action="store_true", help="compare the experiments of 'dvc exp run' with this workspace"
     )
     ablate.add_argument(
         "--split", choices=("oof", "holdout"), help="one of them; by default held-out cars' advice is applied"
     )
-    results = add("results", _results, "show what runs reached, side by side")
+    results = add("results", _results, "compare the results of runs")
     results.add_argument("--keep", action="store_true", help="keep this run's figures in docs/results/")
     results.add_argument("--out", type=Path, metavar="FILE", help="write the table there")
-    logs = add("tensorboard", _tensorboard, "show how nets learn: curves and pictures of every epoch, in a browser")
+    logs = add("tensorboard", _tensorboard, "start TensorBoard: training curves and prediction images")
     logs.add_argument("--port", type=int, default=6006, metavar="N", help="by default %(default)s")
     logs.add_argument(
         "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
     )
-    page = add("app", _app, "serve a page to try nets, compare settings and see submissions, until Ctrl-C")
+    page = add("app", _app, "start the web app: segment images, compare settings, list submissions")
     page.add_argument("--port", type=int, default=8501, metavar="N", help="by default %(default)s")
     page.add_argument(
         "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
     )
-    predict = add("predict", _predict, "lay masks over your own pictures: JPEG, PNG or WebP of any size")
-    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a picture, or a folder with all below it")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    predict.add_argument(
+    segment = add("segment", _segment, "segment your own images: JPEG, PNG or WebP of any size")
+    segment.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a picture, or a folder with all below it")
+    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    segment.add_argument(
         "--net",
         nargs="+",
         default=["ensemble"],
         metavar="NAME",
         help="model/fold, a model with all its folds, a net's folder, an .onnx file, or ensemble (the default)",
     )
-    predict.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.tta.test")
-    predict.add_argument("--threshold", type=_part, metavar="P", help="by default ensemble.threshold")
-    predict.add_argument(
+    segment.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.tta.test")
+    segment.add_argument("--threshold", type=_part, metavar="P", help="by default ensemble.threshold")
+    segment.add_argument(
         "--merge", choices=("mean_probability", "mean_logit", "majority_vote"), help="by default ensemble.merge"
     )
-    predict.add_argument(
+    segment.add_argument(
         "--write",
         nargs="+",
         choices=("mask", "overlay", "cutout", "rle"),
@@ -104,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="any of mask (the default), overlay, cutout, and rle, one CSV for all pictures",
     )
-    predict.add_argument("--overwrite", action="store_true", help="replace results that are there")
-    export = add("export", _export, "write a trained model as files that run elsewhere, each checked: exports/MODEL/")
+    segment.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    export = add("export", _export, "export a trained net to exports/MODEL/ and verify each file")
     export.add_argument("model", metavar="MODEL", help="one that was trained, such as small")
     export.add_argument("--fold", type=int, metavar="N", help="whose net; by default the first active one")
     export.add_argument(
@@ -118,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=_count, default=32, metavar="N", help="to calibrate int8 on; by default %(default)s"
     )
     add("summary", _summary, "show the scores of the last run")
-    clean = add("clean", _clean, "show what resumes keep on disk, and remove it")
+    clean = add("clean", _clean, "show or delete cached run state")
     clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
     return parser
 
@@ -130,6 +138,15 @@ def _repro(options: argparse.Namespace) -> None:
         options.print_help()
         return
     repro(options.arguments)
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    from pipeline.stages.command import run_stage
+
+    module = import_module(f"pipeline.stages.{options.name}")
+    run_stage(module.run, module.__doc__, options.arguments)
 
 
 def _recipe(options: argparse.Namespace) -> None:
@@ -191,11 +208,11 @@ def _check(options: argparse.Namespace) -> None:
 
     ids, why_not = _expected_ids()
     report = validate_submission(options.csv, ids, _bar("Checking", ids))
-    print(f"{options.csv} is sound: {report.rows} images, each once; {report.empty} masks are empty.")
+    print(f"{options.csv} is valid: {report.rows} images, each once; {report.empty} masks are empty.")
     if why_not:
-        print(f"Not held against the images of the competition, which are not at hand: {why_not}")
+        print(f"Image ids were not checked, because the competition's files are not available: {why_not}")
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
-    print(f"Car is {least:.1%} to {most:.1%} of an image, {mean:.1%} on average.")
+    print(f"Mask coverage: {least:.1%} to {most:.1%}, {mean:.1%} on average.")
     print(f"Content, sha256: {report.sha256}")
     for warning in coverage_warnings(report):
         print(f"warning: {warning}", file=sys.stderr)
@@ -265,7 +282,7 @@ def _app(options: argparse.Namespace) -> None:
     serve_app(options.address, options.port)
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _segment(options: argparse.Namespace) -> None:
     from pipeline.commands.predict import segment_images
 
     changes = {"threshold": options.threshold, "merge": options.merge}
@@ -287,14 +304,14 @@ def _part(text: str) -> float:
     except ValueError:
         value = 0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (exclusive)")
     return value
 
 
 def _count(text: str) -> int:
     """Return a whole number from 0 on, for argparse, which says what is wrong with another."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
 
 

@@ -2,7 +2,7 @@
 
 
 class CarvanaError(Exception):
-    """Something a user can mend: the message names the file, image or key at fault and says what to do.
+    """Something a user can fix: the message names the file, image or key at fault and says what to do.
 
     Commands print it as one line and exit with 1; anything else that escapes is a bug.
     """

@@ -146,15 +146,13 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
     except OSError as error:
         raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise CarvanaError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
+        raise CarvanaError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def parse_params(tree: Any) -> Params:
     """Return the settings of a YAML tree."""
     if not isinstance(tree, dict):
-        raise CarvanaError(
-            f"{PARAMS_FILE} holds no settings: take back the last sound ones with 'git checkout {PARAMS_FILE}'."
-        )
+        raise CarvanaError(f"{PARAMS_FILE} is empty; restore it with 'git checkout {PARAMS_FILE}'.")
     try:
         params = _validate_strict(Params, tree)
         params.check()
@@ -178,6 +176,30 @@ def _apply_overrides(key: str, defaults: T, changes: Mapping[str, Any]) -> T:
         raise CarvanaError(_format_errors(error, key)) from error
 
 
+_RENAMED = {
+    "machine": "hardware",
+    "predict.views": "predict.tta",
+    "predict.weights": "predict.checkpoint",
+    "train.accumulate": "train.accumulate_grad_batches",
+    "train.clip": "train.gradient_clip_norm",
+    "train.ema": "train.ema_decay",
+    "train.init": "train.init_checkpoint",
+    "train.warmup": "train.warmup_fraction",
+    "net": "architecture",
+    "decoder": "upsampling",
+}
+"""Settings by their old names; those of a model's spec without what stands before."""
+
+
+def _unknown_key(key: str) -> str:
+    parents, _, name = key.rpartition(".")
+    section = parents.rpartition(".")[2]
+    new = _RENAMED.get(f"{section}.{name}".lstrip(".")) or (_RENAMED.get(name) if key.startswith("models.") else None)
+    if new is None:
+        return f"Unknown setting {key}. Correct the name or remove it."
+    return f"Unknown setting {key}: it is now called {new.rpartition('.')[2]}."
+
+
 def _format_errors(error: ValidationError, prefix: str = "") -> str:
     faults = error.errors()
     # What holds a fault is often reported too, as being empty without it.
@@ -193,7 +215,7 @@ def _format_error(details: ErrorDetails, prefix: str) -> str:
     key = ".".join(filter(None, [prefix, *(step for step in steps if "[" not in step)]))
     reason = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
-        return f"{key} is no setting: mend the name or take it out."
+        return _unknown_key(key)
     if details["type"] == "missing":
         return f"{key} is missing: set it."
     if details["type"] == "value_error":

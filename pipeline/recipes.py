@@ -31,7 +31,7 @@ def recipe_names() -> dict[str, str]:
 def apply_recipe(name: str, params: Path = Path(PARAMS_FILE)) -> list[str]:
     """Lay a recipe over params.yaml and return what changed, a line a key.
 
-    Raises PipelineError if there is no such recipe or what would come out is no sound params.yaml, which then stays
+    Raises PipelineError if there is no such recipe or what would come out is not a valid params.yaml, which then stays
     as it was.
     """
     overlay: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def apply_recipe(name: str, params: Path = Path(PARAMS_FILE)) -> list[str]:
 def _resolve_bases(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Yield the settings of the recipe that ``name`` builds on, and so on, and then its own."""
     if name in above:
-        raise CarvanaError(f"Recipe '{name}' builds on itself ({' on '.join([*above, name])}): mend {RECIPES_DIR}/.")
+        raise CarvanaError(f"Recipe '{name}' builds on itself ({' on '.join([*above, name])}): fix {RECIPES_DIR}/.")
     path = RECIPES_DIR / f"{name}.yaml"
     if not path.is_file():
         raise CarvanaError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
@@ -61,16 +61,16 @@ def _load_mapping(yaml: YAML, path: Path) -> Any:
     except OSError as error:
         raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except YAMLError as error:
-        raise CarvanaError(f"{path} is no sound YAML: {' '.join(str(error).split())}") from error
+        raise CarvanaError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise CarvanaError(f"{path} holds no settings: take back the last sound ones with 'git checkout {path}'.")
+        raise CarvanaError(f"{path} is empty; restore it with 'git checkout {path}'.")
     return tree
 
 
 def apply_overlay(overlay: dict[str, Any], params: Path = Path(PARAMS_FILE)) -> list[str]:
     """Lay settings over params.yaml, keeping its comments, and return what changed, a line a key.
 
-    Raises PipelineError if what would come out is no sound params.yaml, which then stays as it was.
+    Raises PipelineError if what would come out is not a valid params.yaml, which then stays as it was.
     """
     yaml = YAML()
     yaml.width = 120

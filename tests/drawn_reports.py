@@ -55,7 +55,7 @@ class DrawnReports:
         return pd.DataFrame(parts).drop(columns="front")
 
     def fold_worth(self) -> pd.DataFrame:
-        """fold_worth.csv."""
+        """fold_subsets.csv."""
         rows = [
             {
                 "models": model,
@@ -70,7 +70,7 @@ class DrawnReports:
         return pd.DataFrame(rows, columns=["models", "count", "folds", "dice"])
 
     def doubts(self) -> pd.DataFrame:
-        """doubts.csv."""
+        """image_disagreement.csv."""
         return self._seen().query("split in @splits", local_dict={"splits": self._splits()})
 
     def images(self) -> pd.DataFrame:

@@ -429,7 +429,7 @@ class TestComparison:
         with pytest.raises(CarvanaError, match=words) as caught:
             panel.validate(stored.held_out[images], views, [digest])
         assert "holdout/small/0" in str(caught.value)
-        assert "'dvc repro' makes its maps anew" in str(caught.value)
+        assert "'dvc repro' makes its maps again" in str(caught.value)
         panel.validate(stored.held_out, VIEWS, ["small0"])
 
     def test_missing_maps(self, stored: Stored) -> None:

@@ -105,7 +105,7 @@ def test_apply_writes_what_the_held_out_cars_say_and_keeps_comments(
     }
     printed = capsys.readouterr().out
     assert "ensemble.threshold: 0.5 -> 0.4" in printed
-    assert "No net is trained anew. The new views of test images will be predicted." in printed
+    assert "No net is trained again. The new views of test images will be predicted." in printed
 
 
 def test_apply_from_out_of_fold_says_nothing_of_folds(project: Path) -> None:
@@ -170,7 +170,7 @@ def test_with_few_cars_that_tell_little_the_current_setting_is_kept(
 
 
 def test_advice_on_other_nets_is_not_applied(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "folds/small/1/model.safetensors").write_text("trained anew")
+    (project / "folds/small/1/model.safetensors").write_text("trained again")
     run("--apply", status=1)
     assert "The net small/1 changed since the last ablation: run 'dvc repro ablate'" in capsys.readouterr().err
 

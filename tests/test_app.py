@@ -185,7 +185,7 @@ class TestWords:
         assert error_markdown(CarvanaError(told)) == shown
 
     def test_the_projects_own_files_as_it_knows_them(self, here: Path) -> None:
-        assert error_markdown(CarvanaError(f"{here}/folds/folds.csv is torn")) == "folds/folds.csv is torn"
+        assert error_markdown(CarvanaError(f"{here}/folds/folds.csv is truncated")) == "folds/folds.csv is truncated"
 
     def test_a_folder_of_data_with_a_name_of_several_words(self, here: Path) -> None:
         text = (here / "params.yaml").read_text(encoding="utf-8")
@@ -245,7 +245,7 @@ class TestTry:
         ("data", "told"),
         [
             (b"no picture at all", "is no JPEG, PNG or WebP"),
-            (b"\xff\xd8\xff\xe0 torn", "car"),
+            (b"\xff\xd8\xff\xe0 truncated", "car"),
         ],
     )
     def test_what_is_no_picture(self, net: Path, data: bytes, told: str) -> None:
@@ -414,7 +414,7 @@ def pills(drawn: AppTest, label: str) -> Any:
 def put_reports(folder: Path, drawn: DrawnReports) -> None:
     (folder / "reports").mkdir()
     drawn.settings().to_csv(folder / "reports/ablation.csv", index=False)
-    drawn.doubts().to_csv(folder / "reports/doubts.csv", index=False)
+    drawn.doubts().to_csv(folder / "reports/image_disagreement.csv", index=False)
     facts = drawn.summary() | {"nets": {}}
     (folder / "reports/ablation.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -574,7 +574,7 @@ def test_images_score_under_any_setting_what_the_ablation_says(
     assert max(done) == 1.0
     now = rows[rows["current"]].iloc[0].to_dict()
     scored = score_images(stored, setting_of(now), images, done.append).set_index("image_id")
-    known = rows_of_split(project_files.read_report_table("doubts.csv"), split).set_index("image_id")
+    known = rows_of_split(project_files.read_report_table("image_disagreement.csv"), split).set_index("image_id")
     pd.testing.assert_series_equal(scored["dice"].sort_index(), known["dice"].sort_index(), atol=1e-8)
 
 
@@ -763,10 +763,10 @@ class TestInABrowser:
 
     def test_a_file_that_is_no_picture(self, visit: Visit, trained: Project, photograph: bytes) -> None:
         visit.go("")
-        visit.upload("torn.jpg", photograph[: len(photograph) // 2])
+        visit.upload("truncated.jpg", photograph[: len(photograph) // 2])
         alert = visit.page.get_by_role("alert")
         alert.wait_for()
-        assert "torn.jpg is no sound JPEG" in alert.inner_text()
+        assert "truncated.jpg is not a valid JPEG" in alert.inner_text()
         assert str(trained.folder) not in visit.page.content()
 
     def test_chart_and_table_filter_each_other(self, visit: Visit, trained: Project) -> None:

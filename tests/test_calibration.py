@@ -1,4 +1,4 @@
-"""Running statistics measured anew."""
+"""Running statistics measured again."""
 
 from collections.abc import Iterator
 

@@ -75,9 +75,9 @@ def test_check_says_what_a_sound_csv_holds(carvana: Run) -> None:
     name = write_csv("a.csv", {IDS[0]: "1 245504", IDS[1]: ""})
     status, out, err = carvana("check", name)
     assert (status, err) == (0, "warning: 1 of 2 masks are empty.\n")
-    assert "a.csv is sound: 2 images, each once; 1 masks are empty" in out
-    assert "Not held against the images of the competition, which are not at hand: " in out
-    assert "0.0% to 10.0% of an image, 5.0% on average" in out
+    assert "a.csv is valid: 2 images, each once; 1 masks are empty" in out
+    assert "Image ids were not checked" in out
+    assert "0.0% to 10.0%, 5.0% on average" in out
 
 
 def test_check_holds_a_csv_against_the_data_that_came_in(carvana: Run, project: Path) -> None:
@@ -214,13 +214,14 @@ def test_repro_hands_its_arguments_to_dvc(carvana: Run, project: Path, dvc: list
 
 
 @pytest.mark.parametrize(
-    "torn", ["", WHOLE_LOCK[:-3], WHOLE_LOCK[:70], "schema: '2.0'\nstages:\n  folds:\n", WHOLE_LOCK + "\tx", "\0" * 50]
+    "truncated",
+    ["", WHOLE_LOCK[:-3], WHOLE_LOCK[:70], "schema: '2.0'\nstages:\n  folds:\n", WHOLE_LOCK + "\tx", "\0" * 50],
 )
-def test_repro_says_how_to_mend_a_torn_lock(carvana: Run, project: Path, dvc: list[list[str]], torn: str) -> None:
-    (project / "dvc.lock").write_text(torn)
+def test_repro_says_how_to_mend_a_torn_lock(carvana: Run, project: Path, dvc: list[list[str]], truncated: str) -> None:
+    (project / "dvc.lock").write_text(truncated)
     status, _, err = carvana("repro")
     assert status == 1
-    assert "dvc.lock is torn" in err
+    assert "dvc.lock is truncated" in err
     assert "git checkout dvc.lock" in err
     assert err.count("\n") == 1
     assert dvc == []
@@ -247,7 +248,7 @@ def test_repro_says_how_to_mend_a_torn_rwlock(carvana: Run, project: Path, dvc: 
     guard.write_text('{"/a/b": {"write": {"pi')
     status, _, err = carvana("repro")
     assert status == 1
-    assert f"{guard} is torn: if no other dvc runs in this project, delete it" in err
+    assert f"{guard} is truncated: if no other dvc runs in this project, delete it" in err
     assert dvc == []
 
 
@@ -268,7 +269,7 @@ def test_debug_of_repro_is_not_for_dvc(project: Path, dvc: list[list[str]]) -> N
     assert left.value.code == 0
     assert dvc[-1] == [sys.executable, "-m", "dvc", "repro", "-f"]
     (project / "params.yaml").write_text("trian: {}")
-    with pytest.raises(CarvanaError, match="trian is no setting"):
+    with pytest.raises(CarvanaError, match="Unknown setting trian"):
         main(["repro", "--debug"])
 
 
@@ -276,7 +277,7 @@ def test_repro_looks_at_the_settings_first(carvana: Run, project: Path, dvc: lis
     (project / "params.yaml").write_text("trian: {}")
     status, _, err = carvana("repro")
     assert status == 1
-    assert "trian is no setting" in err
+    assert "Unknown setting trian" in err
     assert dvc == []
 
 
@@ -360,7 +361,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (CarvanaError("a.jpg is bad: mend it."), "error: a.jpg is bad: mend it.\n"),
+        (CarvanaError("a.jpg is bad: fix it."), "error: a.jpg is bad: fix it.\n"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "error: The disk is full ([Errno 28] No space left on device): free some space and run the same command "
@@ -372,8 +373,8 @@ def raising(error: BaseException) -> Callable[[], object]:
         ),
         (
             RuntimeError("first line\nsecond line"),
-            "error: A fault of the pipeline (RuntimeError: first line second line): the same command with --debug "
-            "shows where.\n",
+            "error: Internal error (RuntimeError: first line second line). Run the same command with --debug to "
+            "see where.\n",
         ),
     ],
 )
@@ -437,3 +438,19 @@ def test_a_stage_run_too_early_says_what_to_run_first(
     err = capfd.readouterr().err
     assert words in err
     assert "dvc repro" in err
+
+
+def test_an_old_command_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="carvana segment"):
+        main(["predict", "car.jpg"])
+
+
+def test_a_stage_runs_through_the_program(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["stage", "train", "--model", "no-such", "--fold", "0"])
+    assert left.value.code == 1
+    assert "no-such" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main(["stage", "train", "--help"])
+    assert left.value.code == 0
+    assert "--model" in capsys.readouterr().out

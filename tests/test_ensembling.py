@@ -79,7 +79,7 @@ class TestMaps:
         with ShardWriter(tmp_path / "s") as writer:
             for level_map in maps:
                 writer.add(level_map)
-            writer.note_unreadable({"x": "torn"})
+            writer.note_unreadable({"x": "truncated"})
         for read, written in zip(read_shard(tmp_path / "s"), maps, strict=True):
             assert (read.image_id, read.view, read.count) == (written.image_id, written.view, written.count)
             assert np.array_equal(read.to_full_size(40, 50), written.to_full_size(40, 50))
@@ -160,8 +160,8 @@ class TestTiming:
         later = (timing(0, 0), timing(1, 2, identity=1))
         with pytest.raises(KeyboardInterrupt):
             self.store(tmp_path, later, stop_at=IDS[2])
-        (torn,) = (tmp_path / "times").iterdir()
-        torn.write_text('[{"images": 1')
+        (truncated,) = (tmp_path / "times").iterdir()
+        truncated.write_text('[{"images": 1')
         assert self.store(tmp_path, later, later).timing() == timing(2, 4, identity=2)
 
     def test_older_maps_know_neither_net_nor_time(self, tmp_path: Path) -> None:
@@ -302,8 +302,11 @@ class Nets:
     def predict(self, net: int, ids: list[str]):
         for image_id in ids:
             self.asked.append(image_id)
-            torn = image_id == IDS[2]
-            yield image_id, CorruptFileError("torn") if torn else whole(net * 100 + IDS.index(image_id), views=2)
+            truncated = image_id == IDS[2]
+            yield (
+                image_id,
+                CorruptFileError("truncated") if truncated else whole(net * 100 + IDS.index(image_id), views=2),
+            )
 
     def store(self, net: int, name: str = "maps") -> PredictionStore:
         work = self.folder / name / str(net)
@@ -344,7 +347,7 @@ class TestSubmission:
         nets.asked.clear()
         assert nets.store(0).digest == before
         assert nets.asked == IDS[2:4]
-        assert PredictionStore(first.folder).unreadable == {IDS[2]: "torn"}
+        assert PredictionStore(first.folder).unreadable == {IDS[2]: "truncated"}
 
         (tmp_path / "work").mkdir()
         stores = [first, nets.store(1)]

@@ -169,7 +169,7 @@ stages:
     deps: [predictions/oof]
     outs: [reports/images.csv]
 """
-# Named as the real ones, which are held against what is read of them below.
+# Named as the real ones, which are compared with what is read of them below.
 
 SCRIPT = """\
 import sys

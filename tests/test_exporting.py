@@ -17,6 +17,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from pipeline.exporting.quantize import write_int8
 from ruamel.yaml import YAML
 
 from pipeline.cli import main
@@ -36,7 +37,6 @@ from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.formats import FORMATS
 from pipeline.exporting.graphs import quiet, write_onnx, write_torchscript
 from pipeline.exporting.material import ExportContext, ExportJob
-from pipeline.exporting.quantise import write_int8
 from pipeline.exporting.runtime import OnnxPredictor
 from pipeline.files import write_json
 from pipeline.learning import models
@@ -399,10 +399,10 @@ class TestChecks:
 
     def test_a_net_that_was_trained_anew_is_told_on_the_card(self, job: ExportJob, tmp_path: Path) -> None:
         list(export_net(job, ["hub", "torchscript"], {}, tmp_path))
-        assert "trained anew" not in (tmp_path / README_FILE).read_text()
+        assert "trained again" not in (tmp_path / README_FILE).read_text()
         list(export_net(replace(job, digests={0: "later", 1: "b"}), ["hub"], {}, tmp_path))
-        (told,) = [line for line in (tmp_path / README_FILE).read_text().splitlines() if "trained anew" in line]
-        assert told == "`model.torchscript.pt` holds a net that was trained anew since: export it again."
+        (told,) = [line for line in (tmp_path / README_FILE).read_text().splitlines() if "trained again" in line]
+        assert told == "`model.torchscript.pt` holds a net that was trained again since: export it again."
 
     @pytest.mark.parametrize(
         ("changed", "difference", "lost"),
@@ -502,9 +502,9 @@ class TestRuntime:
     def test_files_that_are_none_of_ours(self, exported: dict[str, ExportResult], tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match=r"There is no .*gone\.onnx: make it with 'carvana export'"):
             OnnxPredictor(tmp_path / "gone.onnx")
-        (tmp_path / "torn.onnx").write_bytes(exported["onnx"].path.read_bytes()[:1000])
-        with pytest.raises(CarvanaError, match=r"torn\.onnx can't be run as ONNX"):
-            OnnxPredictor(tmp_path / "torn.onnx")
+        (tmp_path / "truncated.onnx").write_bytes(exported["onnx"].path.read_bytes()[:1000])
+        with pytest.raises(CarvanaError, match=r"truncated\.onnx can't be run as ONNX"):
+            OnnxPredictor(tmp_path / "truncated.onnx")
         model = onnx.load(exported["onnx"].path)
         del model.metadata_props[:]
         onnx.save(model, tmp_path / "plain.onnx")

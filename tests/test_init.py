@@ -63,7 +63,7 @@ def test_training_without_steps_to_speak_of_keeps_what_it_started_from(
     after = load_file(kept / "model.safetensors")
     assert max(float((after[name] - value).abs().max()) for name, value in state.items()) < 1e-6
     if kind == "folder":
-        assert dice(train(plain(None, **still), tmp_path / "anew")) < dice(trained) - 0.01
+        assert dice(train(plain(None, **still), tmp_path / "again")) < dice(trained) - 0.01
 
 
 def test_the_fold_stands_in_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What comes in is checked, file by file; each fault is told with its file and the way to mend it."""
+"""What comes in is checked, file by file; each fault is told with its file and the way to fix it."""
 
 import io
 import json
@@ -215,16 +215,16 @@ def row_that_is_no_text(files: Files) -> None:
 
 
 PER_IMAGE = {
-    truncated_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no sound JPEG .*fetch it again",
-    corrupt_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no sound JPEG .*fetch it again",
+    truncated_jpeg: rf"{FIRST}\.jpg in .*train\.zip is not a valid JPEG .*fetch it again",
+    corrupt_jpeg: rf"{FIRST}\.jpg in .*train\.zip is not a valid JPEG .*fetch it again",
     no_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no JPEG .*fetch it again",
     small_jpeg: rf"{FIRST}\.jpg in .*train\.zip is 960 x 640 pixels, not 1918 x 1280: fetch it again",
     image_without_mask: rf"{FIRST}\.jpg in .*train\.zip has no mask: add it, or take the image away",
     mask_without_image: rf"The mask of {FIRST} in .* has no image: add it, or take the mask away",
     grey_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not binary .*fetch it again",
-    truncated_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is no sound mask .*fetch it again",
+    truncated_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not a valid mask .*fetch it again",
     transposed_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is 1280 x 1918 pixels, not 1918 x 1280: fetch it again",
-    gif_that_claims_gigabytes: rf"{FIRST}_mask\.gif in .*train_masks\.zip is no sound mask .*fetch it again",
+    gif_that_claims_gigabytes: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not a valid mask .*fetch it again",
     odd_row: rf"The mask of {FIRST} in train_masks\.csv .*odd number of tokens",
     row_beyond_the_image: rf"The mask of {FIRST} in train_masks\.csv .*only 2455040",
     row_that_is_no_text: rf"The mask of {FIRST} in train_masks\.csv .*expected whole numbers",
@@ -336,8 +336,8 @@ OF_ALL = {
     malformed_truth: rf"truth\.csv, row 2 \({TEST[0]}\.jpg\): Run 2 .* is out of order",
     unknown_image_name: r"train\.zip: 'my_car' is no image id.*Take the file away",
     unknown_mask_name: r"train_masks\.zip: 'my_car' is no image id.*Take the file away",
-    row_without_comma: r"Row 2 of train_masks\.csv in .* has no comma: mend the file",
-    two_rows_of_an_image: r"Row 3 of train_masks\.csv in .* is a second row of its image: mend the file",
+    row_without_comma: r"Row 2 of train_masks\.csv in .* has no comma: fix the file",
+    two_rows_of_an_image: r"Row 3 of train_masks\.csv in .* is a second row of its image: fix the file",
     no_header: r"train_masks\.csv in .* must begin with the line 'img,rle_mask': fetch it again",
     no_train: r"holds neither train\.zip nor a folder train: set data\.directory",
     no_test: r"holds neither test\.zip nor a folder test: set data\.directory",

@@ -127,7 +127,7 @@ class TestCredentials:
     def test_there_are_none(self, tmp_path: Path) -> None:
         private(kaggle_folder() / "kaggle.json", "{'username': 1}")
         with pytest.raises(
-            CarvanaError, match=r"No credentials .*kaggle\.json can't be read, it is no sound JSON"
+            CarvanaError, match=r"No credentials .*kaggle\.json can't be read, it is not a valid JSON"
         ) as e:
             KaggleClient(COMPETITION)
         assert "'Create New Token'" in str(e.value)

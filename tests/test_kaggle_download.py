@@ -68,11 +68,11 @@ def folder(tmp_path: Path) -> Path:
 
 def demand_whole(folder: Path, server: KaggleServer, wanted: list[str] = WANTED) -> None:
     """Every file is there, with its bytes, noted, and nothing else is."""
-    names = {path.name for path in folder.iterdir() if path.suffix != ".aside"}
-    assert names == {*wanted, "fetched.json"}
+    names = {path.name for path in folder.iterdir() if path.suffix != ".bak"}
+    assert names == {*wanted, "download_manifest.json"}
     for name in wanted:
         assert (folder / name).read_bytes() == server.files[name], name
-    manifest = json.loads((folder / "fetched.json").read_text())
+    manifest = json.loads((folder / "download_manifest.json").read_text())
     assert {entry["file"] for entry in manifest.values()} == set(wanted)
 
 
@@ -87,7 +87,7 @@ class TestFetch:
         assert server.count("GET") == len(WANTED)
         told = capsys.readouterr()
         assert "train.zip                         0.9 MB" in told.out
-        demand_nothing_secret(told.out + told.err + (folder / "fetched.json").read_text())
+        demand_nothing_secret(told.out + told.err + (folder / "download_manifest.json").read_text())
 
     def test_the_hq_photographs(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         download_competition(DataSettings(source="kaggle", quality="hq"), tmp_path, patience=QUICK)
@@ -124,7 +124,7 @@ class TestFetch:
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         names = {path.name for path in folder.iterdir()}
         assert names == {"train.zip", "test.zip", "train_masks.csv.zip", "metadata.csv", "sample_submission.csv"} | {
-            "fetched.json"
+            "download_manifest.json"
         }
         assert (folder / "train.zip").read_bytes() == FILES["train.zip"]
         assert (folder / "metadata.csv").read_bytes() == b"id,year\n"
@@ -160,7 +160,7 @@ class TestFetch:
         told = capsys.readouterr()
         assert "train.zip was here already, and is sound" in told.out
         assert "test.zip was in the way, and is test.zip." in told.err
-        asides = {path.name.split(".zip.")[0]: path.read_bytes() for path in folder.glob("*.aside")}
+        asides = {path.name.split(".zip.")[0]: path.read_bytes() for path in folder.glob("*.bak")}
         assert asides == {"test": bytes(damaged), "metadata.csv": FILES["metadata.csv.zip"][:-50]}
 
     def test_members_that_climb_out_are_refused(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ class TestFetch:
 
     def test_a_manifest_that_is_none(self, folder: Path, tmp_path: Path) -> None:
         folder.mkdir(parents=True)
-        (folder / "fetched.json").write_text('{"train": {}}')
-        with pytest.raises(CarvanaError, match=r"fetched\.json can't be read .*delete it"):
+        (folder / "download_manifest.json").write_text('{"train": {}}')
+        with pytest.raises(CarvanaError, match=r"download_manifest\.json can't be read .*delete it"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_a_file_that_changed_at_kaggle_is_told_and_not_mixed(
@@ -352,7 +352,7 @@ class TestFaults:
         (folder / "test.zip").write_bytes(mine := zipped("more", 500_000))
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
-        assert [path.read_bytes() for path in folder.glob("*.aside")] == [mine]
+        assert [path.read_bytes() for path in folder.glob("*.bak")] == [mine]
 
     def test_a_newer_version_that_somebody_put_there_is_taken(
         self, server: KaggleServer, folder: Path, tmp_path: Path
@@ -381,7 +381,7 @@ class TestFaults:
         (folder / "sample_submission.csv").write_text("img,rle_mask\n")
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
-        assert len(list(folder.glob("*.aside"))) == 2
+        assert len(list(folder.glob("*.bak"))) == 2
 
     def test_a_file_that_was_only_touched_is_read_once(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -432,7 +432,7 @@ class TestFaults:
         server.fail("GET", faulty.both(faulty.without(*missing), faulty.cut(300_000)), change)
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
-        assert "train.zip changed at Kaggle: it is fetched anew" in capsys.readouterr().err
+        assert "train.zip changed at Kaggle: it is fetched again" in capsys.readouterr().err
 
     def test_a_file_that_always_comes_damaged(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.spoil] * 3)

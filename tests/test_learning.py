@@ -283,7 +283,7 @@ class TestPredictor:
 
         def read(image_id: str) -> NDArray[np.uint8]:
             if image_id in ("2", "6"):
-                raise CorruptFileError(f"{image_id} is torn")
+                raise CorruptFileError(f"{image_id} is truncated")
             return images[image_id]
 
         predictor = TorchPredictor(net_folder, views=["identity", "hflip"], device="cpu")
@@ -330,7 +330,7 @@ class TestStopwatch:
 
         def read(image_id: str) -> NDArray[np.uint8]:
             if image_id == "1":
-                raise CorruptFileError("torn")
+                raise CorruptFileError("truncated")
             return image
 
         ids = [str(number) for number in range(count)]

@@ -91,8 +91,8 @@ class TestPanel:
         assert image is not None and image.shape == (20 + 4 * 164, 2 * 244, 3)
         return [image[20 + 164 * row : 180 + 164 * row, :, ::-1].astype(int) for row in range(4)]
 
-    def share(self, row: Any, colour: tuple[int, int, int]) -> float:
-        return float((np.abs(row - colour).max(axis=2) < 30).mean())
+    def share(self, row: Any, color: tuple[int, int, int]) -> float:
+        return float((np.abs(row - color).max(axis=2) < 30).mean())
 
     def test_truth_and_prediction_are_white_where_car_is(self) -> None:
         _, truth, prediction, _ = self.rows(Knows())
@@ -425,7 +425,7 @@ class TestCommand:
     @pytest.fixture
     def project(self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(whole / "log", tmp_path / "runs" / RUN)
-        logbook.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began anew
+        logbook.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began again
         monkeypatch.chdir(tmp_path)
         assert runs_dir() == tmp_path / "runs"
         return tmp_path

@@ -155,7 +155,7 @@ class TestPage:
             "224 images of 14 cars",
             "160 images of 10 cars",
             "threshold 0.45",
-            "masks mended afterwards, on 224 images of 14 cars, the time with the steps",
+            "masks post-processed, on 224 images of 14 cars, the time with the steps",
             "The nets were chosen by these very images.",
             "at 14% of its cost.",
         ):
@@ -178,8 +178,8 @@ class TestPage:
         assert 'width="40" height="30" alt="small/0, photograph, truth, prediction, error"' in html
         assert "small/0 Dice 0.98765 on all its validation images" in document.text
         section = html.partition('<section id="training">')[2].partition("</section>")[0]
-        for colour, meaning in ((FALSE_NEGATIVE, "car that was missed"), (FALSE_POSITIVE, "what was taken for car")):
-            assert f'style="background: rgb{colour}"></span>{meaning}' in section
+        for color, meaning in ((FALSE_NEGATIVE, "car that was missed"), (FALSE_POSITIVE, "what was taken for car")):
+            assert f'style="background: rgb{color}"></span>{meaning}' in section
         assert "panel.jpg" not in Document(render_page(full, [], [])).text
 
     def test_it_asks_nothing_of_anyone(self, full: ReportData) -> None:
@@ -199,10 +199,10 @@ class TestPage:
             "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 2.2 s "
             "and 12 forward passes an image" in Document(render_page(full, [], [])).text
         )
-        mended = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
+        postprocessed = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
         assert (
-            "threshold 0.5, mended by keep_largest and fill_holes; 6 nets, 2.2 s"
-            in Document(render_page(mended, [], [])).text
+            "threshold 0.5, post-processed with keep_largest and fill_holes; 6 nets, 2.2 s"
+            in Document(render_page(postprocessed, [], [])).text
         )
 
     def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: ReportData) -> None:
@@ -296,9 +296,9 @@ class TestTables:
         assert {"0", "0 1 2"} <= set(settings["folds"])
         assert settings["current"].sum() == 2
         assert settings["front"].dtype == bool
-        (tmp_path / "torn").write_text("split,dice\noof,much\n")
-        with pytest.raises(CarvanaError, match=r"torn can't be read .*dvc repro"):
-            tables.read_table(tmp_path / "torn")
+        (tmp_path / "truncated").write_text("split,dice\noof,much\n")
+        with pytest.raises(CarvanaError, match=r"truncated can't be read .*dvc repro"):
+            tables.read_table(tmp_path / "truncated")
         with pytest.raises(CarvanaError, match="dvc repro"):
             tables.read_table(tmp_path / "none")
 
@@ -433,10 +433,10 @@ class TestCharts:
         spec = charts.training_curves(FULL.curves(), "dice", "Dice")
         points = pd.DataFrame(values(spec, spec))
         assert set(points["epoch"]) == {4, 8, 12, 16}
-        assert set(points["colour"]) == {"small", "resnet18"}
+        assert set(points["color"]) == {"small", "resnet18"}
         assert set(pd.DataFrame(values(spec, spec))["net"]) == {f"{m}/{f}" for m in FULL.models for f in FULL.folds}
         alone = charts.training_curves(BARE.curves(), "loss", "loss")
-        assert {point["colour"] for point in values(alone, alone)} == {"small/0"}
+        assert {point["color"] for point in values(alone, alone)} == {"small/0"}
 
     def test_angles_and_makes(self, full: ReportData) -> None:
         angles = charts.dice_by_angle(full.doubts)
@@ -568,8 +568,8 @@ class TestForest:
         assert not table.timed
 
 
-def near(colour: NDArray[np.uint8], wanted: tuple[int, int, int], by: int = 30) -> bool:
-    return bool(np.abs(colour.astype(int) - wanted).max() < by)
+def near(color: NDArray[np.uint8], wanted: tuple[int, int, int], by: int = 30) -> bool:
+    return bool(np.abs(color.astype(int) - wanted).max() < by)
 
 
 class TestCrops:

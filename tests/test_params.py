@@ -78,10 +78,15 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
     ("key", "value", "words"),
     [
         # unknown and missing keys
-        ("trian", {}, "trian is no setting: mend the name or take it out"),
-        ("train.lrr", 0.1, "train.lrr is no setting"),
-        ("data.sample.angles", 8, "data.sample.angles is no setting"),
-        ("train.augment.vflip", 0.5, "train.augment.vflip is no setting"),
+        ("trian", {}, "Unknown setting trian"),
+        ("train.lrr", 0.1, "Unknown setting train.lrr"),
+        ("data.sample.angles", 8, "Unknown setting data.sample.angles"),
+        ("train.augment.vflip", 0.5, "Unknown setting train.augment.vflip"),
+        # old names
+        ("machine", {}, "machine: it is now called hardware"),
+        ("train.ema", 0.9, "train.ema: it is now called ema_decay"),
+        ("predict.weights", "last", "predict.weights: it is now called checkpoint"),
+        ("models.specs.small.train", {"clip": 1}, "train.clip: it is now called gradient_clip_norm"),
         ("train.lr", DELETED, "train.lr is missing: set it"),
         ("predict", DELETED, "predict is missing: set it"),
         # values of another type
@@ -144,14 +149,14 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("train.crop", [640, 640], "train.crop 640 x 640 is larger than what the net sees"),
         # specs, whose nets' kinds are no part of a key
         ("models.specs.classic.widths", "x", "models.specs.classic.widths can't be 'x'"),
-        ("models.specs.classic.wid", 1, "models.specs.classic.wid is no setting"),
+        ("models.specs.classic.wid", 1, "Unknown setting models.specs.classic.wid"),
         ("models.specs.encoder.encoder", 3, "models.specs.encoder.encoder can't be 3"),
         ("models.specs.small.architecture", "vit", "models.specs.small can't be"),
         ("models.specs.small", 3, "models.specs.small can't be 3"),
         # overrides within a spec
-        ("models.specs.small.train", {"lrr": 1}, "models.specs.small.train.lrr is no setting"),
+        ("models.specs.small.train", {"lrr": 1}, "Unknown setting models.specs.small.train.lrr"),
         ("models.specs.small.train", {"lr": "x"}, "models.specs.small.train.lr can't be 'x'"),
-        ("models.specs.small.train", {"augment": {"flip": 1}}, "models.specs.small.train.augment.flip is no setting"),
+        ("models.specs.small.train", {"augment": {"flip": 1}}, "Unknown setting models.specs.small.train.augment.flip"),
         ("models.specs.small.train", 3, "models.specs.small.train can't be 3"),
         ("models.specs.small.input", {"size": [62, 64]}, "models.specs.small: input.size 62 x 64"),
     ],
@@ -183,11 +188,11 @@ def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any])
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"train: [", "is no sound YAML"),
-        (b"train: {}\ntrain: {}", "is no sound YAML"),
-        (b"\xff", "is no sound YAML"),
-        (b"", "holds no settings"),
-        (b"- 1", "holds no settings"),
+        (b"train: [", "is not valid YAML"),
+        (b"train: {}\ntrain: {}", "is not valid YAML"),
+        (b"\xff", "is not valid YAML"),
+        (b"", "is empty"),
+        (b"- 1", "is empty"),
         (b"folds: 2020-01-01", "folds can't be '2020-01-01'"),
     ],
 )
@@ -301,10 +306,10 @@ def test_a_recipe_holds_only_what_differs(project: Path) -> None:
     [
         ("train: {epochs: many}", "train.epochs can't be 'many'"),
         ("folds: {active: [99]}", "folds.active has 99"),
-        ("trian: {epochs: 3}", "trian is no setting"),
+        ("trian: {epochs: 3}", "Unknown setting trian"),
         ("train: 3", "train can't be 3"),
-        ("train: [", "no sound YAML"),
-        ("# nothing", "holds no settings"),
+        ("train: [", "not valid YAML"),
+        ("# nothing", "is empty"),
     ],
 )
 def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: str) -> None:

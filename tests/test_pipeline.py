@@ -232,10 +232,10 @@ class TestErrors:
     def test_a_torn_lock_file(self, done: Project) -> None:
         lock = done.folder / "dvc.lock"
         whole = lock.read_bytes()
-        lock.write_bytes(whole[: len(whole) // 2] + b"\n  torn: [")
+        lock.write_bytes(whole[: len(whole) // 2] + b"\n  truncated: [")
         try:
             printed = done.run("carvana", "repro", status=1)
-            assert "dvc.lock is torn" in printed
+            assert "dvc.lock is truncated" in printed
             assert "git checkout dvc.lock" in printed
         finally:
             lock.write_bytes(whole)
@@ -249,12 +249,12 @@ def test_a_corrupt_test_image_keeps_its_row(done: Project, tiny_sample: Path, tm
         if file.name != "test.zip":
             (data / file.name).symlink_to(file)
     with zipfile.ZipFile(tiny_sample / "test.zip") as old, zipfile.ZipFile(data / "test.zip", "w") as new:
-        torn = old.namelist()[3]
+        truncated = old.namelist()[3]
         for name in old.namelist():
-            new.writestr(name, old.read(name)[: 30_000 if name == torn else None])
+            new.writestr(name, old.read(name)[: 30_000 if name == truncated else None])
     project = Project(tmp_path / "project", TINY | {"data.directory": str(data), "train.epochs": 1})
     project.repro()
-    image_id = Path(torn).stem
+    image_id = Path(truncated).stem
     replaced = project.read("submissions/submission.json")["replaced_images"]
     assert list(replaced) == [image_id]
     assert validate_submission(project.folder / "submissions/submission.csv.gz").rows == 16

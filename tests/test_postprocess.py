@@ -360,11 +360,16 @@ def spoiled(mask_HW: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return np.rint(255 * np.clip(1.1 * grown_HW - 0.05, 0, 1)).astype(np.uint8)
 
 
-def store_of(source: CompetitionData, ids: Sequence[str], work: Path, test: bool, torn: str = "") -> PredictionStore:
+def store_of(
+    source: CompetitionData, ids: Sequence[str], work: Path, test: bool, truncated: str = ""
+) -> PredictionStore:
     def predict(some: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8] | CorruptFileError]]:
         for image_id in some:
             levels_HW = spoiled(source.masks.mask(image_id), parse_image_id(image_id)[1])
-            yield image_id, CorruptFileError("torn") if image_id == torn else np.stack([levels_HW, levels_HW // 2 * 2])
+            yield (
+                image_id,
+                CorruptFileError("truncated") if image_id == truncated else np.stack([levels_HW, levels_HW // 2 * 2]),
+            )
 
     work.mkdir()
     return PredictionStore(write_predictions(PredictJob(ids, ["identity", "hflip"], 2, test, net=""), predict, work))
@@ -377,19 +382,19 @@ ALL: tuple[PostStep, ...] = ("refine_edges", "keep_largest", "fill_holes")
 def test_what_is_scored_is_what_is_submitted(tiny_sample: Path, tmp_path: Path, steps: tuple[PostStep, ...]) -> None:
     source = CompetitionData(tiny_sample)
     ids, settings = source.masks.ids()[:3], EnsembleSettings(postprocess=steps)
-    torn, *sound = ids[1], ids[0], ids[2]
+    truncated, *sound = ids[1], ids[0], ids[2]
     asked: list[str] = []
 
     def image(image_id: str) -> NDArray[np.uint8]:
         asked.append(image_id)
         return source.train.image(image_id)
 
-    test = store_of(source, ids, tmp_path / "test", test=True, torn=torn)
+    test = store_of(source, ids, tmp_path / "test", test=True, truncated=truncated)
     (tmp_path / "work").mkdir()
     decision = build_mask_builder(settings, [("small", 0)], 2, image)
     write_submission([test], decision, lambda _: "1 3", tmp_path / "work", tmp_path / "x.csv.gz")
     sent = {image_id: text for _, image_id, text in read_rows(tmp_path / "x.csv.gz")}
-    assert sent[torn] == "1 3"
+    assert sent[truncated] == "1 3"
     assert sorted(asked) == (sound if "refine_edges" in steps else [])
 
     oof = store_of(source, sound, tmp_path / "oof", test=False)

@@ -30,8 +30,8 @@ def tile_of(path: Path, index: int) -> NDArray[np.uint8]:
     return sheet_HWC[top : top + 320, left : left + 480]
 
 
-def near(colour: NDArray[np.uint8], wanted: tuple[int, int, int]) -> bool:
-    return bool(np.abs(colour.astype(int) - wanted).max() < 30)  # JPEG
+def near(color: NDArray[np.uint8], wanted: tuple[int, int, int]) -> bool:
+    return bool(np.abs(color.astype(int) - wanted).max() < 30)  # JPEG
 
 
 class TestSheet:
@@ -48,9 +48,9 @@ class TestSheet:
         mask = box(400, 800, 400, 1200)
         tiles = [SheetTile(GREY, mask, None, "yellow"), SheetTile(GREY, mask, mask, "green")]
         write_contact_sheet(tmp_path / "a.jpg", tiles, "title")
-        for index, colour in enumerate((YELLOW, GREEN)):
+        for index, color in enumerate((YELLOW, GREEN)):
             tile = tile_of(tmp_path / "a.jpg", index)
-            assert np.abs(tile[150, 98:104].astype(int) - colour).max(axis=1).min() < 30
+            assert np.abs(tile[150, 98:104].astype(int) - color).max(axis=1).min() < 30
             assert near(tile[150, 200], (128, 128, 128))
 
     @pytest.mark.parametrize("count", [0, 1, 5])
@@ -68,7 +68,7 @@ class TestPredictions:
         masks = {image_id: box(0, 10, 0, 10 + n) for n, image_id in enumerate(IDS)}
         lines = "".join(f"{image_id}.jpg,{rle.encode(mask)}\n" for image_id, mask in masks.items())
         (tmp_path / "a.csv").write_text(f"img,rle_mask\n{lines}")
-        facts = {"rows": 16, "replaced_images": {IDS[4]: "torn"}}
+        facts = {"rows": 16, "replaced_images": {IDS[4]: "truncated"}}
         tiles = prediction_tiles(tmp_path / "a.csv", lambda image_id: GREY, facts, wanted=4)
         assert [tile.caption for tile in tiles] == [IDS[0], IDS[8], IDS[12]]
         for tile in tiles:
@@ -101,7 +101,7 @@ class TestSummary:
         assert alone["ablation"]["oof"] == {"current": 0.991235, "best": 0.992}
 
     def test_images_left_out_and_replaced_are_named(self) -> None:
-        evaluation = {"oof": {"small": self.scores}, "skipped_images": dict.fromkeys(IDS[:5], "torn")}
-        told = format_summary(evaluation, self.submission | {"replaced_images": {IDS[7]: "torn"}})
+        evaluation = {"oof": {"small": self.scores}, "skipped_images": dict.fromkeys(IDS[:5], "truncated")}
+        told = format_summary(evaluation, self.submission | {"replaced_images": {IDS[7]: "truncated"}})
         assert f"5 training images were left out: {IDS[0]}, {IDS[1]}, {IDS[2]} ..." in told
         assert f"1 test images could not be read and have the mean mask of their angle: {IDS[7]}\n" in told

@@ -1,4 +1,4 @@
-"""People's own pictures: reading whatever they are, masks as the pipeline makes them, and ``carvana predict``."""
+"""People's own pictures: reading whatever they are, masks as the pipeline makes them, and ``carvana segment``."""
 
 import io
 import resource
@@ -110,7 +110,9 @@ class TestPictures:
         np.testing.assert_array_equal(load_image(data, "a"), COLOURS)
 
     def test_a_header_that_makes_no_sense(self) -> None:
-        with pytest.raises(CorruptFileError, match=r"car\.png is no sound PNG, maybe torn \(its header makes no sense"):
+        with pytest.raises(
+            CorruptFileError, match=r"car\.png is not a valid PNG, maybe truncated \(its header makes no sense"
+        ):
             load_image(b"\x89PNG\r\n\x1a\n" + bytes(40), "car.png")
 
     @pytest.mark.parametrize(
@@ -182,20 +184,22 @@ class TestPictures:
     def test_torn_files_are_errors_wherever_they_end(self, kind: str) -> None:
         data = ANY[kind]
         for length in {20, 60, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 20, len(data) - 8}:
-            with pytest.raises(CorruptFileError, match=rf"^car\.x is no sound {kind.partition(',')[0]}, maybe torn \("):
+            with pytest.raises(
+                CorruptFileError, match=rf"^car\.x is not a valid {kind.partition(',')[0]}, maybe truncated \("
+            ):
                 load_image(data[:length], "car.x")
 
     @pytest.mark.parametrize("kind", [kind for kind in ANY if kind.startswith("PNG")])
     def test_a_flipped_bit_of_a_png_is_an_error(self, kind: str) -> None:
         data = bytearray(ANY[kind])
         data[len(data) // 2] ^= 4
-        with pytest.raises(CorruptFileError, match="is no sound PNG"):
+        with pytest.raises(CorruptFileError, match="is not a valid PNG"):
             load_image(bytes(data), "a")
 
     @pytest.mark.parametrize("kind", ["JPEG", "JPEG, CMYK"])
     def test_a_jpeg_with_a_stretch_of_nonsense_is_an_error(self, kind: str) -> None:
         data = ANY[kind]
-        with pytest.raises(CorruptFileError, match="is no sound JPEG"):
+        with pytest.raises(CorruptFileError, match="is not a valid JPEG"):
             load_image(data[: len(data) // 2] + b"\xff\xc0\xff\xd9" + data[len(data) // 2 + 40 :], "a")
 
     @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ class TestPictures:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of one colour that unpacks to gigabytes."""
+    """A PNG of one color that unpacks to gigabytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -478,7 +482,7 @@ class TestExports:
     def test_a_net_predicts_where_there_is_no_torch(self, tmp_path: Path) -> None:
         save_onnx(tmp_path / "dark.onnx")
         touch(tmp_path, "in/a.png")
-        arguments = ["predict", "in", "--out", "out", "--net", "dark.onnx", "--views", "hflip", "scale:0.5"]
+        arguments = ["segment", "in", "--out", "out", "--net", "dark.onnx", "--views", "hflip", "scale:0.5"]
         code = f"import sys; sys.modules['torch'] = None; from pipeline.cli import main; main({arguments})"
         run = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
@@ -704,7 +708,7 @@ class TestStream:
 
 def carvana(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in ("predict", *arguments)])
+        main([str(argument) for argument in ("segment", *arguments)])
     assert isinstance(end.value.code, int)
     return end.value.code
 
@@ -786,7 +790,7 @@ class TestCommand:
         (tmp_path / "b.png").write_bytes(ANY["PNG"][:300])
         assert carvana(tmp_path, "--out", tmp_path / "out", "--net", "gray/0", "--write", "mask", "rle") == 1
         said = capsys.readouterr()
-        assert f"skipped: {tmp_path}/b.png is no sound PNG" in said.err
+        assert f"skipped: {tmp_path}/b.png is not a valid PNG" in said.err
         assert "error: 1 of 3 pictures were skipped, first: " in said.err
         assert "2 pictures of 0.0 megapixels" in said.out
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_mask.png", "c_mask.png", "masks.csv"]
@@ -820,8 +824,8 @@ class TestCommand:
         [
             (("--net", "grey"), 1, "There is no net 'grey': name one of encoder/0"),
             (("--views", "vflip"), 1, "There is no view 'vflip'"),
-            (("--threshold", "1"), 2, "1 is no number between 0 and 1"),
-            (("--threshold", "x"), 2, "x is no number between 0 and 1"),
+            (("--threshold", "1"), 2, "1 is not between 0 and 1"),
+            (("--threshold", "x"), 2, "x is not between 0 and 1"),
             (("--merge", "max"), 2, "invalid choice: 'max'"),
             (("--write", "gif"), 2, "invalid choice: 'gif'"),
         ],

@@ -208,7 +208,7 @@ def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> N
 def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
     made = job(Torn(), **changes)
     machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
-    with pytest.raises(CarvanaError, match=r"^3 is torn$"):
+    with pytest.raises(CarvanaError, match=r"^3 is truncated$"):
         train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path)
 
 
@@ -227,5 +227,5 @@ class Hungry(Drawn):
 class Torn(Drawn):
     def image(self, image_id: str) -> Any:
         if image_id == "3":
-            raise CorruptFileError("3 is torn")
+            raise CorruptFileError("3 is truncated")
         return super().image(image_id)

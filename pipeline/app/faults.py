@@ -21,7 +21,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
 
 @contextmanager
 def show_errors() -> Iterator[None]:
-    """Show an error that a user can mend; any other is Streamlit's, which shows none of it but logs it."""
+    """Show an error that a user can fix; any other is Streamlit's, which shows none of it but logs it."""
     try:
         yield
     except CarvanaError as error:

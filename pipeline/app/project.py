@@ -40,17 +40,17 @@ def read_report_json(name: str) -> Mapping[str, Any]:
 
 
 def training_images() -> LabeledImages:
-    """Return the training images and masks; raises PipelineError if they are not at hand."""
+    """Return the training images and masks; raises PipelineError if they are not available."""
     return _training(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
 def test_images() -> ImageSet:
-    """Return the test images; raises PipelineError if they are not at hand."""
+    """Return the test images; raises PipelineError if they are not available."""
     return _test(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
 def test_ids() -> list[str]:
-    """Return the ids of the test images, sorted; raises PipelineError if they are not at hand."""
+    """Return the ids of the test images, sorted; raises PipelineError if they are not available."""
     return _test_ids(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 

@@ -1,4 +1,4 @@
-"""A setting of ``ablation.csv`` scored anew, image by image, on the stored maps, and drawn."""
+"""A setting of ``ablation.csv`` scored again, image by image, on the stored maps, and drawn."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class _WatchedGroup(ScoringGroup):
 def score_images(
     panels: Sequence[ScoringGroup], setting: EnsembleConfig, images: LabeledImages, progress: OnProgress
 ) -> pd.DataFrame:
-    """Return a row an image, as ``doubts.csv`` has them for the current setting: image_id, car, angle, dice and so on.
+    """Return one row per image, with the columns of ``image_disagreement.csv``: image_id, car, angle, dice and so on.
 
     ``panels`` hold all the maps of the setting's split.
     """

@@ -104,13 +104,13 @@ class CachedImage:
             )
 
     def _evict(self, needed: int) -> None:
-        """Let go of what was asked for long ago, or of nets that are trained anew by now."""
+        """Let go of what was asked for long ago, or of nets that are trained again by now."""
         while len(self._predictions) > needed and sum(m.probs_u8.nbytes for m in self._predictions.values()) > _KEPT:
             del self._predictions[next(iter(self._predictions))]
 
 
 def cached_predictor(name: str, params: Params) -> BasePredictor:
-    """Return a net, loaded once for everybody, and again when it was trained or exported anew."""
+    """Return a net, loaded once for everybody, and again when it was trained or exported again."""
     return _cached_predictor(
         name, _stamp(name), params.predict.checkpoint, params.hardware.device, params.predict.precision
     )

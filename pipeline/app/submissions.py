@@ -108,14 +108,14 @@ def _pairs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _chart(pairs: pd.DataFrame, own: str) -> dict[str, Any]:
-    """Return score against own Dice, a colour a board, with the line on which both are equal."""
+    """Return score against own Dice, a color a board, with the line on which both are equal."""
     points = pairs.assign(sent=pairs["sent"].dt.strftime("%Y-%m-%d"))
     ends = [points[["dice", "score"]].min().max(), points[["dice", "score"]].max().min()]
     scale = alt.Scale(zero=False, padding=16)
     x = alt.X("dice:Q", title=f"own Dice {own}", scale=scale)
     y = alt.Y("score:Q", title="Kaggle's score", scale=scale)
     boards = alt.Scale(domain=list(_SCORES.values()))
-    colour, shape = (kind("board:N", title=None, scale=boards) for kind in (alt.Color, alt.Shape))
+    color, shape = (kind("board:N", title=None, scale=boards) for kind in (alt.Color, alt.Shape))
     tooltip = [
         alt.Tooltip("description:N"),
         alt.Tooltip("sent:N"),
@@ -124,7 +124,7 @@ def _chart(pairs: pd.DataFrame, own: str) -> dict[str, Any]:
         alt.Tooltip("dice:Q", format=".5f", title="own Dice"),
     ]
     marks = alt.Chart(points).mark_point(filled=True, size=80, opacity=0.85)
-    marks = marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
+    marks = marks.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
     layers = [marks]
     if ends[0] < ends[1]:  # else they are nowhere equal
         line = alt.Chart(pd.DataFrame({"dice": ends, "score": ends})).mark_line(style="front", strokeDash=[4, 4])

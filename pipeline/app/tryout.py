@@ -121,7 +121,7 @@ def _cached(key: str, name: str, read: Callable[[], UInt8Array]) -> CachedImage:
 
 @st.fragment
 def _render(sight: CachedImage, names: Sequence[str], params: Params) -> None:
-    """Draw the picture beside all that changes it; a change here draws no more than this anew."""
+    """Draw the picture beside all that changes it; a change here draws no more than this again."""
     picture, controls = st.columns([3, 1], gap="medium")  # on a phone, the picture comes first
     with controls:
         choice = _choice(names, params)

@@ -33,7 +33,7 @@ _SHOWN = 6
 def show(row: TableRow, split: ScoredSplit, facts: Mapping[str, Any]) -> None:
     """Draw the part of the page that shows the setting of a row of ``ablation.csv``; ``facts`` are of its JSON.
 
-    Raises PipelineError if images or maps are not at hand, or not those that were ablated.
+    Raises PipelineError if images or maps are not available, or not those that were ablated.
     """
     st.subheader("Where it does worst")
     st.markdown(
@@ -69,7 +69,7 @@ def _scores(
     row: TableRow, split: ScoredSplit, split_panels: Sequence[ScoringGroup], images: LabeledImages
 ) -> pd.DataFrame:
     """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
-    doubts = REPORTS_DIR / "doubts.csv"
+    doubts = REPORTS_DIR / "image_disagreement.csv"
     if row["current"] and doubts.is_file():
         return rows_of_split(project.read_report_table(doubts.name), split)
     kept: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})

@@ -69,7 +69,7 @@ def apply_recommendation(split: ScoredSplit | None = None) -> None:
     print("\n".join(changes) or "Nothing changed: the submission is made so already.")
     if changes:
         predicts = " The new views of test images will be predicted." if "predict.tta.test" in str(changes) else ""
-        print(f"Run 'dvc repro'. No net is trained anew.{predicts}")
+        print(f"Run 'dvc repro'. No net is trained again.{predicts}")
 
 
 def _splits(split: ScoredSplit | None) -> list[ScoredSplit]:

@@ -42,7 +42,7 @@ _FLATTERING = (
 )
 _LEARNING = ("train.", "input.", "models.", "folds.", "data.")
 _LUCK = (
-    "Where nets were trained anew, an interval tells how far the cars may deceive, not the luck of a training: "
+    "Where nets were trained again, an interval tells how far the cars may deceive, not the luck of a training: "
     "another train.seed may move the score as much."
 )
 _STATES = {

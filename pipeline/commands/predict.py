@@ -1,4 +1,4 @@
-"""``carvana predict``: people's own pictures, by nets of the project, or by exports anywhere."""
+"""``carvana segment``: people's own pictures, by nets of the project, or by exports anywhere."""
 
 import os
 import sys
@@ -127,7 +127,7 @@ def _work(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Stopped after {len(tally.pixels)} of {count} pictures. What is written is whole; "
-                "with --overwrite the same command begins anew."
+                "with --overwrite the same command begins again."
             ) from None
     tally.seconds = time.perf_counter() - begun
     return tally

@@ -17,7 +17,7 @@ from pipeline.stages.download import bring_in
 
 
 def repro(arguments: Sequence[str]) -> None:
-    """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are torn, or it fails."""
+    """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are truncated, or it fails."""
     params = read_params()
     check_dvc_lock(Path.cwd())
     if "--dry" not in arguments:
@@ -31,11 +31,11 @@ def repro(arguments: Sequence[str]) -> None:
 
 
 def check_dvc_lock(project: Path) -> None:
-    """Raise PipelineError if a killed DVC left one of its files torn, with the way to mend it."""
+    """Raise PipelineError if a killed DVC left one of its files truncated, with the way to fix it."""
     lock = project / "dvc.lock"
     if lock.is_file() and _is_torn(lock):
         raise CarvanaError(
-            f"{lock} is torn: a run was killed while DVC wrote it. Take back the last whole one with "
+            f"{lock} is truncated: a run was killed while DVC wrote it. Take back the last whole one with "
             "'git checkout dvc.lock', or delete it if git has none: finished stages are taken up, not run again."
         )
     guard = project / ".dvc" / "tmp" / "rwlock"
@@ -43,7 +43,7 @@ def check_dvc_lock(project: Path) -> None:
         try:
             json.loads(guard.read_text(encoding="utf-8") or "{}")
         except ValueError as error:
-            raise CarvanaError(f"{guard} is torn: if no other dvc runs in this project, delete it.") from error
+            raise CarvanaError(f"{guard} is truncated: if no other dvc runs in this project, delete it.") from error
 
 
 def _is_torn(lock: Path) -> bool:

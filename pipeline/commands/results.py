@@ -46,10 +46,10 @@ def show_results(out: Path | None) -> None:
 
 
 def _kept(path: Path) -> RunResult:
-    result = read_json(path, "mend it or delete it")
+    result = read_json(path, "fix it or delete it")
     lacking = sorted(KEYS - set(result))
     if lacking:
-        raise CarvanaError(f"{path} has no '{lacking[0]}': delete it, and keep that run anew.")
+        raise CarvanaError(f"{path} has no '{lacking[0]}': delete it, and keep that run again.")
     return result
 
 

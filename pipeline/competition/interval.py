@@ -1,6 +1,6 @@
 """How sure a mean Dice, or a difference of two, is: intervals by resampling cars.
 
-The images of one car resemble one another, so that cars are drawn, never images. The bootstrap is studentised
+The images of one car resemble one another, so that cars are drawn, never images. The bootstrap is studentized
 (bootstrap-t: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12; Davison and Hinkley, Bootstrap
 Methods and their Application, 1997, chapter 5): each resample is measured by its own standard error, so that intervals
 are wide enough where cars are few. The plain percentile bootstrap covers 90 % instead of 95 % at 8 cars.
@@ -38,8 +38,8 @@ def studentized_ci(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) ->
     ``FEWEST_CARS`` cars have a value other than 0.
     """
     bounds_K2 = np.full((sums_CK.shape[1], 2), np.nan)
-    for columns, mean_K, error_K, studentised_BK in _resampled(sums_CK, images_C):
-        low_K, high_K = np.quantile(studentised_BK, _BOUNDS, axis=0)
+    for columns, mean_K, error_K, studentized_BK in _resampled(sums_CK, images_C):
+        low_K, high_K = np.quantile(studentized_BK, _BOUNDS, axis=0)
         bounds_K2[columns] = np.stack([mean_K - high_K * error_K, mean_K - low_K * error_K], axis=1)
     return bounds_K2
 
@@ -52,14 +52,14 @@ def simultaneous_lower_bounds(sums_CK: NDArray[np.float64], images_C: NDArray[np
     """
     bounds_K, worst_B = np.full(sums_CK.shape[1], np.nan), np.full(_RESAMPLES, -np.inf)
     errors_K = np.zeros(sums_CK.shape[1])
-    for columns, mean_K, error_K, studentised_BK in _resampled(sums_CK, images_C):
-        np.maximum(worst_B, studentised_BK.max(axis=1), out=worst_B)
+    for columns, mean_K, error_K, studentized_BK in _resampled(sums_CK, images_C):
+        np.maximum(worst_B, studentized_BK.max(axis=1), out=worst_B)
         bounds_K[columns], errors_K[columns] = mean_K, error_K
     return bounds_K - np.quantile(worst_B, _CONFIDENCE) * errors_K if np.isfinite(worst_B[0]) else bounds_K
 
 
 _Part = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Columns with their means (K,), standard errors (K,) and studentised resamples (B, K)."""
+"""Columns with their means (K,), standard errors (K,) and studentized resamples (B, K)."""
 
 
 def _resampled(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> Iterator[_Part]:

@@ -63,7 +63,7 @@ def swatch_uv(material: str) -> Float64Array:
 
 
 def paint_texture(design: CarDesign) -> NDArray[np.uint8]:
-    """Return the car's texture, (1280, 1856, 4) uint8, its channels as in :data:`Colour`."""
+    """Return the car's texture, (1280, 1856, 4) uint8, its channels as in :data:`Color`."""
     texture = np.empty((_HEIGHT, _WIDTH, 4), np.uint8)
     # Less light comes to the lower flanks, from the floor only.
     z = _CEILING - (np.arange(_HEIGHT) % _ENDS_V) / _SCALE
@@ -74,9 +74,9 @@ def paint_texture(design: CarDesign) -> NDArray[np.uint8]:
     _draw_front(_TextureTile(texture, _FRONT_U, _ENDS_V, -_HALF, _CEILING), design)
     _draw_rear(_TextureTile(texture, _REAR_U, _ENDS_V, -_HALF, _CEILING), design)
     _draw_wheel(_TextureTile(texture, _WHEEL_U, _WHEEL_V, 0, 0), design)
-    for name, colour in (("black", _BLACK), ("tyre", _TYRE), ("chrome", _CHROME), ("paint", _paint(design))):
+    for name, color in (("black", _BLACK), ("tyre", _TYRE), ("chrome", _CHROME), ("paint", _paint(design))):
         u = _SWATCH_U[name]
-        texture[_SWATCH_V - 20 : _SWATCH_V + 20, u - 20 : u + 20] = colour
+        texture[_SWATCH_V - 20 : _SWATCH_V + 20, u - 20 : u + 20] = color
     return texture
 
 
@@ -91,29 +91,29 @@ class _TextureTile:
         pixels = np.stack([self.u + (across - self.left) * _SCALE, self.v + (self.top - z) * _SCALE], axis=1)
         return np.round(pixels * 16).astype(np.int32)
 
-    def fill(self, points: Points, colour: Color) -> None:
+    def fill(self, points: Points, color: Color) -> None:
         """Fill a polygon."""
-        cv2.fillPoly(self.texture_HW4, [self._sixteenths(points)], colour, cv2.LINE_AA, 4)
+        cv2.fillPoly(self.texture_HW4, [self._sixteenths(points)], color, cv2.LINE_AA, 4)
 
-    def fill_both(self, points: Sequence[tuple[float, float]], colour: Color) -> None:
+    def fill_both(self, points: Sequence[tuple[float, float]], color: Color) -> None:
         """Fill a polygon and its mirror image on the other side of the middle."""
-        self.fill(points, colour)
-        self.fill([(-across, z) for across, z in points], colour)
+        self.fill(points, color)
+        self.fill([(-across, z) for across, z in points], color)
 
-    def line(self, points: Points, colour: Color, width: float) -> None:
+    def line(self, points: Points, color: Color, width: float) -> None:
         """Draw an open line, ``width`` metres wide."""
         thickness = max(1, round(width * _SCALE))
-        cv2.polylines(self.texture_HW4, [self._sixteenths(points)], False, colour, thickness, cv2.LINE_AA, 4)
+        cv2.polylines(self.texture_HW4, [self._sixteenths(points)], False, color, thickness, cv2.LINE_AA, 4)
 
-    def box(self, across: float, z: float, width: float, height: float, colour: Color) -> None:
+    def box(self, across: float, z: float, width: float, height: float, color: Color) -> None:
         """Fill an upright rectangle around a centre."""
         a, b = width / 2, height / 2
-        self.fill([(across - a, z - b), (across + a, z - b), (across + a, z + b), (across - a, z + b)], colour)
+        self.fill([(across - a, z - b), (across + a, z - b), (across + a, z + b), (across - a, z + b)], color)
 
-    def disc(self, across: float, z: float, radius: float, colour: Color) -> None:
+    def disc(self, across: float, z: float, radius: float, color: Color) -> None:
         """Fill a disc around a centre."""
         turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        self.fill(np.stack([across + radius * np.cos(turn), z + radius * np.sin(turn)], axis=1), colour)
+        self.fill(np.stack([across + radius * np.cos(turn), z + radius * np.sin(turn)], axis=1), color)
 
 
 def _paint(design: CarDesign, shade: float = 1.0) -> Color:
@@ -296,8 +296,8 @@ def _draw_plate(tile: _TextureTile, z: float) -> None:
 
 def _draw_wheel(tile: _TextureTile, design: CarDesign) -> None:
     radius = _WHEEL_RADIUS / _SCALE
-    for share, colour in ((1.05, _TYRE), (0.72, _RIM), (0.66, (18, 18, 19, 4)), (0.40, (60, 60, 62, 30))):
-        tile.disc(0, 0, radius * share, colour)
+    for share, color in ((1.05, _TYRE), (0.72, _RIM), (0.66, (18, 18, 19, 4)), (0.40, (60, 60, 62, 30))):
+        tile.disc(0, 0, radius * share, color)
     thin = 0.25 / design.spokes
     spoke = np.array([(0.1, -0.09 - thin), (0.7, -0.05 - thin), (0.7, 0.05 + thin), (0.1, 0.09 + thin)]) * radius
     for turn in np.arange(design.spokes) * 2 * np.pi / design.spokes:

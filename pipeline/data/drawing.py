@@ -250,10 +250,10 @@ def _paint_car(
         by_x, by_y, constant = surface_35N.take(triangles[start : start + _CHUNK], axis=2)
         values_5N = by_x * x + by_y * y + constant
         texels = cv2.remap(texture_HW4, values_5N[3][:, None], values_5N[4][:, None], cv2.INTER_LINEAR)[:, 0]
-        colours = _shade(values_5N[:3], texels.T * np.float32(1 / 255), x - middle_x, y - middle_y)
-        car[chunk, :3] = np.minimum(colours * gain_31 + np.float32(0.5), 255).T
+        colors = _shade(values_5N[:3], texels.T * np.float32(1 / 255), x - middle_x, y - middle_y)
+        car[chunk, :3] = np.minimum(colors * gain_31 + np.float32(0.5), 255).T
 
-    # The colours and the cover are blurred alike, so that edges are smooth and no background bleeds into the paint.
+    # The colors and the cover are blurred alike, so that edges are smooth and no background bleeds into the paint.
     blurred = cv2.GaussianBlur(car.reshape(*ids.shape, 4), (5, 5), 0.75)
     uncovered = cv2.merge([255 - blurred[..., 3]] * 3)
     behind = picture_HWC[top:bottom, left:right]
@@ -263,7 +263,7 @@ def _paint_car(
 def _shade(
     normals_3N: Float32Array, material_4N: Float32Array, right_N: Float32Array, down_N: Float32Array
 ) -> Float32Array:
-    """Return sRGB colours (3, N) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat.
+    """Return sRGB colors (3, N) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat.
 
     ``material_4N`` is the texture from 0 to 1, ``right_N`` and ``down_N`` are pixels from the vanishing point.
     """
@@ -279,8 +279,8 @@ def _shade(
     grazing = 0.6 * np.square(np.square(slant)) * slant * np.minimum(gloss * 25, 1)
     mirrored = (gloss + (1 - gloss) * grazing) * _surroundings(rx, ry, rz)
     albedo = np.square(material_4N[:3])  # a texture holds sRGB, about the square root of the light
-    colours: Float32Array = 255 * np.sqrt(np.clip(albedo * (light * (1 - grazing)) + mirrored, 0, 1))
-    return colours
+    colors: Float32Array = 255 * np.sqrt(np.clip(albedo * (light * (1 - grazing)) + mirrored, 0, 1))
+    return colors
 
 
 def _surroundings(rx: Float32Array, ry: Float32Array, rz: Float32Array) -> Float32Array:

@@ -23,7 +23,7 @@ def decode_jpeg(data: bytes, name: str) -> UInt8Array:
     try:
         image_HWC: UInt8Array = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
-        raise CorruptFileError(f"{name} is no sound JPEG ({error}): fetch it again.") from error
+        raise CorruptFileError(f"{name} is not a valid JPEG ({error}): fetch it again.") from error
     return image_HWC
 
 
@@ -31,7 +31,7 @@ def check_jpeg_header(data: bytes, name: str) -> None:
     """Raise CorruptFileError unless the first bytes of a file announce a JPEG of 1918 x 1280."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
+    except (ValueError, KeyError) as error:  # KeyError: a color space that simplejpeg has no name for
         raise CorruptFileError(f"{name} is no JPEG ({error}): fetch it again.") from error
     _check_shape(name, height, width)
 
@@ -43,7 +43,7 @@ def decode_mask(data: bytes, name: str) -> UInt8Array:
             _check_shape(name, picture.height, picture.width)
             grey_HW: UInt8Array = np.asarray(picture.convert("L"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise CorruptFileError(f"{name} is no sound mask ({error}): fetch it again.") from error
+        raise CorruptFileError(f"{name} is not a valid mask ({error}): fetch it again.") from error
     # Readers differ in calling a car 1 or 255, and both are fine; anything between is not.
     highest = grey_HW.max()
     if highest not in (0, 1, 255) or np.any((grey_HW != 0) & (grey_HW != highest)):

@@ -1,4 +1,4 @@
-"""A stand-in for the competition: the same files, holding drawn cars, for whoever has no Kaggle account at hand.
+"""A stand-in for the competition: the same files, holding drawn cars, for whoever has no Kaggle account available.
 
 Everything follows from the settings alone: the same settings give the same bytes on the same library versions, however
 many processes draw. :mod:`pipeline.data.drawing` draws the pictures; here they become the competition's files.
@@ -119,7 +119,7 @@ def _draw_and_encode(seed: int, index: int, car: str) -> list[DrawnImage]:
 
 
 def _encode_gif(mask_HW: NDArray[np.uint8]) -> bytes:
-    """Encode a mask of 0 and 1 as Kaggle did: a palette GIF whose colours 0 and 1 are black and white."""
+    """Encode a mask of 0 and 1 as Kaggle did: a palette GIF whose colors 0 and 1 are black and white."""
     image = Image.fromarray(mask_HW)
     image.putpalette([0, 0, 0, 255, 255, 255])
     buffer = io.BytesIO()

@@ -48,7 +48,7 @@ class RleMasks:
             image_id = name.decode("utf-8", "replace").removesuffix(".jpg")
             if not comma or image_id in rows:
                 reason = "is a second row of its image" if comma else "has no comma"
-                raise CarvanaError(f"Row {number} of {self.file} in {self.archive.path} {reason}: mend the file.")
+                raise CarvanaError(f"Row {number} of {self.file} in {self.archive.path} {reason}: fix the file.")
             rows[image_id] = text
         return rows
 

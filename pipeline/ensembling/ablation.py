@@ -50,7 +50,7 @@ class ScoringGroup:
                 else None
             )
             if fault:
-                raise CarvanaError(f"{store.folder} {fault}: 'dvc repro' makes its maps anew.")
+                raise CarvanaError(f"{store.folder} {fault}: 'dvc repro' makes its maps again.")
 
     def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[CompressedMap]]]:
         """Yield the stored maps of each image, or of some, by net and view."""

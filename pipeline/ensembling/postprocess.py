@@ -31,7 +31,7 @@ Of 1 to 16: more helps nets that are far off, and harms those that are nearly ri
 EPSILON = 1e-3
 """Variance of the grey photograph (0 to 1) that makes half an edge: a standard deviation of 8 in 255.
 
-Of 1e-4 to 1e-2: more changes less, for better and worse. With colour in place of grey, a gain of 0.00056 on real nets
+Of 1e-4 to 1e-2: more changes less, for better and worse. With color in place of grey, a gain of 0.00056 on real nets
 is 0.00059, in five times the time.
 """
 

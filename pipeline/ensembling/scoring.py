@@ -1,4 +1,4 @@
-"""Merged maps of cars with masks, held against those masks."""
+"""Merged maps of cars with masks, compared with those masks."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 

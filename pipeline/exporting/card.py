@@ -73,8 +73,8 @@ def _about(net: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "architecture", _architecture(net["architecture"])
     yield "parameters", f"{net['parameters']:,}"
     shrunk = "" if input.size == "native" else ", shrunk by area average"
-    colours = "colour (RGB)" if input.channels == "rgb" else "gray"
-    yield "sees", f"{colours}, {input.height} high x {input.width} wide{shrunk}"
+    colors = "color (RGB)" if input.channels == "rgb" else "gray"
+    yield "sees", f"{colors}, {input.height} high x {input.width} wide{shrunk}"
     yield "trained", f"on all folds but {net['fold']}"
     if "dice" in training:
         yield "Dice of this net on the cars of its fold, while training", f"{training['dice']:.4f}"

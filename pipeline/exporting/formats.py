@@ -16,7 +16,7 @@ from pipeline.exporting.compose import write_ensemble
 from pipeline.exporting.graphs import quiet, write_program, write_torchscript
 from pipeline.exporting.material import ExportContext
 from pipeline.exporting.packages import require_onnx, require_quantization
-from pipeline.exporting.quantise import write_int8
+from pipeline.exporting.quantize import write_int8
 from pipeline.exporting.runtime import OnnxPredictor
 from pipeline.learning import models
 from pipeline.learning.rasters import UInt8Array

@@ -63,7 +63,7 @@ class ExportJob:
 
 
 class ExportContext:
-    """The nets of a job, their ONNX files in ``folder``, and what exports are held against.
+    """The nets of a job, their ONNX files in ``folder``, and what exports are compared with.
 
     Raises PipelineError if nets are missing or want to see different pictures.
     """

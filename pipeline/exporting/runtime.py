@@ -88,7 +88,7 @@ class OnnxPredictor(BasePredictor):
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         said: NDArray[np.float32] = self._session.run(None, inputs, options)[0]
         if not np.isfinite(said).all():
-            raise CarvanaError(f"{self.path} gives no finite numbers: export it anew with 'carvana export'.")
+            raise CarvanaError(f"{self.path} gives no finite numbers: export it again with 'carvana export'.")
         return said
 
 

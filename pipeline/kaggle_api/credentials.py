@@ -186,4 +186,4 @@ def _warn_if_open(file: Path) -> None:
 
 def _reason(error: Exception) -> str:
     # A parser's message may quote what it read.
-    return error.strerror or "" if isinstance(error, OSError) else "it is no sound JSON"
+    return error.strerror or "" if isinstance(error, OSError) else "it is not a valid JSON"

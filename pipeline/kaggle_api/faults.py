@@ -86,7 +86,7 @@ def local_setup_error(error: Exception) -> RejectedError | None:
             0,
         )
     if isinstance(error, requests.exceptions.InvalidProxyURL):
-        return RejectedError("The address of the proxy in HTTPS_PROXY or HTTP_PROXY is none: mend it.", 0)
+        return RejectedError("The address of the proxy in HTTPS_PROXY or HTTP_PROXY is none: fix it.", 0)
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         return RejectedError(f"This machine's set-up stands in the way: {printable(error)}.", 0)
     if "Tunnel connection failed" in str(_reason(error)):

@@ -98,7 +98,7 @@ class Ledger:
         except FileNotFoundError:
             return list(LEDGER_COLUMNS), []
         except (OSError, UnicodeDecodeError) as error:
-            raise CarvanaError(f"{self.file} can't be read ({error}): mend it, {_FROM_GIT}.") from error
+            raise CarvanaError(f"{self.file} can't be read ({error}): fix it, {_FROM_GIT}.") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             columns = list(reader.fieldnames or ())
@@ -109,7 +109,7 @@ class Ledger:
             for row in reader:
                 if None in row or None in row.values():
                     raise CarvanaError(
-                        f"{self.file}, line {reader.line_num}, has more or fewer cells than the header: mend it "
+                        f"{self.file}, line {reader.line_num}, has more or fewer cells than the header: fix it "
                         f"(a merge of two branches, maybe), {_FROM_GIT}."
                     )
                 rows.append(dict(row))

@@ -11,7 +11,7 @@ from pipeline.files import write_json
 from pipeline.kaggle_api.client import RemoteFile
 from pipeline.kaggle_api.partial import check_zip, md5_digest
 
-DOWNLOAD_MANIFEST = "fetched.json"
+DOWNLOAD_MANIFEST = "download_manifest.json"
 """Beside the files: what each is, so that the next run verifies without fetching."""
 
 
@@ -94,7 +94,7 @@ class DownloadCache:
         """Move aside what lies here under a name of the part: it may be somebody's."""
         for place in (self.folder / f"{part}.zip", self.folder / part):
             if place.exists():
-                aside = place.with_name(f"{place.name}.{time.strftime('%Y%m%d-%H%M%S')}.aside")
+                aside = place.with_name(f"{place.name}.{time.strftime('%Y%m%d-%H%M%S')}.bak")
                 place.rename(aside)
                 print(f"\nwarning: {place} was in the way, and is {aside.name} now.", file=sys.stderr)
 

@@ -53,7 +53,7 @@ class FileDownload:
                 try:
                     return self._finalize()
                 except CorruptFileError as error:
-                    print(f"\n{error} It is fetched anew.", file=sys.stderr)
+                    print(f"\n{error} It is fetched again.", file=sys.stderr)
                     self._restart()
                 except CarvanaError as error:
                     if error.__cause__ is None:  # it holds what is refused, and not: the drive failed
@@ -143,7 +143,7 @@ class FileDownload:
             return
         if status == 416:
             self._restart()
-            raise _TruncatedDownloadError(f"The storage has less of {name} than is here: it is fetched anew.")
+            raise _TruncatedDownloadError(f"The storage has less of {name} than is here: it is fetched again.")
         if status in (408, 429) or status >= 500:
             asked = retry_after_s(response.headers.get("Retry-After"))
             raise _TruncatedDownloadError(f"The storage of {name} has a fault of its own ({status}).", asked_s=asked)
@@ -155,7 +155,7 @@ class FileDownload:
         version = FileVersion.of(response.headers, total)
         known = self._partial.version
         if known is not None and known.differs(version):
-            print(f"\n{self._remote.name} changed at Kaggle: it is fetched anew.", file=sys.stderr)
+            print(f"\n{self._remote.name} changed at Kaggle: it is fetched again.", file=sys.stderr)
             self._restart()
         elif start != self._partial.size:
             self._restart()

@@ -78,7 +78,7 @@ def _put(storage: requests.Session, url: str, file: Path, start: int, timeouts: 
 
 
 def _taken(storage: requests.Session, url: str, size: int, timeouts: tuple[float, float]) -> int | None:
-    """Return how many bytes the storage has of an upload that broke off; None if it must begin anew."""
+    """Return how many bytes the storage has of an upload that broke off; None if it must begin again."""
     try:
         response = storage.put(
             url, headers={"Content-Range": f"bytes */{size}"}, timeout=timeouts, allow_redirects=False

@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation, measured anew for the weights that are used."""
+"""Running statistics of batch normalization, measured again for the weights that are used."""
 
 from collections.abc import Iterable
 

@@ -159,7 +159,7 @@ class DistributedEvalSampler(Sampler[int]):
         return iter(self.indices)
 
 
-def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, colour: bool) -> Any:
+def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, color: bool) -> Any:
     """Return albumentations' pipeline of ``settings`` for uint8 images and soft masks."""
     steps: list[Any] = [A.RandomCrop(*crop)] if crop else []
     steps.append(A.HorizontalFlip(p=settings.hflip))
@@ -178,7 +178,7 @@ def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, colour
         )
     if settings.brightness:
         steps.append(A.RandomBrightnessContrast(settings.brightness, settings.brightness, p=0.5))
-    if settings.hue and colour:
+    if settings.hue and color:
         hue, saturation = round(180 * settings.hue), round(255 * settings.hue)
         steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
     return A.Compose(steps)

@@ -108,7 +108,7 @@ class TorchPredictor(BasePredictor):
         if not finite:
             raise CarvanaError(
                 f"The net of {self.folder} gives no finite numbers in {self.dtype}: set predict.precision to 32, "
-                "or train it anew with a lower train.lr."
+                "or train it again with a lower train.lr."
             )
 
 

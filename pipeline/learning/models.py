@@ -32,7 +32,7 @@ StateDict = Mapping[str, Tensor]
 
 
 class SegmentationModel(nn.Module):
-    """Pixels in, logits out: normalises, pads to the strides of its body, and takes the padding off again."""
+    """Pixels in, logits out: normalizes, pads to the strides of its body, and takes the padding off again."""
 
     mean: Tensor
     std: Tensor
@@ -57,7 +57,7 @@ class SegmentationModel(nn.Module):
     def forward_padded(self, pixels_BCHW: Tensor) -> Tensor:
         """Return what ``forward`` does, by a way that is the same for all sizes, as exporters need it."""
         height, width = pixels_BCHW.shape[-2:]
-        # Written so that an exporter can reckon that the body sees multiples of its stride.
+        # Written so that an exporter can estimate that the body sees multiples of its stride.
         bottom, right = (self.stride * ((side + self.stride - 1) // self.stride) - side for side in (height, width))
         # As much on each side, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
         top, left = bottom // 2, right // 2
@@ -226,7 +226,7 @@ def _norm(kind: str, channels: int) -> list[nn.Module]:
 
 
 class GrayToRGB(nn.Module):
-    """Grey pixels for an encoder that expects colours, whose pretrained weights stay as they are."""
+    """Grey pixels for an encoder that expects colors, whose pretrained weights stay as they are."""
 
     def __init__(self, times: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from pipeline.learning.rasters import UInt8Array, soft_target, to_network_input
 from pipeline.learning.settings import InputSettings
 
 FALSE_NEGATIVE, FALSE_POSITIVE = (255, 140, 0), (235, 30, 60)
-"""Colours, RGB, of errors: those of ``reporting/pictures.py``, which this room does not know; a test compares them."""
+"""Colors, RGB, of errors: those of ``reporting/pictures.py``, which this room does not know; a test compares them."""
 
 _IMAGES = 6
 _HEIGHT, _WIDTH, _GAP, _CAPTION = 160, 240, 4, 20
@@ -23,7 +23,7 @@ _BACK = (24, 24, 24)
 _ROWS = ("photograph", "truth", "prediction", "error")
 _JPEG = (
     *(cv2.IMWRITE_JPEG_QUALITY, 85),
-    # Colour at full resolution: halved, as is usual, it would wash out thin errors.
+    # Color at full resolution: halved, as is usual, it would wash out thin errors.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
 
@@ -45,7 +45,7 @@ class PredictionGrid:
     targets: Sequence[UInt8Array]
     """The part of each of the net's pixels that is car, uint8 (h, w), 0 to 255."""
     photographs: Sequence[UInt8Array]
-    """In colour, as large as they are drawn, uint8."""
+    """In color, as large as they are drawn, uint8."""
 
     @classmethod
     def load(cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings) -> Self:
@@ -88,10 +88,10 @@ def _error_image(photograph_HWC: UInt8Array, target_hw: UInt8Array, levels_hw: U
     grey_HW = cv2.cvtColor(photograph_HWC, cv2.COLOR_RGB2GRAY)
     drawn_HWC = np.repeat(0.55 * grey_HW[..., None].astype(np.float32), 3, axis=2)
     true_hw, said_hw = target_hw >= 128, levels_hw >= 128
-    for wrong_hw, colour in ((true_hw & ~said_hw, FALSE_NEGATIVE), (said_hw & ~true_hw, FALSE_POSITIVE)):
+    for wrong_hw, color in ((true_hw & ~said_hw, FALSE_NEGATIVE), (said_hw & ~true_hw, FALSE_POSITIVE)):
         # By the root: of a native image, an error one pixel wide fills an eighth of a tile's pixel, and must be seen.
         share_HW1 = np.sqrt(_grid_cell(wrong_hw * np.uint8(255))[..., None] / np.float32(255))
-        drawn_HWC = drawn_HWC * (1 - share_HW1) + np.asarray(colour, np.float32) * share_HW1
+        drawn_HWC = drawn_HWC * (1 - share_HW1) + np.asarray(color, np.float32) * share_HW1
     return np.rint(drawn_HWC).astype(np.uint8)
 
 

@@ -17,7 +17,7 @@ Float32Array = NDArray[np.float32]
 
 
 def to_network_input(image_HWC: UInt8Array, input: InputSettings) -> UInt8Array:
-    """Return a picture, uint8 RGB of any size, as a net sees it: uint8 (h, w, C), in colour or grey.
+    """Return a picture, uint8 RGB of any size, as a net sees it: uint8 (h, w, C), in color or grey.
 
     Shrunk by area average; where it is smaller, grown by bicubic interpolation.
     """

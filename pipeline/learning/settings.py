@@ -25,7 +25,7 @@ class InputSettings(StrictModel):
     """``native`` (1280 x 1918, padded to what the net's strides need), or height and width to shrink to."""
 
     channels: Literal["rgb", "gray"] = "rgb"
-    """Colour, or luminance only."""
+    """Color, or luminance only."""
 
     @property
     def height(self) -> int:
@@ -62,7 +62,7 @@ class AugmentSettings(StrictModel):
     """Greatest change of brightness and contrast."""
 
     hue: float = Field(default=0.05, ge=0, le=0.5)
-    """Greatest change of hue and saturation, as parts of the full circle and range; colour input only."""
+    """Greatest change of hue and saturation, as parts of the full circle and range; color input only."""
 
 
 class TrainSettings(StrictModel):
@@ -158,7 +158,7 @@ class UNetConfig(StrictModel):
     """Channels at each level, from full size down; each level halves the image."""
 
     norm: Literal["batch", "group", "none"] = "batch"
-    """Normalisation after each convolution."""
+    """Normalization after each convolution."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which channels of the lowest level are dropped."""

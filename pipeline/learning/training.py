@@ -205,7 +205,7 @@ class SegmentationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def refresh_bn_stats(self, count: int) -> None:
-        """Measure running statistics anew, on about so many training images, for the weights that are in the net."""
+        """Measure running statistics again, on about so many training images, for the weights that are in the net."""
         with self.trainer.precision_plugin.forward_context():
             update_bn_stats(self.net, self._bn_batches(count))
 
@@ -347,7 +347,7 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=settings.devices,
-        # Spawned, not launched anew: another launch of the stage would wait for the lock that this one holds.
+        # Spawned, not launched again: another launch of the stage would wait for the lock that this one holds.
         # Buffers are not sent round: shares of the validation images differ in length, and would wait for each other.
         strategy=DDPStrategy(start_method="spawn", broadcast_buffers=False) if settings.devices > 1 else "auto",
         precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Charts from tables, as Vega-Lite specifications that hold their own data.
 
-Colours, fonts and all else that differs by day and night are the page's: it lays its theme over the specifications.
+Colors, fonts and all else that differs by day and night are the page's: it lays its theme over the specifications.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mappin
     points = shown[list(columns)].assign(setting=words)
     wide = rows[cost].max() > _WIDE * rows[cost].min()
     scale = alt.Scale(type="log", nice=False, padding=14) if wide else alt.Scale(zero=False, padding=14)
-    # All kinds have their colour, whichever occur here, so that it means the same in every chart.
+    # All kinds have their color, whichever occur here, so that it means the same in every chart.
     domain, legend = alt.Scale(domain=list(SETTING_KINDS)), alt.Legend(values=_ordered(rows["kind"], SETTING_KINDS))
     axis = alt.Axis(format="~g", tickCount=6, tickMinStep=1 if cost == "passes" else alt.Undefined)
     title = f"{COST_WORDS[cost]}, by {PER_FOLD}" if (rows["split"] == "oof").all() else COST_WORDS[cost]
@@ -91,16 +91,16 @@ def fold_worth(rows: pd.DataFrame) -> ChartSpec:
     x = alt.X("count:Q", title="folds merged", axis=axis, scale=_padded())
     by_count = rows.groupby(["models", "count"], sort=False)["dice"].agg(["mean", "std", "size"]).reset_index()
     means = by_count.assign(low=by_count["mean"] - by_count["std"], high=by_count["mean"] + by_count["std"])
-    colour = alt.Color("models:N", title=None)
+    color = alt.Color("models:N", title=None)
     band = (
         _chart(means[means["std"].notna()])
         .mark_area(opacity=0.15)
-        .encode(x=x, y=_dice("low"), y2="high:Q", color=colour)
+        .encode(x=x, y=_dice("low"), y2="high:Q", color=color)
     )
-    line = _chart(means).mark_line().encode(x=x, y=_dice("mean"), color=colour)
+    line = _chart(means).mark_line().encode(x=x, y=_dice("mean"), color=color)
     points = _chart(rows[["models", "count", "folds", "dice"]]).mark_point(filled=True, size=40, opacity=0.7)
     told = [alt.Tooltip("models:N", title="models"), alt.Tooltip("folds:N", title="folds"), _dice_tooltip()]
-    return _spec(band + line + points.encode(x=x, y=_dice(), color=colour, tooltip=told))
+    return _spec(band + line + points.encode(x=x, y=_dice(), color=color, tooltip=told))
 
 
 def threshold_curve(rows: pd.DataFrame) -> ChartSpec:
@@ -108,23 +108,23 @@ def threshold_curve(rows: pd.DataFrame) -> ChartSpec:
     alike = differs_only_in(rows, "merge", "threshold")
     points = alike[["threshold", "merge", "dice", "current"]].replace({"merge": MERGE_TITLES})
     x = alt.X("threshold:Q", title="probability from which on a pixel is car", scale=_padded())
-    colour = alt.Color("merge:N", title=None, scale=alt.Scale(domain=_ordered(points["merge"], MERGE_TITLES.values())))
+    color = alt.Color("merge:N", title=None, scale=alt.Scale(domain=_ordered(points["merge"], MERGE_TITLES.values())))
     tooltip = [alt.Tooltip("merge:N", title="merge"), alt.Tooltip("threshold:Q"), _dice_tooltip()]
-    line = _chart(points).mark_line(point={"size": 45}).encode(x=x, y=_dice(), color=colour, tooltip=tooltip)
+    line = _chart(points).mark_line(point={"size": 45}).encode(x=x, y=_dice(), color=color, tooltip=tooltip)
     return _spec(line + _marked(points[points["current"]], x, tooltip))
 
 
 def training_curves(rows: pd.DataFrame, column: str, title: str) -> ChartSpec:
-    """Return a column of the nets' curves against the epoch, a line a net; colours tell models apart, or else nets."""
+    """Return a column of the nets' curves against the epoch, a line a net; colors tell models apart, or else nets."""
     model = rows["net"].str.rpartition("/")[0]
-    lines = rows[["net", "epoch", column]].assign(colour=model if model.nunique() > 1 else rows["net"])
+    lines = rows[["net", "epoch", column]].assign(color=model if model.nunique() > 1 else rows["net"])
     chart = _chart(lines[lines[column].notna()]).mark_line(strokeWidth=1.5, point={"size": 18})
     epochs = sorted(set(rows["epoch"].tolist()))
     return _spec(
         chart.encode(
             x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(values=epochs[:: -(-len(epochs) // _TICKS)], format="d")),
             y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False)),
-            color=alt.Color("colour:N", title=None),
+            color=alt.Color("color:N", title=None),
             detail="net:N",
             tooltip=["net:N", "epoch:Q", alt.Tooltip(f"{column}:Q", title=title, format=_DICE)],
         )
@@ -139,7 +139,7 @@ def dice_by_angle(images: pd.DataFrame) -> ChartSpec:
     x = alt.X("angle:O", title="angle of the turntable, in steps of 22.5°", axis=alt.Axis(labelAngle=0))
     # Side by side, or one split would hide the other.
     side = alt.XOffset("split:N", scale=alt.Scale(paddingInner=0.5, paddingOuter=0.5))
-    colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_ordered(rows["split"], SPLIT_TITLES.values())))
+    color = alt.Color("split:N", title=None, scale=alt.Scale(domain=_ordered(rows["split"], SPLIT_TITLES.values())))
     tooltip = [
         alt.Tooltip("split:N", title="cars"),
         alt.Tooltip("angle:O"),
@@ -150,9 +150,9 @@ def dice_by_angle(images: pd.DataFrame) -> ChartSpec:
         alt.Tooltip("images:Q"),
     ]
     halves = _chart(rows).mark_rule(strokeWidth=3, opacity=0.35)
-    halves = halves.encode(x=x, xOffset=side, y=_dice("low"), y2="high:Q", color=colour)
+    halves = halves.encode(x=x, xOffset=side, y=_dice("low"), y2="high:Q", color=color)
     points = _chart(rows).mark_point(filled=True, size=50)
-    return _spec(halves + points.encode(x=x, xOffset=side, y=_dice("median"), color=colour, tooltip=tooltip))
+    return _spec(halves + points.encode(x=x, xOffset=side, y=_dice("median"), color=color, tooltip=tooltip))
 
 
 def dice_by_make(images: pd.DataFrame, makes: Mapping[str, str]) -> ChartSpec:
@@ -167,13 +167,13 @@ def dice_by_make(images: pd.DataFrame, makes: Mapping[str, str]) -> ChartSpec:
     cars = cars.assign(row=cars["make"].map(labels))
     means = cars.groupby(["row", "split"], sort=False)["dice"].mean().reset_index(name="mean")
     y = alt.Y("row:N", title="make (cars)", sort=list(labels.values()), axis=alt.Axis(labelLimit=160, grid=True))
-    colour = alt.Color("split:N", title=None, scale=alt.Scale(domain=_ordered(cars["split"], SPLIT_TITLES.values())))
+    color = alt.Color("split:N", title=None, scale=alt.Scale(domain=_ordered(cars["split"], SPLIT_TITLES.values())))
     shape = alt.Shape("split:N", title=None, scale=alt.Scale(domain=_ordered(cars["split"], SPLIT_TITLES.values())))
     told = [alt.Tooltip("car:N"), alt.Tooltip("make:N"), alt.Tooltip("split:N", title="cars"), _dice_tooltip()]
     points = _chart(cars).mark_point(filled=True, size=45, opacity=0.75)
-    points = points.encode(x=_dice_x("dice"), y=y, color=colour, shape=shape, tooltip=told)
+    points = points.encode(x=_dice_x("dice"), y=y, color=color, shape=shape, tooltip=told)
     ticks = _chart(means).mark_tick(thickness=3, size=18)
-    return _spec(ticks.encode(x=_dice_x("mean"), y=y, color=colour) + points, height=24 * len(labels))
+    return _spec(ticks.encode(x=_dice_x("mean"), y=y, color=color) + points, height=24 * len(labels))
 
 
 def _marked(rows: pd.DataFrame, x: alt.X, tooltip: Sequence[alt.Tooltip], word: str = "current") -> alt.LayerChart:
@@ -202,7 +202,7 @@ def _padded() -> alt.Scale:
 
 
 def _ordered(values: pd.Series, order: Any) -> list[str]:
-    """Return the values that occur, so that a colour means the same wherever both do."""
+    """Return the values that occur, so that a color means the same wherever both do."""
     present = set(values)
     return [name for name in order if name in present]
 

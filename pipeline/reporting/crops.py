@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pipeline.reporting.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH, UInt8Array
 
 NETS = (224, 60, 220)
-"""Colour, RGB, of the nets' outlines where they stand against the truth's."""
+"""Color, RGB, of the nets' outlines where they stand against the truth's."""
 
 REGION = (255, 220, 0)
-"""Colour, RGB, of the frame around a region."""
+"""Color, RGB, of the frame around a region."""
 
 _QUALITY = 80
 _GAP = 4
@@ -67,8 +67,8 @@ def error_overlay(
     """Return a part of a photograph with the true outline, what the mask missed, and what it has too much."""
     picture_HWC = crop_photo(image_HWC, box, width)
     _outline(picture_HWC, box.cut(true_HW), TRUTH)
-    for wrong_HW, colour in ((true_HW & ~mask_HW, FALSE_NEGATIVE), (mask_HW & ~true_HW, FALSE_POSITIVE)):
-        picture_HWC[_scaled(box.cut(wrong_HW & np.uint8(1)) * np.uint8(255), width) > _SEEN] = colour
+    for wrong_HW, color in ((true_HW & ~mask_HW, FALSE_NEGATIVE), (mask_HW & ~true_HW, FALSE_POSITIVE)):
+        picture_HWC[_scaled(box.cut(wrong_HW & np.uint8(1)) * np.uint8(255), width) > _SEEN] = color
     return picture_HWC
 
 
@@ -79,9 +79,9 @@ def heatmap_overlay(image_HWC: UInt8Array, doubt_HW: UInt8Array, box: CropBox, w
     # Spread first, or lines of one pixel would fade when shrunk.
     reach = max(1, round(part_HW.shape[1] / width)) + 1
     heat_HW = _scaled(np.asarray(cv2.dilate(part_HW, np.ones((reach, reach), np.uint8)), np.uint8), width)
-    colours_HWC = cv2.cvtColor(cv2.applyColorMap(heat_HW, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    colors_HWC = cv2.cvtColor(cv2.applyColorMap(heat_HW, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     share_HW1 = np.sqrt(heat_HW.astype(np.float32) / 255)[..., None]
-    mixed_HWC = 0.55 * grey_HW[..., None] * (1 - share_HW1) + colours_HWC * share_HW1
+    mixed_HWC = 0.55 * grey_HW[..., None] * (1 - share_HW1) + colors_HWC * share_HW1
     return np.asarray(np.rint(mixed_HWC), np.uint8)
 
 
@@ -120,8 +120,8 @@ def with_frame(picture_HWC: UInt8Array, region: CropBox, box: CropBox) -> UInt8A
 
 def data_uri(picture_HWC: UInt8Array) -> str:
     """Return a picture as a JPEG that stands in the page itself."""
-    colour_at_full_resolution = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *colour_at_full_resolution)
+    color_at_full_resolution = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *color_at_full_resolution)
     data = cv2.imencode(".jpg", cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2BGR), options)[1]
     return jpeg_uri(data.tobytes())
 
@@ -137,8 +137,8 @@ def _scaled(raster: UInt8Array, width: int) -> UInt8Array:
     return np.asarray(cv2.resize(raster, (width, max(1, round(rows * width / columns))), interpolation=way), np.uint8)
 
 
-def _outline(picture_HWC: UInt8Array, mask_HW: UInt8Array, colour: tuple[int, int, int], thickness: int = 1) -> None:
+def _outline(picture_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, int, int], thickness: int = 1) -> None:
     inside_HW = (_scaled(mask_HW * np.uint8(255), picture_HWC.shape[1]) >= 128).view(np.uint8)
     # Unlike a contour, the border of what is set has no line where the picture is cut off.
     border_HW = cv2.morphologyEx(inside_HW, cv2.MORPH_GRADIENT, np.ones((thickness + 1, thickness + 1), np.uint8))
-    picture_HWC[border_HW > 0] = colour
+    picture_HWC[border_HW > 0] = color

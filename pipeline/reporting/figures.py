@@ -39,7 +39,7 @@ class Figure:
 def worst_image_figure(
     row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, mask: UInt8Array, doubt: UInt8Array
 ) -> Figure:
-    """Return an image, of this row of doubts.csv, with its errors and with what the nets that never saw it doubt."""
+    """Return the image of a row of image_disagreement.csv, with its errors and the disagreement of its nets."""
     box = CropBox.around([true, mask], _MARGIN)
     several = row["nets"] > 1
     part = f"where the {format_int(row['nets'])} nets differ" if several else "where the net is undecided"
@@ -54,7 +54,7 @@ def worst_image_figure(
 def label_error_figure(
     row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, nets: Sequence[UInt8Array]
 ) -> Figure:
-    """Return the region of an image, of this row of doubts.csv, where all nets contradict the label."""
+    """Return the region of an image, of this row of image_disagreement.csv, where all nets contradict the label."""
     top, left = int(row["top"]), int(row["left"])
     region = CropBox(top, left, top + int(row["height"]), left + int(row["width"]))
     box = region.in_context(2.5, 160, *true.shape)

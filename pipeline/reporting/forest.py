@@ -1,4 +1,4 @@
-"""Settings held against the current one: rows of a table, each with its line of a forest plot."""
+"""Settings compared with the current one: rows of a table, each with its line of a forest plot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class ComparisonTable:
 def build_comparison(
     rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]"
 ) -> ComparisonTable:
-    """Return the rows as a table; ``current`` is the setting that they are held against."""
+    """Return the rows as a table; ``current`` is the setting that they are compared with."""
     heads = [name for name in SETTING_COLUMNS if (rows[name] != "").any()]
     ends = pd.concat([rows["difference"], rows["low"], rows["high"], pd.Series([0.0])]).dropna()
     low, high = float(ends.min()), float(ends.max())

@@ -44,7 +44,7 @@ def rows_as_submitted(images: pd.DataFrame, submission: Mapping[str, Any]) -> pd
 
 
 def with_final_dice(doubts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Return doubts.csv with the Dice of ``as_submitted``, since its own is counted before any post-processing."""
+    """Return image_disagreement.csv with the final Dice; its own is counted before post-processing."""
     own = images[["split", "image_id", "dice"]]
     return doubts.drop(columns="dice").merge(own, on=["split", "image_id"], how="left", validate="one_to_one")
 

@@ -64,7 +64,7 @@ def render_page(
     findings: ReportData, worst: Sequence[Figure], suspected: Sequence[Figure], panels: Sequence[Figure] = ()
 ) -> str:
     """Return the page's HTML."""
-    settings, mended = _by_split(findings.settings), _by_split(findings.postprocess)
+    settings, postprocessed = _by_split(findings.settings), _by_split(findings.postprocess)
     drawn: dict[str, list[ReportChart]] = {
         "cost": [_chart("cost", title, charts.accuracy_by_cost(rows)) for title, rows in settings.items()],
         "folds": [_chart("folds", "Held-out cars", charts.fold_worth(findings.fold_worth))]
@@ -90,7 +90,7 @@ def render_page(
         compared={title: words.pluralize(len(rows), "setting") for title, rows in settings.items()},
         best={title: _best(rows) for title, rows in settings.items()},
         changes={title: _changes(rows) for title, rows in settings.items()},
-        postprocess={_postprocessed(title, rows): _postprocess(rows) for title, rows in mended.items()},
+        postprocess={_postprocessed(title, rows): _postprocess(rows) for title, rows in postprocessed.items()},
         panels=panels,
         worst=worst,
         suspects=suspected,
@@ -147,7 +147,7 @@ def _postprocessed(title: str, rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     timed = ", the time with the steps" if rows["seconds"].notna().any() else ""
     basis = f"{words.pluralize(first['images'], 'image')} of {words.pluralize(first['cars'], 'car')}"
-    return f"{title}: masks mended afterwards, on {basis}{timed}"
+    return f"{title}: masks post-processed, on {basis}{timed}"
 
 
 def _before(submission: Mapping[str, Any]) -> str:
@@ -169,11 +169,12 @@ def _now(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) ->
     row = {str(name): value for name, value in _current(list(settings.values())[-1]).items()}
     nets, steps = submission["nets"], submission["postprocess"]
     folds = " ".join(dict.fromkeys(net.rpartition("/")[2] for net in nets))
-    mended = f", mended by {' and '.join(steps)}" if steps else ""
+    postprocessed = f", post-processed with {' and '.join(steps)}" if steps else ""
     beyond = ", the mending not counted" if steps else ""
     timed = None if row["split"] == "oof" else row["seconds"]
     cost = words.format_cost(len(nets) * len(submission["views"]), timed)
-    return f"{describe_setting(row | {'folds': folds})}{mended}; {words.pluralize(len(nets), 'net')}, {cost}{beyond}"
+    setting = f"{describe_setting(row | {'folds': folds})}{postprocessed}"
+    return f"{setting}; {words.pluralize(len(nets), 'net')}, {cost}{beyond}"
 
 
 def _current(rows: pd.DataFrame) -> "pd.Series[Any]":

@@ -16,11 +16,11 @@ _TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
 _COLUMNS = 4
 _JPEG = (
     *(cv2.IMWRITE_JPEG_QUALITY, 88),
-    # Colour at full resolution: halved, as is usual, it would wash out lines of one pixel.
+    # Color at full resolution: halved, as is usual, it would wash out lines of one pixel.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
 TRUTH, FALSE_NEGATIVE, FALSE_POSITIVE = (40, 200, 40), (255, 140, 0), (235, 30, 60)
-"""Colours, RGB, of the true outline and of errors, in every picture."""
+"""Colors, RGB, of the true outline and of errors, in every picture."""
 _OUTLINE = (255, 220, 0)
 
 
@@ -59,10 +59,10 @@ def _draw(tile: SheetTile) -> UInt8Array:
         _outline(small_HWC, tile.mask, _OUTLINE)
         return small_HWC
     _outline(small_HWC, tile.true, TRUTH)
-    for wrong_HW, colour in ((tile.true & ~tile.mask, FALSE_NEGATIVE), (tile.mask & ~tile.true, FALSE_POSITIVE)):
+    for wrong_HW, color in ((tile.true & ~tile.mask, FALSE_NEGATIVE), (tile.mask & ~tile.true, FALSE_POSITIVE)):
         # A pixel of error is 1/4 of a tile's pixel: draw it where any lies, or it would not be seen.
         seen_HW = _thumbnail((wrong_HW & np.uint8(1)) * np.uint8(255)) > 96
-        small_HWC[seen_HW] = colour
+        small_HWC[seen_HW] = color
     return small_HWC
 
 
@@ -70,10 +70,10 @@ def _thumbnail(raster: UInt8Array) -> UInt8Array:
     return np.asarray(cv2.resize(raster, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _outline(small_HWC: UInt8Array, mask_HW: UInt8Array, colour: tuple[int, int, int]) -> None:
+def _outline(small_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, int, int]) -> None:
     small_HW = _thumbnail(mask_HW * np.uint8(255))
     contours, _ = cv2.findContours((small_HW >= 128).view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(small_HWC, contours, -1, colour, 1)
+    cv2.drawContours(small_HWC, contours, -1, color, 1)
 
 
 def _write(sheet_HWC: UInt8Array, text: str, left: int, base: int) -> None:

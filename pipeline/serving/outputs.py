@@ -15,10 +15,10 @@ from pipeline.learning.rasters import UInt8Array
 BoolArray = NDArray[np.bool_]
 
 _TINT = (40, 220, 120)
-"""Colour, RGB, of what is car."""
+"""Color, RGB, of what is car."""
 
 _PARTS = 4
-"""Of the tint, in 10 of the picture's colour."""
+"""Of the tint, in 10 of the picture's color."""
 
 _QUALITY = 92
 

@@ -74,7 +74,7 @@ def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LI
     """Return a JPEG, PNG or WebP, told by content, as uint8 RGB (H, W, 3), upright as its EXIF says.
 
     What is transparent lies over white; 16 bits are rounded to 8; grey, palette and CMYK become RGB. Values are taken
-    as they stand, as sRGB: colour profiles are not applied, as they were not to what nets learned from. Of an
+    as they stand, as sRGB: color profiles are not applied, as they were not to what nets learned from. Of an
     animation, the first picture. Raises CorruptFileError that names ``name`` and says why if the file is too large, of
     another type or not sound, since nothing that is missing is ever filled in; and OSError if it can't be read.
     """
@@ -95,7 +95,9 @@ def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LI
     except _FAULTS as error:
         # Pillow's own words would name an object in memory.
         why = "its header makes no sense" if isinstance(error, UnidentifiedImageError) else error
-        raise CorruptFileError(f"{name} is no sound {kind}, maybe torn ({why}): fetch or save it again.") from error
+        raise CorruptFileError(
+            f"{name} is not a valid {kind}, maybe truncated ({why}): fetch or save it again."
+        ) from error
 
 
 def image_area(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:

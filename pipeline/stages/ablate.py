@@ -1,4 +1,7 @@
-"""Compare settings on stored maps: reports/ablation.csv and .json, postprocess.csv, fold_worth.csv, doubts.csv."""
+"""Compare settings on stored maps.
+
+Writes ablation.csv, ablation.json, postprocess.csv, fold_subsets.csv and image_disagreement.csv in reports/.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +37,8 @@ def run(params: Params) -> None:
     write_json(REPORTS_DIR / "ablation.json", findings.facts | {"nets": nets})
     _write(REPORTS_DIR / "ablation.csv", pd.concat(findings.settings, ignore_index=True))
     _write(REPORTS_DIR / "postprocess.csv", pd.concat(findings.postprocess, ignore_index=True))
-    _write(REPORTS_DIR / "fold_worth.csv", findings.fold_worth)
-    _write(REPORTS_DIR / "doubts.csv", pd.concat(findings.doubts, ignore_index=True))
+    _write(REPORTS_DIR / "fold_subsets.csv", findings.fold_worth)
+    _write(REPORTS_DIR / "image_disagreement.csv", pd.concat(findings.doubts, ignore_index=True))
 
 
 def scoring_groups(

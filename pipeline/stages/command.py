@@ -6,7 +6,7 @@ import inspect
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ _TOO_LITTLE = 32 << 20
 _CHOICES = {"split": ("oof", "holdout", "test")}
 
 
-def run_stage(run: Callable[..., None], words: str | None) -> None:
-    """Run a stage as a program: its parameters after ``params`` are its options."""
-    parser = argparse.ArgumentParser(prog=f"python -m {_module(run)}", description=words)
+def run_stage(run: Callable[..., None], words: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Run a stage as a program: its parameters after ``params`` are its options.
+
+    ``arguments`` are those of the command line by default. Ends the process with the exit status.
+    """
+    parser = argparse.ArgumentParser(prog=f"carvana stage {_stage_name(run)}", description=words)
     for name, parameter in list(inspect.signature(run).parameters.items())[1:]:
         parser.add_argument(
             f"--{name}", required=True, type=parameter.annotation, choices=_CHOICES.get(name), help=f"which {name}"
         )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = vars(parser.parse_args())
+    options = vars(parser.parse_args(arguments))
     debug = options.pop("debug")
-    words = " ".join([parser.prog.rpartition(".")[2], *map(str, options.values())])
+    words = " ".join([_stage_name(run), *map(str, options.values())])
 
     def call() -> None:
         # A killed dvc leaves its stage running, maybe with other settings than now: it must not publish over this one.
@@ -63,13 +66,13 @@ def _message(error: Exception) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(Path.cwd()).free < _TOO_LITTLE:
         return f"The disk is full ({error}): free some space and run the same command again; what is done is kept."
     if isinstance(error, PermissionError):
-        return f"{error.filename or error} may not be read or written: change its permissions or its owner."
+        return f"Permission denied: {error.filename or error}. Change its permissions or its owner."
     kind = type(error).__name__
     if kind in ("OutOfMemoryError", "MemoryError"):
         return f"Out of memory ({error}): lower train.batch_size, hardware.predict_batch or hardware.cache_gb."
     words = " ".join(f"{kind}: {error}".split())
-    return f"A fault of the pipeline ({words}): the same command with --debug shows where."
+    return f"Internal error ({words}). Run the same command with --debug to see where."
 
 
-def _module(run: Callable[..., Any]) -> str:
-    return f"pipeline.stages.{Path(inspect.getfile(run)).stem}"
+def _stage_name(run: Callable[..., Any]) -> str:
+    return Path(inspect.getfile(run)).stem

@@ -60,7 +60,7 @@ def truth_path() -> Path | None:
 
 
 def expected_ids() -> list[str]:
-    """Return the ids that a submission must hold; raises PipelineError where the data are not at hand."""
+    """Return the ids that a submission must hold; raises PipelineError where the data are not available."""
     source = competition_files(read_params())
     return source.sample_ids or source.test.ids()
 

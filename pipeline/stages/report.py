@@ -47,8 +47,8 @@ def run(params: Params) -> None:
         ablation=ablation,
         settings=read_table(REPORTS_DIR / "ablation.csv"),
         postprocess=read_table(REPORTS_DIR / "postprocess.csv"),
-        fold_worth=read_table(REPORTS_DIR / "fold_worth.csv"),
-        doubts=with_final_dice(read_table(REPORTS_DIR / "doubts.csv"), scored),
+        fold_worth=read_table(REPORTS_DIR / "fold_subsets.csv"),
+        doubts=with_final_dice(read_table(REPORTS_DIR / "image_disagreement.csv"), scored),
         images=scored,
         curves=learned,
         submission=submission,
@@ -89,7 +89,7 @@ def _last_dice(curves: pd.DataFrame, net: str) -> float:
 def _draw(
     rows: pd.DataFrame, opinions: MemberPredictions, figure: Callable[[TableRow, ImagePredictions], Figure]
 ) -> list[Figure]:
-    """Return the figure of each row of doubts.csv; one image's masks at a time are in memory."""
+    """Return the figure of each row of image_disagreement.csv; one image's masks at a time are in memory."""
     drawn: dict[str, Figure] = {}
     for split, part in rows.groupby("split"):
         by_image = {str(row["image_id"]): row for row in part.to_dict("records")}

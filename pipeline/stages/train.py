@@ -30,7 +30,7 @@ def run(params: Params, model: str, fold: int) -> None:
     init = init_checkpoint_path(design.train.init_checkpoint, fold)
     if init and net_dir(model, fold).resolve() in init.resolve().parents:
         raise CarvanaError(
-            f"train.init_checkpoint leads to {init}, which DVC removes before it trains anew: copy it elsewhere."
+            f"train.init_checkpoint leads to {init}, which DVC removes before it trains again: copy it elsewhere."
         )
     if init and (learned := _fold_of(init)) not in (None, fold):
         print(
