@@ -19,6 +19,7 @@ from pipeline.learning.models import build_model, save_config, save_weights
 from pipeline.learning.pixels import to_batch
 from pipeline.learning.rasters import soft_target
 from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
+from pipeline.learning.views import TTATransform
 
 SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
 NATIVE = SmpUNetConfig(architecture="smp_unet", encoder="resnet34")
@@ -84,7 +85,8 @@ class Bare(_Contender):
         inputs = [self.predictor.preprocess(self.source.train.image(image_id)) for image_id in self.image_ids]
         groups = [inputs[i : i + self.batch_size] for i in range(0, len(inputs), self.batch_size)]
         batches = [to_batch(group, self.predictor.device).float() for group in groups]
-        return [view.apply(batch) for batch in batches for view in self.predictor.views]
+        views = [TTATransform.parse(name) for name in self.predictor.views]
+        return [view.augment(batch) for batch in batches for view in views]
 
     @torch.inference_mode()
     def __call__(self) -> None:
