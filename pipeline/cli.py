@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     repro = add("repro", _repro, words, add_help=False, prefix_chars="\0")
     repro.set_defaults(print_help=repro.print_help)
     repro.add_argument("arguments", nargs=argparse.REMAINDER, help="of dvc repro, such as -f or a stage")
-    stage = add("stage", _stage, "run a single stage of dvc.yaml", add_help=False, prefix_chars="\0")
+    stage = add("stage", _stage, "run a single stage of dvc.yaml")
     stage.add_argument("name", choices=_STAGES, metavar="NAME", help=", ".join(_STAGES))
     stage.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the stage, such as --model and --fold")
     recipe = add("recipe", _recipe, "apply a recipe to params.yaml and show what changed")
