@@ -192,10 +192,10 @@ class TestRepro:
         assert before < after
 
     def test_queued_experiments_find_data_and_state(self, done: Project) -> None:
-        done.run("dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=vote", "--name", "majority_vote")
+        done.run("dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=majority_vote", "--name", "majority_vote")
         done.run("dvc", "exp", "run", "--run-all")
         shown = done.run("dvc", "exp", "show", "--csv")
-        (row,) = [line for line in shown.splitlines() if line.startswith("vote,")]
+        (row,) = [line for line in shown.splitlines() if line.startswith("majority_vote,")]
         assert re.search(r",0\.\d+,", row), "it has scores"
         assert not list((done.folder / ".dvc/tmp/exps").rglob("data/*.zip"))
 
