@@ -66,7 +66,7 @@ def apply(name: str) -> None:
     changed["input"] = dict(spec.input) | ({"size": SMALLER[name]} if name in SMALLER else {})
     if changed["architecture"] == "smp_unet":
         changed["encoder_weights"] = None
-    kept = {section: getattr(before, section).model_dump(mode="json") for section in ("data", "folds", "machine")}
+    kept = {section: getattr(before, section).model_dump(mode="json") for section in ("data", "folds", "hardware")}
     kept["data"]["on_corrupt"] = read_params().data.on_corrupt
     views = {"tta": before.predict.tta.model_dump(mode="json")}
     apply_overlay({"models": {"specs": {model: changed}}, "predict": views, **kept})
