@@ -122,7 +122,7 @@ def test_a_recipe_runs_to_a_checked_submission(project: Path, name: str, capsys:
     keep_results()
     show_results(None)
     model = params.models.active[0]
-    mark = " *" if params.models.specs[model].architecture == "encoder" else ""  # no weights were fetched for it here
+    mark = " *" if params.models.specs[model].architecture == "smp_unet" else ""  # no weights were fetched for it here
     assert f"\n| {model}{mark} | " in capsys.readouterr().out
 
 
