@@ -192,7 +192,9 @@ class TestRepro:
         assert before < after
 
     def test_queued_experiments_find_data_and_state(self, done: Project) -> None:
-        done.run("dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=majority_vote", "--name", "majority_vote")
+        done.run(
+            "dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=majority_vote", "--name", "majority_vote"
+        )
         done.run("dvc", "exp", "run", "--run-all")
         shown = done.run("dvc", "exp", "show", "--csv")
         (row,) = [line for line in shown.splitlines() if line.startswith("majority_vote,")]
