@@ -62,7 +62,7 @@ class Params(StrictModel):
     ablation: AblationSettings
 
     def resolve_model(self, model: str) -> ResolvedModel:
-        """Return a model with the defaults of ``input`` and ``train`` filled in; raises PipelineError if unknown."""
+        """Return a model with the defaults of ``input`` and ``train`` filled in; raises CarvanaError if unknown."""
         if model not in self.models.specs:
             raise CarvanaError(f"There is no model '{model}': {PARAMS_FILE} has {', '.join(self.models.specs)}.")
         try:
@@ -71,7 +71,7 @@ class Params(StrictModel):
             raise CarvanaError(_format_errors(error, f"models.specs.{model}")) from error
 
     def check(self) -> None:
-        """Raise PipelineError for what no section can tell by itself; inactive models need not fit ``input``."""
+        """Raise CarvanaError for what no section can tell by itself; inactive models need not fit ``input``."""
         for model in self.models.specs:
             self._input(model)
             self._train(model)
@@ -87,7 +87,7 @@ class Params(StrictModel):
         return _apply_overrides(f"models.specs.{model}.train", self.train, self.models.specs[model].train)
 
     def ensemble_members(self) -> list[tuple[str, int]]:
-        """Return the model and fold of every net of the ensemble; raises PipelineError for one that is not active."""
+        """Return the model and fold of every net of the ensemble; raises CarvanaError for one that is not active."""
         models = self.ensemble.models or self.models.active
         folds = self.ensemble.folds or self.folds.active
         for key, chosen, active in (
@@ -140,7 +140,7 @@ class Params(StrictModel):
 
 
 def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
-    """Return the settings; raises PipelineError that names the file, the key and what is wrong with it."""
+    """Return the settings; raises CarvanaError that names the file, the key and what is wrong with it."""
     try:
         return parse_params(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -20,7 +20,7 @@ _BASE_KEY = "recipe"
 
 
 def recipe_names() -> dict[str, str]:
-    """Return every recipe with the first line of its head; raises PipelineError if there is none."""
+    """Return every recipe with the first line of its head; raises CarvanaError if there is none."""
     heads = ((path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(RECIPES_DIR.glob("*.yaml")))
     found = {path.stem: head.lstrip("# ") for path, head in heads}
     if not found:
@@ -31,7 +31,7 @@ def recipe_names() -> dict[str, str]:
 def apply_recipe(name: str, params: Path = Path(PARAMS_FILE)) -> list[str]:
     """Lay a recipe over params.yaml and return what changed, a line a key.
 
-    Raises PipelineError if there is no such recipe or what would come out is not a valid params.yaml, which then stays
+    Raises CarvanaError if there is no such recipe or what would come out is not a valid params.yaml, which then stays
     as it was.
     """
     overlay: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def _resolve_bases(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, A
 
 
 def _load_mapping(yaml: YAML, path: Path) -> Any:
-    """Return a file's settings; raises PipelineError if it holds none."""
+    """Return a file's settings; raises CarvanaError if it holds none."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,7 +70,7 @@ def _load_mapping(yaml: YAML, path: Path) -> Any:
 def apply_overlay(overlay: dict[str, Any], params: Path = Path(PARAMS_FILE)) -> list[str]:
     """Lay settings over params.yaml, keeping its comments, and return what changed, a line a key.
 
-    Raises PipelineError if what would come out is not a valid params.yaml, which then stays as it was.
+    Raises CarvanaError if what would come out is not a valid params.yaml, which then stays as it was.
     """
     yaml = YAML()
     yaml.width = 120

@@ -114,7 +114,7 @@ def state_sizes(root: Path) -> dict[str, int]:
 
 
 def delete_states(root: Path) -> None:
-    """Remove every state; raises PipelineError if a run holds one."""
+    """Remove every state; raises CarvanaError if a run holds one."""
     for state in _states(root):
         try:
             with FileLock(state.with_suffix(".lock"), timeout=0):

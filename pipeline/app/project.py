@@ -30,27 +30,27 @@ def file_fingerprint(paths: Iterable[Path]) -> FileFingerprint:
 
 
 def read_report_table(name: str) -> pd.DataFrame:
-    """Return a CSV of ``reports/``; raises PipelineError if it can't be read."""
+    """Return a CSV of ``reports/``; raises CarvanaError if it can't be read."""
     return _table(name, file_fingerprint([REPORTS_DIR / name]))
 
 
 def read_report_json(name: str) -> Mapping[str, Any]:
-    """Return a JSON file of ``reports/``; raises PipelineError if it can't be read."""
+    """Return a JSON file of ``reports/``; raises CarvanaError if it can't be read."""
     return inputs.read_json(REPORTS_DIR / name)
 
 
 def training_images() -> LabeledImages:
-    """Return the training images and masks; raises PipelineError if they are not available."""
+    """Return the training images and masks; raises CarvanaError if they are not available."""
     return _training(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
 def test_images() -> ImageSet:
-    """Return the test images; raises PipelineError if they are not available."""
+    """Return the test images; raises CarvanaError if they are not available."""
     return _test(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 
 def test_ids() -> list[str]:
-    """Return the ids of the test images, sorted; raises PipelineError if they are not available."""
+    """Return the ids of the test images, sorted; raises CarvanaError if they are not available."""
     return _test_ids(file_fingerprint([Path(PARAMS_FILE), inputs.MANIFEST_FILE]))
 
 

@@ -69,7 +69,7 @@ class CachedImage:
     def predict(self, nets: Sequence[str], views: Sequence[str], params: Params) -> RawPredictions:
         """Return what nets say of it, asking them for what they have not said yet.
 
-        Raises PipelineError if a net can't be loaded, or if they are too many.
+        Raises CarvanaError if a net can't be loaded, or if they are too many.
         """
         self._make_room(len(nets) * len(views))
         maps = {name: self._of_net(name, views, params) for name in nets}

@@ -33,7 +33,7 @@ _SHOWN = 6
 def show(row: TableRow, split: ScoredSplit, facts: Mapping[str, Any]) -> None:
     """Draw the part of the page that shows the setting of a row of ``ablation.csv``; ``facts`` are of its JSON.
 
-    Raises PipelineError if images or maps are not available, or not those that were ablated.
+    Raises CarvanaError if images or maps are not available, or not those that were ablated.
     """
     st.subheader("Where it does worst")
     st.markdown(

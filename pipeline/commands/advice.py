@@ -52,7 +52,7 @@ def apply_recommendation(split: ScoredSplit | None = None) -> None:
     """Write the advised setting to params.yaml.
 
     By default that of the held-out cars, which alone score fold ensembles; where they are too few to tell, that out
-    of fold, which says nothing of folds. Raises PipelineError if neither can tell, or nets or params.yaml changed.
+    of fold, which says nothing of folds. Raises CarvanaError if neither can tell, or nets or params.yaml changed.
     """
     facts, params = _read_ablation(), read_params()
     _check_fresh(facts, params)

@@ -15,7 +15,7 @@ UPLOAD_MB = 32
 def serve_app(address: str, port: int) -> None:
     """Become the server of the page: does not return, and Ctrl-C or a signal stops it as it stops Streamlit.
 
-    Raises PipelineError outside a project, without Streamlit, and for an address or port that can't be had.
+    Raises CarvanaError outside a project, without Streamlit, and for an address or port that can't be had.
     """
     read_params()
     if find_spec("streamlit") is None:

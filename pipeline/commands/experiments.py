@@ -59,7 +59,7 @@ _CODE = re.compile(r"^    - path: pipeline/.*\n(?:      .*\n)+", re.MULTILINE)
 
 
 def show_experiments() -> None:
-    """Print the experiments beside the workspace and write ``TABLE``; raises PipelineError as `compare` does."""
+    """Print the experiments beside the workspace and write ``TABLE``; raises CarvanaError as `compare` does."""
     found = compare()
     write_text(TABLE, found.table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     print("\n".join(format_experiments(found.table, found.notes, max(80, shutil.get_terminal_size((120, 24)).columns))))
@@ -70,7 +70,7 @@ def compare() -> PairedComparison:
     """Return all experiments, and the last commit where it scored otherwise, beside the workspace.
 
     Those of earlier commits too: pairs of images tell what a setting did wherever it was tried, and to commit the best
-    one should not empty the table. Raises PipelineError where the workspace has no scores, or DVC can't be asked.
+    one should not empty the table. Raises CarvanaError where the workspace has no scores, or DVC can't be asked.
     """
     lock, here = _workspace()
     project = _ask_dvc()
@@ -164,7 +164,7 @@ def _workspace() -> tuple[_LockFile, ScoredRun]:
 
 
 def _run(name: str, revision: str, here: _LockFile, cache: Path) -> ScoredRun:
-    """Return an experiment; raises PipelineError with why it can't be compared, which follows its name."""
+    """Return an experiment; raises CarvanaError with why it can't be compared, which follows its name."""
     lock = _lock_of(revision)
     if lock is None or lock.images is None or lock.older:
         raise CarvanaError("was run only in part: it has no scores of its own.")

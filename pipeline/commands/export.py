@@ -28,7 +28,7 @@ def export_model(model: str, fold: int | None, formats: Sequence[str] | None, im
     """Export a trained model, print a line a format, and write its card.
 
     ``fold``, by default the first active one, says whose net; ``formats`` are all by default; ``images`` are for the
-    calibration of int8. Raises PipelineError for what is not there, and in the end for what failed its check.
+    calibration of int8. Raises CarvanaError for what is not there, and in the end for what failed its check.
     """
     names = list(dict.fromkeys(formats or FORMATS))
     check_formats(names)
@@ -72,7 +72,7 @@ def _job(params: Params, model: str, fold: int, ensemble: bool, calibration: int
 
 
 def _demand_trained(model: str, fold: int) -> list[int]:
-    """Return the folds of a model that are trained; raises PipelineError if ``fold`` is not among them."""
+    """Return the folds of a model that are trained; raises CarvanaError if ``fold`` is not among them."""
     trained = sorted(path.parent.relative_to("folds") for path in Path("folds").glob(f"[!.]*/[!.]*/{CONFIG}"))
     models = sorted({path.parts[0] for path in trained})
     if not models:

@@ -10,7 +10,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether only this machine reaches the address; raises PipelineError if it is none."""
+    """Return whether only this machine reaches the address; raises CarvanaError if it is none."""
     if address == "localhost":
         return True
     try:
@@ -22,7 +22,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check_port(address: str, port: int) -> None:
-    """Raise PipelineError unless a server can listen there now."""
+    """Raise CarvanaError unless a server can listen there now."""
     if not 0 < port < 1 << 16:
         raise CarvanaError(f"--port {port} is no port: they go from 1 to 65535.")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -52,7 +52,7 @@ def segment_images(
 ) -> None:
     """Write what the nets of some ``names`` make of each picture, by params.yaml with some ``changes`` of `ensemble`.
 
-    Where there is no params.yaml, defaults hold. Raises PipelineError before any work if it can't be done, and at the
+    Where there is no params.yaml, defaults hold. Raises CarvanaError before any work if it can't be done, and at the
     end if a picture was not sound.
     """
     jobs, kinds, csv = (

@@ -17,7 +17,7 @@ from pipeline.stages.download import bring_in
 
 
 def repro(arguments: Sequence[str]) -> None:
-    """Run ``dvc repro`` with ``arguments``; raises PipelineError if DVC's files are truncated, or it fails."""
+    """Run ``dvc repro`` with ``arguments``; raises CarvanaError if DVC's files are truncated, or it fails."""
     params = read_params()
     check_dvc_lock(Path.cwd())
     if "--dry" not in arguments:
@@ -31,7 +31,7 @@ def repro(arguments: Sequence[str]) -> None:
 
 
 def check_dvc_lock(project: Path) -> None:
-    """Raise PipelineError if a killed DVC left one of its files truncated, with the way to fix it."""
+    """Raise CarvanaError if a killed DVC left one of its files truncated, with the way to fix it."""
     lock = project / "dvc.lock"
     if lock.is_file() and _is_torn(lock):
         raise CarvanaError(
@@ -61,7 +61,7 @@ def _is_torn(lock: Path) -> bool:
 
 
 def show_summary() -> None:
-    """Print the scores of the last run; raises PipelineError if there was none."""
+    """Print the scores of the last run; raises CarvanaError if there was none."""
     try:
         evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
         submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))

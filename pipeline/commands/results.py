@@ -22,7 +22,7 @@ RESULTS_DIR = Path("docs/results")
 
 
 def keep_results() -> None:
-    """Keep what this run reached; raises PipelineError if it is not whole, or settings were changed since."""
+    """Keep what this run reached; raises CarvanaError if it is not whole, or settings were changed since."""
     params = read_params()
     _check_up_to_date()
     for result in _results(params):
@@ -34,7 +34,7 @@ def keep_results() -> None:
 
 
 def show_results(out: Path | None) -> None:
-    """Print the table of what is kept, or write it to ``out``; raises PipelineError if nothing is."""
+    """Print the table of what is kept, or write it to ``out``; raises CarvanaError if nothing is."""
     kept = [_kept(path) for path in sorted(RESULTS_DIR.glob("*.json"))]
     if not kept:
         raise CarvanaError(f"{RESULTS_DIR} holds no results: 'carvana results --keep' keeps those of this run.")
@@ -54,7 +54,7 @@ def _kept(path: Path) -> RunResult:
 
 
 def _check_up_to_date() -> None:
-    """Raise PipelineError if what is here was made with other settings, which would be kept in its name."""
+    """Raise CarvanaError if what is here was made with other settings, which would be kept in its name."""
     run = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", "evaluate"],
         capture_output=True,

@@ -17,7 +17,7 @@ _PANELS = 200
 def serve_tensorboard(address: str, port: int) -> None:
     """Serve ``runs/``; does not return.
 
-    Raises PipelineError where nothing was trained yet, and for an address or port that can't be had.
+    Raises CarvanaError where nothing was trained yet, and for an address or port that can't be had.
     """
     if not any(runs_dir().glob("**/events.out.tfevents.*")):
         raise CarvanaError(f"There is no log of a training in {runs_dir()}: train first, with 'dvc repro train'.")

@@ -19,7 +19,7 @@ _IMAGE_ID = re.compile(r"([0-9a-f]{12})_(0[1-9]|1[0-6])")
 def parse_image_id(image_id: str) -> tuple[str, int]:
     """Return the car and the turntable angle (1 to 16) of an image id such as ``00087a6bd4dc_01``.
 
-    Raises PipelineError if the id has another form.
+    Raises CarvanaError if the id has another form.
     """
     match = _IMAGE_ID.fullmatch(image_id)
     if match is None:
@@ -30,7 +30,7 @@ def parse_image_id(image_id: str) -> tuple[str, int]:
 
 
 def car_id(image_id: str) -> str:
-    """Return the car of an image id; raises PipelineError if the id has another form."""
+    """Return the car of an image id; raises CarvanaError if the id has another form."""
     return parse_image_id(image_id)[0]
 
 

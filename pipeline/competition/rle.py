@@ -31,7 +31,7 @@ def encode(mask_HW: MaskLike) -> str:
 def decode(text: str, height: int, width: int) -> NDArray[np.uint8]:
     """Return the mask of a run-length code: uint8 ``mask_HW`` of ``height`` x ``width`` pixels, 1 where car, else 0.
 
-    Raises PipelineError, saying which run and why, if the text is no code of a mask of that size.
+    Raises CarvanaError, saying which run and why, if the text is no code of a mask of that size.
     """
     runs = parse_runs(text)
     validate_runs(runs, height * width)
@@ -78,7 +78,7 @@ def format_runs(runs_N2: NDArray[np.int64]) -> str:
 def parse_runs(text: str) -> NDArray[np.int64]:
     """Return ``runs_N2`` of a run-length code, whether or not they fit an image: that is for `validate` to say.
 
-    Raises PipelineError if a token is not a whole number, or if their number is odd.
+    Raises CarvanaError if a token is not a whole number, or if their number is odd.
     """
     text = text.strip(" ")
     if not text:
@@ -97,7 +97,7 @@ def parse_runs(text: str) -> NDArray[np.int64]:
 def validate_runs(runs_N2: NDArray[np.int64], pixels: int) -> None:
     """Check runs against an image of so many pixels: in order, apart, none empty and none beyond the image.
 
-    A run may begin where the one before it ends: Kaggle takes that too. Raises PipelineError for the first run that is
+    A run may begin where the one before it ends: Kaggle takes that too. Raises CarvanaError for the first run that is
     wrong, saying why.
     """
     starts, lengths = runs_N2.T

@@ -92,7 +92,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield ``(row, image_id, text)`` of each row of a CSV: its number, from 2, its image, its run-length code.
 
     The suffix says how the file is packed: ``.gz``, ``.zip`` (holding one CSV), or anything else for plain text.
-    Raises PipelineError if the file is absent or damaged, the header is another, or a row has other than two columns
+    Raises CarvanaError if the file is absent or damaged, the header is another, or a row has other than two columns
     or a name that is no image's. The run-length code is not looked into.
     """
     stream = read_lines(path)
@@ -108,7 +108,7 @@ def validate_submission(
     """Return what a submission holds, or refuse it.
 
     ``expected_ids`` are the images that it must hold, each once and no other; None takes any image ids. Raises
-    PipelineError, naming the file, the row and the reason, for whatever `rows` refuses, a duplicate or unknown image,
+    CarvanaError, naming the file, the row and the reason, for whatever `rows` refuses, a duplicate or unknown image,
     a run-length code that is none of a 1280 x 1918 mask, missing images, and a file without rows.
     """
     expected = None if expected_ids is None else frozenset(expected_ids)
@@ -169,7 +169,7 @@ def score_submission(
     """Return the Dice of each image of a submission, given a CSV of the true masks in the same form.
 
     Both files are read side by side. True masks that the submission has not come to yet wait in a temporary file, so
-    that memory stays small in whatever order the rows are; ``spill`` is the folder for it. Raises PipelineError for
+    that memory stays small in whatever order the rows are; ``spill`` is the folder for it. Raises CarvanaError for
     whatever `rows` refuses in either file, a duplicate image, a run-length code that is none of a 1280 x 1918 mask, an
     image that only one file holds, and files without rows.
     """

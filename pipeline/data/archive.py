@@ -27,7 +27,7 @@ class Archive(Protocol):
         """Return the base names of all files, sorted."""
 
     def read(self, name: str, limit: int = -1) -> bytes:
-        """Return a file's bytes, or its first ``limit`` bytes; raises PipelineError that names the file."""
+        """Return a file's bytes, or its first ``limit`` bytes; raises CarvanaError that names the file."""
 
     def fingerprint(self) -> str:
         """Return a digest of what the archive holds, cheap enough to take at every start."""

@@ -32,7 +32,7 @@ def assign_folds(area_by_car: Mapping[str, float], count: int, holdout_cars: int
     """Return the fold of every car, -1 for those held out, so that folds are alike in mask area.
 
     Cars are sorted by area. Held-out ones are taken at even distances; of the others each run of ``count``
-    neighbours is dealt one to a fold, in random order. Raises PipelineError if a fold would stay empty.
+    neighbours is dealt one to a fold, in random order. Raises CarvanaError if a fold would stay empty.
     """
     cars = sorted(area_by_car, key=lambda car: (area_by_car[car], car))
     if len(cars) - holdout_cars < count:
@@ -54,7 +54,7 @@ def write_folds(path: Path, folds: FoldByCar) -> None:
 
 
 def read_folds(path: Path) -> dict[str, int]:
-    """Return the fold of every car; raises PipelineError if the file is missing or is none of ours."""
+    """Return the fold of every car; raises CarvanaError if the file is missing or is none of ours."""
     try:
         with path.open(newline="", encoding="utf-8") as handle:
             folds = {row["car"]: int(row["fold"]) for row in csv.DictReader(handle)}

@@ -41,7 +41,7 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     """Check every file and return the manifest.
 
     Training images and masks are decoded, each; of test images only the headers are read, since prediction
-    decodes them anyway and knows what to do with a bad one. Raises PipelineError for the first fault, but with
+    decodes them anyway and knows what to do with a bad one. Raises CarvanaError for the first fault, but with
     ``skip`` lists training images that can't be used under ``unreadable``.
     """
     train_ids, test_ids = source.train.ids(), source.test.ids()

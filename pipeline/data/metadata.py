@@ -13,7 +13,7 @@ METADATA_FILE = "metadata.csv"
 def read_car_makes(directory: Path) -> dict[str, str]:
     """Return the make of every car that metadata.csv names one of; empty where the competition's file is not there.
 
-    Raises PipelineError if the file is none of the competition's.
+    Raises CarvanaError if the file is none of the competition's.
     """
     archive = open_archive(directory, METADATA_FILE)
     if archive is None:

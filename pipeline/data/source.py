@@ -193,14 +193,14 @@ class LabeledImages:
 
 
 def open_training(source: CompetitionData, manifest: Mapping[str, Any]) -> LabeledImages:
-    """Return the training images that ``manifest`` was made of; raises PipelineError if they changed since."""
+    """Return the training images that ``manifest`` was made of; raises CarvanaError if they changed since."""
     _check_fingerprint(source, manifest, "train", source.train.archive.fingerprint())
     _check_fingerprint(source, manifest, "masks", source.masks.fingerprint())
     return LabeledImages(source.train, source.masks, manifest["unreadable"])
 
 
 def open_test(source: CompetitionData, manifest: Mapping[str, Any]) -> ImageSet:
-    """Return the test images that ``manifest`` was made of; raises PipelineError if they changed since."""
+    """Return the test images that ``manifest`` was made of; raises CarvanaError if they changed since."""
     _check_fingerprint(source, manifest, "test", source.test.archive.fingerprint())
     return source.test
 

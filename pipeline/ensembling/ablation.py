@@ -34,7 +34,7 @@ class ScoringGroup:
     stores: Sequence[PredictionStore]
 
     def validate(self, image_ids: Sequence[str], views: Sequence[str], digests: Sequence[str]) -> None:
-        """Raise PipelineError unless the maps are of these images and views, and of nets of these digests."""
+        """Raise CarvanaError unless the maps are of these images and views, and of nets of these digests."""
         for store, digest in zip(self.stores, digests, strict=True):
             fault = (
                 f"lacks the view {next(view for view in views if view not in store.views)}"

@@ -47,7 +47,7 @@ class AblationRunner:
     """Asked for by steps that look at photographs."""
 
     def run(self) -> AblationTables:
-        """Score all that can be scored; raises PipelineError for what was asked for and can't be."""
+        """Score all that can be scored; raises CarvanaError for what was asked for and can't be."""
         refusals = {split: self.choices.why_not_scorable(split, self.held_out) for split in SCORED_SPLITS}
         findings = AblationTables({"choices": self.choices.fingerprint()})
         for split, refusal in refusals.items():

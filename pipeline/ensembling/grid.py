@@ -205,7 +205,7 @@ class AblationSpace:
     def why_not_scorable(self, split: ScoredSplit, cars: int) -> str | None:
         """Return why nothing can be scored on so many cars of a split, or None.
 
-        Raises PipelineError if that was asked for in so many words.
+        Raises CarvanaError if that was asked for in so many words.
         """
         if split == "oof" or cars >= MIN_HOLDOUT_CARS:
             return None

@@ -195,7 +195,7 @@ class ShardWriter:
 class PredictionStore:
     """A folder of shards with an index: the maps of one net on one split.
 
-    Raises PipelineError that says which command makes it, if it is not there.
+    Raises CarvanaError that says which command makes it, if it is not there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -217,7 +217,7 @@ class PredictionStore:
     def timing(self) -> Timing | None:
         """Return how long predicting took, or None where that was not measured.
 
-        Raises PipelineError that names the file if it holds something else.
+        Raises CarvanaError that names the file if it holds something else.
         """
         path = self.folder / TIMING_FILE
         if not path.exists():
@@ -250,7 +250,7 @@ class PredictionStore:
     def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[ProbabilityMap]:
         """Yield the sum over ``views`` (all where None) of each readable image in a file.
 
-        Raises PipelineError if a view was not predicted, or not kept apart from the others.
+        Raises CarvanaError if a view was not predicted, or not kept apart from the others.
         """
         return self._sums(self.shard(number), views)
 
@@ -314,7 +314,7 @@ def shard_name(number: int) -> str:
 
 
 def read_shard(path: Path, image_ids: Container[str] | None = None) -> Iterator[ProbabilityMap]:
-    """Yield the maps of a file, or of some images; raises PipelineError that names it if it can't be read."""
+    """Yield the maps of a file, or of some images; raises CarvanaError that names it if it can't be read."""
     for packed in read_compressed(path, image_ids):
         yield packed.decompress()
 

@@ -29,7 +29,7 @@ def write_submission(
 ) -> None:
     """Merge the nets' maps of every test image and write the gzipped CSV ``target``.
 
-    Parts that a killed run left in ``work`` are kept. Raises PipelineError if the nets disagree about the images.
+    Parts that a killed run left in ``work`` are kept. Raises CarvanaError if the nets disagree about the images.
     """
     _check_same_images(stores)
     shards = range(stores[0].shard_count())

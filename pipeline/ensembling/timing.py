@@ -31,7 +31,7 @@ class Timing:
         """Return the seconds an image that predicting only these views would take.
 
         That is ``seconds / images``, apportioned by the views' shares of the device's time. So what all views have in
-        common, such as reading the photograph and storing its map, is shared out with them. Raises PipelineError
+        common, such as reading the photograph and storing its map, is shared out with them. Raises CarvanaError
         where nothing was timed, or not one of these views.
         """
         lacking = [view for view in views if view not in self.views]

@@ -94,7 +94,7 @@ def benchmark_export(
 
 
 def assert_close(name: str, measured: ExportReport, *, exact: bool) -> None:
-    """Raise PipelineError if an export is too far from the net; ``exact`` where it computes in floats as that does."""
+    """Raise CarvanaError if an export is too far from the net; ``exact`` where it computes in floats as that does."""
     on = f"on {measured.images} images"
     if exact and not measured.difference < MAX_DIFFERENCE:
         raise CarvanaError(

@@ -27,7 +27,7 @@ class ExportResult:
 
 
 def check_formats(names: Sequence[str]) -> None:
-    """Raise PipelineError for a format that there is not, or whose package is not installed."""
+    """Raise CarvanaError for a format that there is not, or whose package is not installed."""
     for name in names:
         if name not in FORMATS:
             raise CarvanaError(f"There is no format '{name}': use {', '.join(FORMATS)}.")
@@ -41,7 +41,7 @@ def export_net(
 
     ``own_scores`` are those of the model out of fold, for the card. What fails its check is not kept: an earlier file
     of its name stays as it was, and so does its entry in the card. Nobody else may export into ``folder`` meanwhile.
-    Raises PipelineError, before anything is written, for a format that there is not.
+    Raises CarvanaError, before anything is written, for a format that there is not.
     """
     check_formats(names)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def _export(material: ExportContext, name: str, about: Mapping[str, Any], folder
 
 
 def _verified(material: ExportContext, chosen: ExportFormat, made: Path) -> ExportReport:
-    """Write a file and hold it against PyTorch; raises PipelineError if it can't be made, or is too far off."""
+    """Write a file and hold it against PyTorch; raises CarvanaError if it can't be made, or is too far off."""
     proofs, cut = (
         (material.ensemble_proofs, material.facts().decision_threshold)
         if chosen.ensemble

@@ -37,7 +37,7 @@ class ExportFormat:
     ensemble: bool = False
     """Whether it holds all folds."""
     needs: Callable[[], None] = lambda: None
-    """Raises PipelineError where a package is missing."""
+    """Raises CarvanaError where a package is missing."""
 
 
 def _write_hub(material: ExportContext, path: Path) -> None:

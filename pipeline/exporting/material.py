@@ -65,7 +65,7 @@ class ExportJob:
 class ExportContext:
     """The nets of a job, their ONNX files in ``folder``, and what exports are compared with.
 
-    Raises PipelineError if nets are missing or want to see different pictures.
+    Raises CarvanaError if nets are missing or want to see different pictures.
     """
 
     def __init__(self, job: ExportJob, folder: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.learning.views import TTATransform
 class OnnxPredictor(BasePredictor):
     """An ONNX export, loaded once.
 
-    What it wants to see stands in the file's own metadata. Raises PipelineError if there is no such file, if it is no
+    What it wants to see stands in the file's own metadata. Raises CarvanaError if there is no such file, if it is no
     export of this pipeline, or if onnxruntime is not installed.
     """
 

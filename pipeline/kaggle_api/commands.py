@@ -151,7 +151,7 @@ def competition_ids(settings: DataSettings, home: Path, reach: ClientFactory) ->
 
 
 def _sent_before(desk: Submitter, content: str, remote: list[KaggleSubmission], wait: bool) -> LedgerRow | None:
-    """Return the row of a CSV of this content to wait for, or None; raises PipelineError if it was sent before."""
+    """Return the row of a CSV of this content to wait for, or None; raises CarvanaError if it was sent before."""
     row = desk.sent_before(content)
     if row and wait:
         print(f"This content was sent before, as {row['reference']}: waiting for that.")

@@ -50,7 +50,7 @@ class Login(AuthBase):
         self.secrets: list[str] = []
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        """Add the token to a request; raises PipelineError if there is none."""
+        """Add the token to a request; raises CarvanaError if there is none."""
         if not self.secrets or has_run_out(self._file):
             token = self._renew(self._file)
             if not token or not _is_plausible(token):
@@ -76,7 +76,7 @@ class Credential:
 def find(renew: Renew) -> list[Credential]:
     """Return all credentials, the first being the one that Kaggle's client would use.
 
-    What can't be one is passed, with a warning. Raises PipelineError that says where was looked and how to get one, if
+    What can't be one is passed, with a warning. Raises CarvanaError that says where was looked and how to get one, if
     there are none. Reads Kaggle's own files only, and makes no call.
     """
     faults: list[str] = []

@@ -30,7 +30,7 @@ def download_files(wanted: Sequence[str], folder: Path, reach: ClientFactory, *,
     """Make sure that the parts in ``wanted`` are in ``folder``, verified; with all there, nothing is asked of Kaggle.
 
     ``thorough`` reads all bytes of what is here, where else size and time are trusted.
-    Raises PipelineError where a file is not listed, the disk has no room, or Kaggle does not answer well.
+    Raises CarvanaError where a file is not listed, the disk has no room, or Kaggle does not answer well.
     """
     with file_lock(folder.with_suffix(".lock"), f"the download to {folder.name}"):
         shelf = DownloadCache(folder)
@@ -50,7 +50,7 @@ def download_files(wanted: Sequence[str], folder: Path, reach: ClientFactory, *,
 def preview_download(wanted: Sequence[str], folder: Path, reach: ClientFactory) -> None:
     """Tell what `fetch` would fetch, and whether credentials, rules and disk allow it, without fetching.
 
-    Raises PipelineError for the first thing that stands in the way.
+    Raises CarvanaError for the first thing that stands in the way.
     """
     kaggle = reach()
     files = kaggle.files()
@@ -99,7 +99,7 @@ def _print_plan(plan: Mapping[str, RemoteFile], shelf: DownloadCache) -> None:
 
 
 def _check_disk_space(plan: Mapping[str, RemoteFile], shelf: DownloadCache) -> int:
-    """Return the free bytes of the disk; raises PipelineError if they are too few."""
+    """Return the free bytes of the disk; raises CarvanaError if they are too few."""
     needed = sum(max(0, remote.size - shelf.partial_size(part)) for part, remote in plan.items())
     there = next(place for place in (shelf.folder, *shelf.folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(there).free

@@ -63,7 +63,7 @@ class Ledger:
         self._lock = FileLock(file.with_name(f".{file.name}.lock"))
 
     def rows(self) -> list[LedgerRow]:
-        """Return all rows, oldest first; raises PipelineError that names the line of a damaged file."""
+        """Return all rows, oldest first; raises CarvanaError that names the line of a damaged file."""
         return self._read()[1]
 
     def add(self, row: Mapping[str, str]) -> None:
@@ -114,7 +114,7 @@ class Ledger:
                     )
                 rows.append(dict(row))
         except csv.Error as error:
-            raise CarvanaError(f"{self.file}, line {reader.line_num}: {error}. Mend it, {_FROM_GIT}.") from None
+            raise CarvanaError(f"{self.file}, line {reader.line_num}: {error}. Fix it, {_FROM_GIT}.") from None
         return columns, rows
 
     def _write(self, columns: list[str], rows: list[LedgerRow]) -> None:

@@ -140,7 +140,7 @@ def md5_digest(file: Path) -> str:
 def check_zip(file: Path) -> None:
     """Read every member of a zip and hold it against its CRC.
 
-    Raises CorruptFileError for damage, and PipelineError for a member that climbs out of the zip.
+    Raises CorruptFileError for damage, and CarvanaError for a member that climbs out of the zip.
     """
     archive = ZipArchive(file)
     try:

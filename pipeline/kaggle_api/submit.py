@@ -241,7 +241,7 @@ class Submitter:
 
 
 def check_message(message: str) -> str:
-    """Return a description as one line; raises PipelineError for one that is empty or too long."""
+    """Return a description as one line; raises CarvanaError for one that is empty or too long."""
     message = printable(message)
     if not message:
         raise CarvanaError("-m is empty: say in a few words what this submission is.")

@@ -7,7 +7,7 @@ from pipeline.learning.settings import Device, Precision
 
 
 def resolve_device(wanted: Device) -> torch.device:
-    """Return the device to run on; raises PipelineError if a GPU is asked for and there is none."""
+    """Return the device to run on; raises CarvanaError if a GPU is asked for and there is none."""
     if wanted == "gpu" and not torch.cuda.is_available():
         raise CarvanaError(
             "A GPU is asked for (device: gpu), but torch sees none: check the driver with nvidia-smi, "
@@ -23,7 +23,7 @@ def resolve_device(wanted: Device) -> torch.device:
 def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     """Return the type that convolutions run in; ``auto`` takes the fastest that the device has units for.
 
-    Raises PipelineError for 16 on a CPU, where Lightning would train in another type than prediction runs in.
+    Raises CarvanaError for 16 on a CPU, where Lightning would train in another type than prediction runs in.
     """
     if wanted == "16" and device.type == "cpu":
         raise CarvanaError("precision: 16 needs a GPU: set it to auto, bf16 or 32.")

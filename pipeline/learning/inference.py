@@ -26,7 +26,7 @@ from pipeline.learning.views import TTATransform
 class TorchPredictor(BasePredictor):
     """A trained net's folder, loaded once, that turns pictures into probabilities.
 
-    Needs neither Lightning nor the settings of training. Raises PipelineError if the folder holds no net that fits.
+    Needs neither Lightning nor the settings of training. Raises CarvanaError if the folder holds no net that fits.
     """
 
     def __init__(

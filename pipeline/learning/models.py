@@ -57,7 +57,7 @@ class SegmentationModel(nn.Module):
     def forward_padded(self, pixels_BCHW: Tensor) -> Tensor:
         """Return what ``forward`` does, by a way that is the same for all sizes, as exporters need it."""
         height, width = pixels_BCHW.shape[-2:]
-        # Written so that an exporter can estimate that the body sees multiples of its stride.
+        # Written so that an exporter can infer that the network sees multiples of its stride.
         bottom, right = (self.stride * ((side + self.stride - 1) // self.stride) - side for side in (height, width))
         # As much on each side, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
         top, left = bottom // 2, right // 2
@@ -110,7 +110,7 @@ def save_config(folder: Path, spec: ModelConfig, input: InputSettings, facts: Ma
 def load_model(folder: Path, weights: str = "last") -> tuple[SegmentationModel, InputSettings]:
     """Return a trained net, on the CPU, and what it wants to see.
 
-    Raises PipelineError if the folder holds no net, or weights of another architecture.
+    Raises CarvanaError if the folder holds no net, or weights of another architecture.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
@@ -124,7 +124,7 @@ def load_model(folder: Path, weights: str = "last") -> tuple[SegmentationModel, 
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
-    """Load weights into ``net``; raises PipelineError that names what does not fit."""
+    """Load weights into ``net``; raises CarvanaError that names what does not fit."""
     state = read_weights(path)
     unknown = sorted(set(state) - set(net.state_dict()))
     if unknown:
@@ -226,7 +226,7 @@ def _norm(kind: str, channels: int) -> list[nn.Module]:
 
 
 class GrayToRGB(nn.Module):
-    """Grey pixels for an encoder that expects colors, whose pretrained weights stay as they are."""
+    """Gray pixels for an encoder that expects colors, whose pretrained weights stay as they are."""
 
     def __init__(self, times: int) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
     """Train a net and return the folder, below ``work``, of weights, config, curves, metrics and a panel of pictures.
 
     ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. ``log`` is a folder for
-    TensorBoard's events. Raises PipelineError if the loss turns NaN or infinite, or the device asked for is missing.
+    TensorBoard's events. Raises CarvanaError if the loss turns NaN or infinite, or the device asked for is missing.
     """
     settings = job.model.train
     device = resolve_device(job.hardware.device)
@@ -139,7 +139,7 @@ class SegmentationModule(LightningModule):
         torch.manual_seed(int(step.integers(1 << 31)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; raises PipelineError if it is no finite number."""
+        """Return the loss of a batch; raises CarvanaError if it is no finite number."""
         settings = self.settings
         logits_B1HW = self.net(batch["image"])
         parts = compute_losses(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)

@@ -36,7 +36,7 @@ _FLAGS = ("current", "front")
 def read_table(path: Path) -> pd.DataFrame:
     """Return a CSV of an earlier stage: texts as they stand, flags, and all else as floats, NaN where it is empty.
 
-    Raises PipelineError if it can't be read.
+    Raises CarvanaError if it can't be read.
     """
     try:
         with path.open(encoding="utf-8") as lines:

@@ -32,7 +32,7 @@ def plan_outputs(paths: Sequence[Path], out: Path) -> list[SegmentJob]:
     """Return a job for each picture: files as given, folders with all below them, sorted.
 
     What is hidden, and what lies in ``out``, is left out; a picture that is named twice is taken once. Raises
-    PipelineError if a path does not exist, ``out`` is a file or one of the folders, or no picture is found.
+    CarvanaError if a path does not exist, ``out`` is a file or one of the folders, or no picture is found.
     """
     _check_folder(out)
     jobs: dict[Path, SegmentJob] = {}
@@ -47,7 +47,7 @@ def plan_outputs(paths: Sequence[Path], out: Path) -> list[SegmentJob]:
 
 
 def check_conflicts(jobs: Sequence[SegmentJob], kinds: Collection[str], csv: Path | None, *, overwrite: bool) -> None:
-    """Raise PipelineError if results would meet: each other, a picture that is read, a folder, or a file.
+    """Raise CarvanaError if results would meet: each other, a picture that is read, a folder, or a file.
 
     Files may be met where ``overwrite`` says so.
     """
@@ -75,7 +75,7 @@ def check_conflicts(jobs: Sequence[SegmentJob], kinds: Collection[str], csv: Pat
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise PipelineError if a file stands where a folder for results, or one above it, would be."""
+    """Raise CarvanaError if a file stands where a folder for results, or one above it, would be."""
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():
         raise CarvanaError(f"{there} is a file: name a folder for the results.")

@@ -123,7 +123,7 @@ class Segmenter:
     ) -> NDArray[np.bool_]:
         """Return the mask (H, W) that some nets and views, None for all, give under ``settings``. No net runs.
 
-        Raises PipelineError if no net or view is left.
+        Raises CarvanaError if no net or view is left.
         """
         maps, merge = _merge(looked, settings, _names(looked, nets), views)
         return _decision(looked, merge, settings).mask(maps, *looked.size)

@@ -25,7 +25,7 @@ def list_models(project: Path) -> list[str]:
 def resolve(name: str, project: Path = Path()) -> list[str]:
     """Return the names of the nets that a name stands for: a net's own, or, of a model or its folder, all its folds.
 
-    Raises PipelineError that says which there are if it stands for none.
+    Raises CarvanaError that says which there are if it stands for none.
     """
     if _locate(name, project):
         return [_relative_name(name)]
@@ -47,7 +47,7 @@ def load_predictor(
 ) -> BasePredictor:
     """Return the net of a name that ``trained`` tells, of a trained net's folder, or of an ONNX file.
 
-    To an export only ``views`` matters. Raises PipelineError if there is none, or if what runs it is not installed.
+    To an export only ``views`` matters. Raises CarvanaError if there is none, or if what runs it is not installed.
     """
     path = _locate(name, project)
     if path is None:

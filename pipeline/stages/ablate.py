@@ -44,7 +44,7 @@ def run(params: Params) -> None:
 def scoring_groups(
     params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: ScoredSplit
 ) -> list[ScoringGroup]:
-    """Return the maps of a split, that of each fold by itself out of fold; raises PipelineError for stale ones."""
+    """Return the maps of a split, that of each fold by itself out of fold; raises CarvanaError for stale ones."""
     models, active = params.models.active, params.folds.active
     if split == "holdout":
         nets = [(model, fold) for model in models for fold in active]

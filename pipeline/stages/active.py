@@ -21,5 +21,5 @@ def ensemble_context(params: Params, image: ImageLoader) -> EnsembleContext:
 
 
 def stored_predictions(split: str, model: str, fold: int) -> PredictionStore:
-    """Return the maps of a net; raises PipelineError that says which command makes them, if they are not there."""
+    """Return the maps of a net; raises CarvanaError that says which command makes them, if they are not there."""
     return PredictionStore(predictions_dir(split, model, fold))

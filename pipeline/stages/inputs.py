@@ -18,7 +18,7 @@ FOLDS_FILE = Path("folds/folds.csv")
 
 
 def read_manifest() -> dict[str, Any]:
-    """Return the manifest; raises PipelineError if there is none yet."""
+    """Return the manifest; raises CarvanaError if there is none yet."""
     try:
         manifest: dict[str, Any] = json.loads(MANIFEST_FILE.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -27,7 +27,7 @@ def read_manifest() -> dict[str, Any]:
 
 
 def read_json(path: Path, remedy: str = "run 'dvc repro', which makes it") -> dict[str, Any]:
-    """Return what an earlier stage wrote; raises PipelineError, which ends with ``remedy``, if it is not there."""
+    """Return what an earlier stage wrote; raises CarvanaError, which ends with ``remedy``, if it is not there."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -36,7 +36,7 @@ def read_json(path: Path, remedy: str = "run 'dvc repro', which makes it") -> di
 
 
 def competition_files(params: Params) -> CompetitionData:
-    """Return the competition's files; raises PipelineError if those drawn or fetched were deleted."""
+    """Return the competition's files; raises CarvanaError if those drawn or fetched were deleted."""
     folder = data_dir(params.data, project_root())
     if params.data.directory is None and not folder.is_dir():
         raise CarvanaError(f"{folder} is gone: bring the data in again with 'dvc repro --force download'.")
@@ -60,7 +60,7 @@ def truth_path() -> Path | None:
 
 
 def expected_ids() -> list[str]:
-    """Return the ids that a submission must hold; raises PipelineError where the data are not available."""
+    """Return the ids that a submission must hold; raises CarvanaError where the data are not available."""
     source = competition_files(read_params())
     return source.sample_ids or source.test.ids()
 

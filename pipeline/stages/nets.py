@@ -13,7 +13,7 @@ WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
 def net_digest(folder: Path, weights: str) -> str:
     """Return the digest of a trained net's folder, with the ``weights`` (``last`` or ``best``) that predict.
 
-    An index of maps holds it as ``net``. Raises PipelineError if the folder holds no such net.
+    An index of maps holds it as ``net``. Raises CarvanaError if the folder holds no such net.
     """
     try:
         return sha256_of(*((folder / name).read_bytes() for name in (CONFIG, WEIGHTS[weights])))
