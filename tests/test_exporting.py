@@ -17,7 +17,6 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from pipeline.exporting.quantize import write_int8
 from ruamel.yaml import YAML
 
 from pipeline.cli import main
@@ -37,6 +36,7 @@ from pipeline.exporting.facts import OnnxMetadata
 from pipeline.exporting.formats import FORMATS
 from pipeline.exporting.graphs import quiet, write_onnx, write_torchscript
 from pipeline.exporting.material import ExportContext, ExportJob
+from pipeline.exporting.quantize import write_int8
 from pipeline.exporting.runtime import OnnxPredictor
 from pipeline.files import write_json
 from pipeline.learning import models
