@@ -45,8 +45,8 @@ def _data() -> Iterator[Path]:
         print(f"On real cars: {_REAL.resolve()}")
         yield _REAL
         return
-    from pipeline.data.sample import draw_sample
-    from pipeline.data.settings import SampleSettings
+    from pipeline.config import SampleSettings
+    from pipeline.synthetic.sample_competition import draw_sample
 
     with tempfile.TemporaryDirectory() as temporary:
         print("On drawn cars")

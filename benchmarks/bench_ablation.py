@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from benchmarks.drawn_maps import Raster, draw_levels
 from benchmarks.measuring import Row, compare, peak_mb
-from pipeline.competition.layout import format_image_id
-from pipeline.competition.metric import confusion_counts
-from pipeline.cores import available_cpus
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling.ablation import AblationScores, ScoringGroup, score_settings
-from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import AblationSettings, AblationSpace, EnsembleConfig
-from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, ShardWriter, shard_name, sum_maps, write_index
+from pipeline.ablation.runner import ScoringGroup, score_settings
+from pipeline.ablation.search_space import AblationSpace, EnsembleConfig
+from pipeline.ablation.statistics import AblationScores
+from pipeline.competition.dice import confusion_counts
+from pipeline.competition.image_ids import format_image_id
+from pipeline.config import AblationSettings, EnsembleSettings
+from pipeline.data.competition_data import CompetitionData
+from pipeline.inference.prediction_store import PredictionStore, ShardWriter, shard_name, write_index
+from pipeline.inference.probability_map import ProbabilityMap, sum_maps
+from pipeline.utils.parallel import available_cpus
 
 FOLDS = (0, 1, 2, 3, 4)
 VIEWS = ("identity", "hflip", "scale:0.75", "scale:1.25")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measuring import Row, compare
-from pipeline.competition import submission
-from pipeline.competition.layout import ANGLES, format_image_id, image_filename
+from pipeline.competition.image_ids import ANGLES, format_image_id, image_filename
+from pipeline.submission import csv_file, validation
 
 CARS = 6254
 """Of the competition's test set; 16 images each."""
@@ -27,7 +27,7 @@ class Check:
     csv: Path
 
     def __call__(self) -> None:
-        submission.validate_submission(self.csv, image_ids())
+        validation.validate_submission(self.csv, image_ids())
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Compare:
     last: Path
 
     def __call__(self) -> None:
-        submission.score_submission(self.csv, self.last)
+        validation.score_submission(self.csv, self.last)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Hash:
     csv: Path
 
     def __call__(self) -> None:
-        submission.content_digest(self.csv)
+        csv_file.content_digest(self.csv)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def write(csv: Path, offset: int, *, backwards: bool = False) -> None:
     texts = [mask_text(number + offset) for number in range(64)]
     ids = image_ids()[::-1] if backwards else image_ids()
     with gzip.open(csv, "wt", compresslevel=1, encoding="utf-8") as stream:
-        stream.write(f"{submission.CSV_HEADER}\n")
+        stream.write(f"{csv_file.CSV_HEADER}\n")
         stream.writelines(
             f"{image_filename(image_id)},{texts[number % len(texts)]}\n" for number, image_id in enumerate(ids)
         )

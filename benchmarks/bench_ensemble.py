@@ -11,13 +11,14 @@ import numpy as np
 
 from benchmarks.bench_rle import snippet_encode
 from benchmarks.measuring import Row, compare
-from pipeline.competition.layout import image_filename
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling.ensemble import MergeRule
-from pipeline.ensembling.maps import PredictionStore, ShardWriter, shard_name, sum_views, write_index
-from pipeline.ensembling.parts import compress_part
-from pipeline.ensembling.postprocess import MaskBuilder
-from pipeline.ensembling.submission import shard_rows
+from pipeline.competition.image_ids import image_filename
+from pipeline.data.competition_data import CompetitionData
+from pipeline.ensemble.merge import MergeRule
+from pipeline.ensemble.postprocess import MaskBuilder
+from pipeline.ensemble.submission_writer import shard_rows
+from pipeline.inference.prediction_store import PredictionStore, ShardWriter, shard_name, write_index
+from pipeline.inference.probability_map import sum_views
+from pipeline.submission.csv_file import compress_part
 
 FOLDS = 5
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measuring import Row, compare
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling.maps import ShardWriter, sum_views
-from pipeline.learning.inference import TorchPredictor, predict_stream
-from pipeline.learning.models import build_model, save_config, save_weights
-from pipeline.learning.pixels import to_batch
-from pipeline.learning.rasters import soft_target
-from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
-from pipeline.learning.views import TTATransform
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
+from pipeline.data.competition_data import CompetitionData
+from pipeline.inference.prediction_store import ShardWriter
+from pipeline.inference.probability_map import sum_views
+from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
+from pipeline.models.networks import build_model, save_config, save_weights
+from pipeline.models.resize import soft_target
+from pipeline.models.tensors import to_batch
+from pipeline.models.tta import TTATransform
 
 SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
 NATIVE = SmpUNetConfig(architecture="smp_unet", encoder="resnet34")

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measuring import Row, compare
-from pipeline.competition.layout import image_filename, mask_filename
-from pipeline.data.source import CompetitionData
-from pipeline.learning.rasters import soft_target, to_network_input
-from pipeline.learning.settings import InputSettings
+from pipeline.competition.image_ids import image_filename, mask_filename
+from pipeline.config import InputSettings
+from pipeline.data.competition_data import CompetitionData
+from pipeline.models.resize import soft_target, to_network_input
 
 REDUCED = InputSettings(size=(160, 240))
 

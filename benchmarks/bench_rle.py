@@ -11,8 +11,8 @@ from pycocotools import mask as coco
 
 from benchmarks.measuring import Row, compare
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.source import CompetitionData
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.data.competition_data import CompetitionData
 
 Mask = NDArray[np.uint8]
 

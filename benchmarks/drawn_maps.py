@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.learning.pixels import quantize_logits_tensor
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.models.tensors import quantize_logits_tensor
 
 Raster = NDArray[np.uint8]
 

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: 'carvana {given[0]}' is now 'carvana {_RENAMED[given[0]]}'.")
     # Taken out first, wherever it stands: people add it to the end, and there DVC would get repro's.
     options = _parser().parse_args([argument for argument in given if argument != "--debug"])
-    from pipeline.stages.command import report_errors
+    from pipeline.stages.runner import report_errors
 
     sys.exit(report_errors(lambda: options.call(options), debug="--debug" in given))
 
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _repro(options: argparse.Namespace) -> None:
-    from pipeline.commands.repro import repro
+    from pipeline.repro import repro
 
     if {"-h", "--help"} & set(options.arguments):
         options.print_help()
@@ -143,7 +143,7 @@ def _repro(options: argparse.Namespace) -> None:
 def _stage(options: argparse.Namespace) -> None:
     from importlib import import_module
 
-    from pipeline.stages.command import run_stage
+    from pipeline.stages.runner import run_stage
 
     module = import_module(f"pipeline.stages.{options.name}")
     run_stage(module.run, module.__doc__, options.arguments)
@@ -159,13 +159,13 @@ def _recipe(options: argparse.Namespace) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from pipeline.params import read_params
-    from pipeline.places import project_root
+    from pipeline.config import read_params
     from pipeline.stages.download import bring_in
+    from pipeline.workspace import project_root
 
     settings = read_params().data
     if options.check:
-        from pipeline.kaggle_api.commands import preview_competition
+        from pipeline.kaggle.commands import preview_competition
 
         preview_competition(settings, project_root())
     else:
@@ -174,9 +174,9 @@ def _download(options: argparse.Namespace) -> None:
 
 
 def _submit(options: argparse.Namespace) -> None:
-    from pipeline.kaggle_api.commands import submit
-    from pipeline.params import read_params
-    from pipeline.places import project_root
+    from pipeline.config import read_params
+    from pipeline.kaggle.commands import submit
+    from pipeline.workspace import project_root
 
     submit(
         options.csv,
@@ -190,21 +190,21 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _submissions(options: argparse.Namespace) -> None:
-    from pipeline.kaggle_api.commands import show_submissions
-    from pipeline.params import read_params
+    from pipeline.config import read_params
+    from pipeline.kaggle.commands import show_submissions
 
     show_submissions(read_params().data, as_json=options.json)
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
-    from pipeline.kaggle_api.commands import show_leaderboard
-    from pipeline.params import read_params
+    from pipeline.config import read_params
+    from pipeline.kaggle.commands import show_leaderboard
 
     show_leaderboard(read_params().data, options.score, public=options.public)
 
 
 def _check(options: argparse.Namespace) -> None:
-    from pipeline.competition.submission import coverage_warnings, validate_submission
+    from pipeline.submission.validation import coverage_warnings, validate_submission
 
     ids, why_not = _expected_ids()
     report = validate_submission(options.csv, ids, _bar("Checking", ids))
@@ -219,7 +219,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from pipeline.competition.submission import score_submission
+    from pipeline.submission.validation import score_submission
 
     result = score_submission(options.csv, options.truth, _bar("Scoring", _expected_ids()[0]))
     worst = min(result.dice, key=result.dice.__getitem__)
@@ -230,7 +230,7 @@ def _score(options: argparse.Namespace) -> None:
 def _expected_ids() -> tuple[list[str] | None, str]:
     """Return the ids that a submission must hold, or None and why they are not known."""
     from pipeline.errors import CarvanaError
-    from pipeline.stages.inputs import expected_ids
+    from pipeline.workspace import expected_ids
 
     try:
         return expected_ids(), ""
@@ -247,22 +247,22 @@ def _bar(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterabl
 
 
 def _ablate(options: argparse.Namespace) -> None:
-    from pipeline.commands import advice
+    from pipeline.report import ablation_text
 
     if options.exps:
-        from pipeline.commands.experiments import show_experiments
+        from pipeline.report.experiments import show_experiments
 
         show_experiments()
     elif options.apply:
-        advice.apply_recommendation(options.split)
+        ablation_text.apply_recommendation(options.split)
     elif options.best:
-        advice.show_recommendation(options.split)
+        ablation_text.show_recommendation(options.split)
     else:
-        advice.show_table(options.split)
+        ablation_text.show_table(options.split)
 
 
 def _results(options: argparse.Namespace) -> None:
-    from pipeline.commands.results import keep_results, show_results
+    from pipeline.report.recipe_results import keep_results, show_results
 
     if options.keep:
         keep_results()
@@ -271,19 +271,19 @@ def _results(options: argparse.Namespace) -> None:
 
 
 def _tensorboard(options: argparse.Namespace) -> None:
-    from pipeline.commands.tensorboard import serve_tensorboard
+    from pipeline.app.launch import serve_tensorboard
 
     serve_tensorboard(options.address, options.port)
 
 
 def _app(options: argparse.Namespace) -> None:
-    from pipeline.commands.app import serve_app
+    from pipeline.app.launch import serve_app
 
     serve_app(options.address, options.port)
 
 
 def _segment(options: argparse.Namespace) -> None:
-    from pipeline.commands.predict import segment_images
+    from pipeline.segment.batch import segment_images
 
     changes = {"threshold": options.threshold, "merge": options.merge}
     segment_images(
@@ -316,20 +316,20 @@ def _count(text: str) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from pipeline.commands.export import export_model
+    from pipeline.export.exporter import export_model
 
     export_model(options.model, options.fold, options.format, options.images)
 
 
 def _summary(options: argparse.Namespace) -> None:
-    from pipeline.commands.repro import show_summary
+    from pipeline.repro import show_summary
 
     show_summary()
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from pipeline.places import project_root
-    from pipeline.resume import delete_states, state_sizes
+    from pipeline.utils.run_state import delete_states, state_sizes
+    from pipeline.workspace import project_root
 
     for slot, size in state_sizes(project_root()).items():
         print(f"{size / 1e6:8.1f} MB  {slot}")

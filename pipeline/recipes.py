@@ -9,9 +9,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
+from pipeline.config import PARAMS_FILE, parse_params
 from pipeline.errors import CarvanaError
-from pipeline.files import write_text
-from pipeline.params import PARAMS_FILE, parse_params
+from pipeline.utils.files import write_text
 
 RECIPES_DIR = Path("recipes")
 

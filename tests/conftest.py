@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sample import draw_sample
-from pipeline.data.settings import SampleSettings
+from pipeline.config import SampleSettings
+from pipeline.synthetic.sample_competition import draw_sample
 from tests.kaggle_server import TOKEN, KaggleServer
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.data.settings import DataSettings
-from pipeline.kaggle_api.patience import RetryPolicy
+from pipeline.config import DataSettings
+from pipeline.kaggle.api_errors import RetryPolicy
 
 COMPETITION = "carvana-image-masking-challenge"
 TOKEN = "KGAT_a-token-that-nobody-may-see"

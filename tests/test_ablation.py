@@ -11,20 +11,26 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.competition.layout import HEIGHT, WIDTH, format_image_id
-from pipeline.competition.metric import ConfusionCounts, confusion_counts
-from pipeline.ensembling import counting
-from pipeline.ensembling.ablation import AblationScores, ScoringGroup, score_settings
-from pipeline.ensembling.comparison import AblationRunner
-from pipeline.ensembling.counting import SettingScorer
-from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import OWN_FOLD, AblationSettings, AblationSpace, EnsembleConfig, NetId, ScoredSplit
-from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, ShardWriter, shard_name, sum_maps, write_index
-from pipeline.ensembling.postprocess import MaskBuilder
-from pipeline.ensembling.timing import TIMING_FILE, Timing, write_timing
-from pipeline.ensembling.undecided import MapStack
-from pipeline.ensembling.verdict import ABLATION_COLUMNS, AblationStatistics
+from pipeline.ablation import fast_dice
+from pipeline.ablation.fast_dice import MapStack, SettingScorer
+from pipeline.ablation.runner import AblationRunner, ScoringGroup, score_settings
+from pipeline.ablation.search_space import OWN_FOLD, AblationSpace, EnsembleConfig
+from pipeline.ablation.statistics import ABLATION_COLUMNS, AblationScores, AblationStatistics
+from pipeline.competition.dice import ConfusionCounts, confusion_counts
+from pipeline.competition.image_ids import HEIGHT, WIDTH, format_image_id
+from pipeline.config import AblationSettings, EnsembleSettings, NetId, ScoredSplit
+from pipeline.ensemble.postprocess import MaskBuilder
 from pipeline.errors import CarvanaError
+from pipeline.inference.prediction_store import (
+    TIMING_FILE,
+    PredictionStore,
+    ShardWriter,
+    Timing,
+    shard_name,
+    write_index,
+    write_timing,
+)
+from pipeline.inference.probability_map import ProbabilityMap, sum_maps
 
 VIEWS = ("identity", "hflip", "scale:0.75")
 MODELS = ("small", "large")
@@ -70,7 +76,7 @@ def choices(**changes: Any) -> AblationSpace:
 class TestCounting:
     @pytest.mark.parametrize("seed", range(8))
     def test_every_setting_equals_brute_force_to_the_pixel(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(counting, "_PIXELS_AT_ONCE", [50, 333, 1 << 15][seed % 3])
+        monkeypatch.setattr(fast_dice, "_PIXELS_AT_ONCE", [50, 333, 1 << 15][seed % 3])
         maps, true_HW = drawn(seed)
         grid = [*choices().grid("holdout"), *choices().fold_subsets()]
         stack = MapStack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)

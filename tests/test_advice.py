@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.ablation.search_space import AblationSpace, ablation_space
+from pipeline.ablation.statistics import AblationStatistics
 from pipeline.cli import main
-from pipeline.ensembling.grid import AblationSpace, ScoredSplit
-from pipeline.ensembling.verdict import AblationStatistics
-from pipeline.params import read_params
-from pipeline.stages.nets import net_digest
+from pipeline.config import ScoredSplit, read_params
+from pipeline.workspace import net_digest
 from tests.project import ROOT
 from tests.test_ablation import trial_of
 
@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(folder: Path, cars: int, **facts: Any) -> None:
-    choices = read_params().ablation_space()
+    choices = ablation_space(read_params())
     verdicts = [found(choices, split, cars, {"hflip": -0.001, "0.4": 0.0005}) for split in ("oof", "holdout")]
     (folder / "reports").mkdir(exist_ok=True)
     nets = {f"small/{fold}": net_digest(folder / f"folds/small/{fold}", "last") for fold in range(3)}
@@ -153,7 +153,7 @@ def test_with_few_cars_that_tell_little_the_current_setting_is_kept(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random = np.random.default_rng(1)
-    choices = read_params().ablation_space()
+    choices = ablation_space(read_params())
     settings = choices.grid("holdout")
     seconds = {(net, view): 0.1 for setting in settings for net in setting.nets for view in setting.views}
     dice_SC = 0.99 + random.normal(0, 0.003, (len(settings), 8))

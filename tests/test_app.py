@@ -22,31 +22,27 @@ import requests
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from pipeline.app import project as project_files
-from pipeline.app import sight as sight_module
-from pipeline.app.faults import error_markdown, escape_markdown
-from pipeline.app.rescore import score_images, setting_of
+from pipeline import workspace
+from pipeline.app import cached_predictions, launch, page_parts
+from pipeline.app.cached_predictions import CachedImage
+from pipeline.app.launch import LOOPBACK
+from pipeline.app.page_parts import error_markdown, escape_markdown
 from pipeline.app.server import PAGE
-from pipeline.app.sight import CachedImage
-from pipeline.commands import app
-from pipeline.commands.listening import LOOPBACK
+from pipeline.app.worst_images import score_images, setting_of
 from pipeline.competition import rle
-from pipeline.ensembling.ensemble import EnsembleSettings
+from pipeline.config import EnsembleSettings, InputSettings, UNetConfig, read_params
 from pipeline.errors import CarvanaError
-from pipeline.exporting.compose import write_ensemble
-from pipeline.exporting.facts import OnnxMetadata
-from pipeline.exporting.graphs import write_onnx
-from pipeline.kaggle_api.ledger import LEDGER_COLUMNS, Ledger
-from pipeline.learning import models
-from pipeline.learning.settings import InputSettings, UNetConfig
-from pipeline.learning.speaker import BasePredictor
-from pipeline.params import read_params
-from pipeline.reporting.charts import accuracy_by_cost
-from pipeline.reporting.tables import read_table, rows_of_split
-from pipeline.serving import nets
-from pipeline.serving.masker import Segmenter
-from pipeline.serving.pictures import load_image
-from pipeline.stages import inputs
+from pipeline.export.onnx_ensemble import write_ensemble
+from pipeline.export.writers import write_onnx
+from pipeline.inference.base_predictor import BasePredictor
+from pipeline.inference.onnx_predictor import OnnxMetadata
+from pipeline.kaggle.ledger import LEDGER_COLUMNS, Ledger
+from pipeline.models import networks
+from pipeline.report.charts import accuracy_by_cost
+from pipeline.report.tables import read_table, rows_of_split
+from pipeline.segment import segmenter
+from pipeline.segment.image_loader import load_image
+from pipeline.segment.segmenter import Segmenter
 from pipeline.stages.ablate import scoring_groups
 from tests.drawn_reports import DrawnReports
 from tests.project import Project
@@ -97,7 +93,7 @@ class TestServe:
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         port = free_port()
-        app.serve_app(LOOPBACK, port)
+        launch.serve_app(LOOPBACK, port)
         (command,) = started
         assert command[:3] == [sys.executable, "-m", "pipeline.app.server"]
         assert PAGE.is_file()
@@ -117,13 +113,13 @@ class TestServe:
         assert "warning" not in printed.err
 
     def test_another_address_of_this_machine_is_a_name_of_it(self, started: list[list[str]]) -> None:
-        app.serve_app("127.0.0.2", free_port())
+        launch.serve_app("127.0.0.2", free_port())
         assert "--server.allowedHosts=127.0.0.2" in started[0]
 
     def test_a_word_of_warning_where_others_can_reach_it(
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        app.serve_app("0.0.0.0", free_port())
+        launch.serve_app("0.0.0.0", free_port())
         assert "no password" in capsys.readouterr().err
         assert not any("allowedHosts" in option for option in started[0])
 
@@ -133,7 +129,7 @@ class TestServe:
             other.listen()
             port = other.getsockname()[1]
             with pytest.raises(CarvanaError, match=rf"Port {port} .* is taken.*--port"):
-                app.serve_app(LOOPBACK, port)
+                launch.serve_app(LOOPBACK, port)
         assert not started
 
     @pytest.mark.parametrize(
@@ -147,23 +143,23 @@ class TestServe:
     )
     def test_what_cannot_be_had(self, started: list[list[str]], address: str, port: int, told: str) -> None:
         with pytest.raises(CarvanaError, match=re.escape(told)):
-            app.serve_app(address, port)
+            launch.serve_app(address, port)
         assert not started
 
     def test_streamlit_is_not_installed(self, started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(app, "find_spec", lambda name: None)
+        monkeypatch.setattr(launch, "find_spec", lambda name: None)
         with pytest.raises(CarvanaError, match=re.escape("pip install '.[app]'")):
-            app.serve_app(LOOPBACK, free_port())
+            launch.serve_app(LOOPBACK, free_port())
 
     def test_outside_of_a_project(
         self, started: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
         with pytest.raises(CarvanaError, match="run this in the project's folder"):
-            app.serve_app(LOOPBACK, free_port())
+            launch.serve_app(LOOPBACK, free_port())
 
     def test_pages_without_nets_load_neither_torch_nor_kaggles_client(self) -> None:
-        modules = loaded("import pipeline.app.compare, pipeline.app.submissions, pipeline.app.tryout")
+        modules = loaded("import pipeline.app.ablation_page, pipeline.app.submissions_page, pipeline.app.try_page")
         assert modules.isdisjoint(HEAVY | {"kaggle", "kagglesdk"})
 
 
@@ -204,9 +200,9 @@ class TestTry:
         for fold in (0, 1):
             folder = here / f"folds/small/{fold}"
             folder.mkdir(parents=True)
-            models.save_config(folder, NET, SIZE, {})
-            state = models.build_model(NET, SIZE, seed=fold).state_dict()
-            models.save_weights(folder / models.WEIGHTS["last"], state)
+            networks.save_config(folder, NET, SIZE, {})
+            state = networks.build_model(NET, SIZE, seed=fold).state_dict()
+            networks.save_weights(folder / workspace.WEIGHTS["last"], state)
         return here
 
     def test_without_a_net_it_says_what_to_run(self, here: Path) -> None:
@@ -277,17 +273,17 @@ class TestTry:
         sight.predict(["small/0"], ["identity", "hflip"], params)
         looked = sight.predict(["small/0"], ["identity", "hflip"], params)
         assert asked == [["identity"], ["hflip"]]
-        at_once = Segmenter({"small/0": nets.load_predictor("small/0", ["identity", "hflip"], device="cpu")}).predict(
-            image_HWC
-        )
+        at_once = Segmenter(
+            {"small/0": segmenter.load_predictor("small/0", ["identity", "hflip"], device="cpu")}
+        ).predict(image_HWC)
         for view, level_map in at_once.maps["small/0"].items():
             assert np.array_equal(looked.maps["small/0"][view].to_full_size(50, 70), level_map.to_full_size(50, 70))
 
     def test_a_net_that_was_trained_anew_is_asked_anew(self, net: Path) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
-        state = models.build_model(NET, SIZE, seed=7).state_dict()
-        models.save_weights(net / "folds/small/0" / models.WEIGHTS["last"], state)
+        state = networks.build_model(NET, SIZE, seed=7).state_dict()
+        networks.save_weights(net / "folds/small/0" / workspace.WEIGHTS["last"], state)
         after = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         assert not np.array_equal(before, after)
 
@@ -305,12 +301,12 @@ class TestTry:
                 return [np.full((1, *size), 200, np.uint8) for size in sizes]
 
             def predict_u8(self, inputs: Any, height: int, width: int) -> Any:
-                return np.stack(self.levels_at(inputs, [(height, width)] * len(inputs)))
+                return np.stack(self.levels_at(workspace, [(height, width)] * len(workspace)))
 
-        speak = sight_module.cached_predictor
+        speak = cached_predictions.cached_predictor
         made = "exports/small/ensemble.onnx"
         monkeypatch.setattr(
-            sight_module, "cached_predictor", lambda name, p: Export() if name == made else speak(name, p)
+            cached_predictions, "cached_predictor", lambda name, p: Export() if name == made else speak(name, p)
         )
         sight = CachedImage("car.png", noise(50, 70))
         looked = sight.predict([made, "small/0"], ["identity", "hflip"], read_params())
@@ -326,7 +322,7 @@ class TestTry:
         sight.predict(["small/1"], ["identity"], params)
         sight.predict(["small/0"], ["identity"], params)
         assert asked == ["small/0", "small/1"]
-        monkeypatch.setattr(sight_module, "_KEPT", 1)
+        monkeypatch.setattr(cached_predictions, "_KEPT", 1)
         looked = sight.predict(
             ["small/0"], ["identity", "hflip"], params
         )  # the other net's are let go, not those shown
@@ -335,7 +331,7 @@ class TestTry:
         assert asked == ["small/0", "small/1", "small/0", "small/1"]
 
     def test_more_than_memory_holds_is_refused(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sight_module, "_MOST", 3 * 50 * 70)
+        monkeypatch.setattr(cached_predictions, "_MOST", 3 * 50 * 70)
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         with pytest.raises(CarvanaError, match="choose 3 nets times views at most"):
             sight.predict(["small/0", "small/1"], ["identity", "hflip"], params)
@@ -343,14 +339,14 @@ class TestTry:
     def test_a_net_is_not_loaded_for_what_it_has_said(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params)
-        monkeypatch.delattr(sight_module, "cached_predictor")
+        monkeypatch.delattr(cached_predictions, "cached_predictor")
         assert sight.predict(["small/0"], ["identity"], params).maps == before.maps
 
     def test_other_weights_are_asked_anew(self, net: Path) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         folder = net / "folds/small/0"
-        shutil.copyfile(net / "folds/small/1" / models.WEIGHTS["last"], folder / models.WEIGHTS["best"])
+        shutil.copyfile(net / "folds/small/1" / workspace.WEIGHTS["last"], folder / workspace.WEIGHTS["best"])
         sight.predict(["small/0"], ["identity"], params)
         best = params.model_copy(update={"predict": params.predict.model_copy(update={"checkpoint": "best"})})
         after = sight.predict(["small/0"], ["identity"], best).maps["small/0"]["identity"].to_full_size(50, 70)
@@ -365,7 +361,7 @@ class TestTry:
         exports = net / "exports/small"
         exports.mkdir(parents=True)
         facts = OnnxMetadata(kind="net", model="small", folds=(0,), input=SIZE)
-        write_onnx(models.load_model(net / "folds/small/0")[0], facts, net / "0.onnx")
+        write_onnx(networks.load_model(net / "folds/small/0")[0], facts, net / "0.onnx")
         facts = OnnxMetadata(kind="ensemble", model="small", folds=(0,), input=SIZE, threshold=0.3)
         write_ensemble([net / "0.onnx"], facts, exports / "ensemble.onnx")
         drawn = page("tryout")
@@ -564,9 +560,9 @@ def test_images_score_under_any_setting_what_the_ablation_says(
 ) -> None:
     monkeypatch.chdir(trained.folder)
     params, done = read_params(), []
-    images = inputs.training_images(params)
-    stored = scoring_groups(params, images.ids(), inputs.read_fold_by_car(), split)
-    rows = rows_of_split(project_files.read_report_table("ablation.csv"), split)
+    images = workspace.training_images(params)
+    stored = scoring_groups(params, images.ids(), workspace.read_fold_by_car(), split)
+    rows = rows_of_split(page_parts.read_report_table("ablation.csv"), split)
     for _, row in rows.iloc[:: max(1, len(rows) // 4)].iterrows():
         scored = score_images(stored, setting_of(row.to_dict()), images, done.append)
         assert scored["dice"].mean() == pytest.approx(row["dice"], abs=1e-8)
@@ -574,7 +570,7 @@ def test_images_score_under_any_setting_what_the_ablation_says(
     assert max(done) == 1.0
     now = rows[rows["current"]].iloc[0].to_dict()
     scored = score_images(stored, setting_of(now), images, done.append).set_index("image_id")
-    known = rows_of_split(project_files.read_report_table("image_disagreement.csv"), split).set_index("image_id")
+    known = rows_of_split(page_parts.read_report_table("image_disagreement.csv"), split).set_index("image_id")
     pd.testing.assert_series_equal(scored["dice"].sort_index(), known["dice"].sort_index(), atol=1e-8)
 
 
@@ -648,9 +644,9 @@ class Visit:
 
     def settle(self) -> None:
         """Wait until the page is drawn whole."""
-        app = "document.querySelector('[data-testid=stApp]')"
+        launch = "document.querySelector('[data-testid=stApp]')"
         self.page.wait_for_timeout(300)  # until the server has heard
-        self.page.wait_for_function(f"() => {app}?.getAttribute('data-test-script-state') === 'notRunning'")
+        self.page.wait_for_function(f"() => {launch}?.getAttribute('data-test-script-state') === 'notRunning'")
         self.page.wait_for_timeout(300)
 
     @property
@@ -712,7 +708,7 @@ class TestInABrowser:
 
         monkeypatch.chdir(trained.folder)
         image_HWC = load_image(photograph, "my car.jpg")
-        masker = Segmenter({"small/0": nets.load_predictor("small/0", ["identity", "hflip"], device="cpu")})
+        masker = Segmenter({"small/0": segmenter.load_predictor("small/0", ["identity", "hflip"], device="cpu")})
         mask_HW = masker.segment(masker.predict(image_HWC), EnsembleSettings(threshold=0.49))
         assert 0 < mask_HW.mean() < 1
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(files["Mask"]))), mask_HW * np.uint8(255))

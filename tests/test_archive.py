@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.archive import Archive, FolderArchive, ZipArchive, open_archive
+from pipeline.data.archives import Archive, FolderArchive, ZipArchive, open_archive
 from pipeline.errors import CarvanaError, CorruptFileError
 
 FILES = {f"{number:02d}.jpg": random.Random(number).randbytes(5000 + number) for number in range(20)}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pipeline.learning.calibration import update_bn_stats
+from pipeline.training.module import update_bn_stats
 
 
 def batches() -> Iterator[Tensor]:

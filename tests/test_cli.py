@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline import repro
 from pipeline.cli import main
-from pipeline.commands import repro
-from pipeline.competition.layout import format_image_id
+from pipeline.competition.image_ids import format_image_id
+from pipeline.config import read_params
 from pipeline.errors import CarvanaError
-from pipeline.params import read_params
-from pipeline.resume import acquire_run_state
 from pipeline.stages import download
-from pipeline.stages.command import report_errors, run_stage
+from pipeline.stages.runner import report_errors, run_stage
+from pipeline.utils.run_state import acquire_run_state
 
 ROOT = Path(__file__).parents[1]
 IDS = [format_image_id("00087a6bd4dc", angle) for angle in (1, 2, 3)]

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from pipeline.params import Params
+from pipeline.config import Params
 from pipeline.stages.code import files_of
 
 ROOT = Path(__file__).parents[1]

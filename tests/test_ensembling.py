@@ -16,18 +16,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.competition.submission import read_rows, validate_submission
-from pipeline.ensembling.active import EnsembleContext
-from pipeline.ensembling.ensemble import EnsembleSettings, MergeRule
-from pipeline.ensembling.evaluation import Evaluation
-from pipeline.ensembling.mapping import PredictJob, write_predictions
-from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, ShardWriter, read_shard, sum_maps, sum_views
-from pipeline.ensembling.parts import compress_part, join_parts
-from pipeline.ensembling.postprocess import MaskBuilder, no_image
-from pipeline.ensembling.submission import mean_mask_rows, write_submission
-from pipeline.ensembling.timing import Timing, WarmupAndRest, total_timing
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import EnsembleSettings
+from pipeline.ensemble.evaluation import EnsembleContext, Evaluation
+from pipeline.ensemble.merge import MergeRule
+from pipeline.ensemble.postprocess import MaskBuilder, no_image
+from pipeline.ensemble.submission_writer import mean_mask_rows, write_submission
 from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.inference.prediction_store import (
+    PredictionStore,
+    ShardWriter,
+    Timing,
+    WarmupAndRest,
+    read_shard,
+    total_timing,
+)
+from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.probability_map import ProbabilityMap, sum_maps, sum_views
+from pipeline.submission.csv_file import compress_part, join_parts, read_rows
+from pipeline.submission.validation import validate_submission
 
 IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 6)]
 FULL = 255

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.commands.experiments import TABLE, compare, show_experiments
-from pipeline.competition.interval import studentized_ci
-from pipeline.ensembling.grid import EnsembleConfig, ScoredSplit
-from pipeline.ensembling.pairing import COMPARISON_COLUMNS, ScoredRun, compare_runs
+from pipeline.ablation.bootstrap import studentized_ci
+from pipeline.ablation.run_comparison import COMPARISON_COLUMNS, ScoredRun, compare_runs
+from pipeline.ablation.search_space import EnsembleConfig
+from pipeline.config import ScoredSplit
 from pipeline.errors import CarvanaError
-from pipeline.reporting.experiments import format_experiments
+from pipeline.report.experiments import TABLE, compare, format_experiments, show_experiments
 from tests.project import ROOT, Project
 
 CARS = [f"{number:012d}" for number in range(12)]

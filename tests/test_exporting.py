@@ -19,30 +19,34 @@ import torch
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
+from pipeline import workspace
 from pipeline.cli import main
-from pipeline.commands import export as command
-from pipeline.competition.layout import HEIGHT, WIDTH, car_id
-from pipeline.competition.metric import confusion_counts
-from pipeline.data.folds import read_folds, write_folds
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling.ensemble import MergeName, MergeRule
-from pipeline.ensembling.maps import sum_views
+from pipeline.competition.dice import confusion_counts
+from pipeline.competition.image_ids import HEIGHT, WIDTH, car_id
+from pipeline.config import InputSettings, MergeName, ModelConfig, SmpUNetConfig, UNetConfig
+from pipeline.data.competition_data import CompetitionData
+from pipeline.data.fold_assignment import read_folds, write_folds
+from pipeline.ensemble.merge import MergeRule
 from pipeline.errors import CarvanaError
-from pipeline.exporting import check
-from pipeline.exporting.card import render_card
-from pipeline.exporting.check import LoadedExport, ReferencePrediction, assert_close, benchmark_export
-from pipeline.exporting.export import CARD_FILE, README_FILE, ExportResult, export_net
-from pipeline.exporting.facts import OnnxMetadata
-from pipeline.exporting.formats import FORMATS
-from pipeline.exporting.graphs import quiet, write_onnx, write_torchscript
-from pipeline.exporting.material import ExportContext, ExportJob
-from pipeline.exporting.quantize import write_int8
-from pipeline.exporting.runtime import OnnxPredictor
-from pipeline.files import write_json
-from pipeline.learning import models
-from pipeline.learning.inference import TorchPredictor
-from pipeline.learning.rasters import UInt8Array, soft_target, to_network_input
-from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
+from pipeline.export import exporter, verification
+from pipeline.export.exporter import CARD_FILE, README_FILE, ExportResult, export_net
+from pipeline.export.formats import FORMATS
+from pipeline.export.model_card import render_card
+from pipeline.export.verification import (
+    ExportContext,
+    ExportJob,
+    LoadedExport,
+    ReferencePrediction,
+    assert_close,
+    benchmark_export,
+)
+from pipeline.export.writers import quiet, write_int8, write_onnx, write_torchscript
+from pipeline.inference.onnx_predictor import OnnxMetadata, OnnxPredictor
+from pipeline.inference.probability_map import sum_views
+from pipeline.inference.torch_predictor import TorchPredictor
+from pipeline.models import networks
+from pipeline.models.resize import UInt8Array, soft_target, to_network_input
+from pipeline.utils.files import write_json
 
 ROOT = Path(__file__).parents[1]
 INPUT = InputSettings(size=(40, 60))
@@ -76,9 +80,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.SegmentationModel:
+def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> networks.SegmentationModel:
     """A tiny net after some seconds of learning, so that its masks are masks."""
-    net = models.build_model(TINY, INPUT, seed)
+    net = networks.build_model(TINY, INPUT, seed)
     pixels = torch.stack(
         [torch.from_numpy(to_network_input(reader.image(i), INPUT)).permute(2, 0, 1) for i in image_ids]
     )
@@ -93,10 +97,10 @@ def trained(reader: Drawn, image_ids: Sequence[str], seed: int) -> models.Segmen
     return net.eval()
 
 
-def save(net: models.SegmentationModel, folder: Path, fold: int, spec: ModelConfig = TINY) -> None:
+def save(net: networks.SegmentationModel, folder: Path, fold: int, spec: ModelConfig = TINY) -> None:
     folder.mkdir(parents=True)
-    models.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold})
-    models.save_weights(folder / models.WEIGHTS["last"], net.state_dict())
+    networks.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold})
+    networks.save_weights(folder / workspace.WEIGHTS["last"], net.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ def runner(path: Path) -> Run:
     if path.suffix == ".onnx":
         return OnnxPredictor(path).logits
     net = {
-        "hub": lambda: models.load_model(path)[0],
+        "hub": lambda: networks.load_model(path)[0],
         "model.torchscript.pt": lambda: jit_load(path),
         "model.pt2": lambda: torch.export.load(path).module(),
     }[path.name]()
@@ -169,7 +173,7 @@ class TestFormats:
         self, job: ExportJob, exported: dict[str, ExportResult], name: str
     ) -> None:
         path, measured = exported[name].path, exported[name].result
-        assert isinstance(measured, check.ExportReport), measured
+        assert isinstance(measured, verification.ExportReport), measured
         assert path.name == FORMATS[name].file
         assert measured.images == len(job.check_ids)
         assert measured.bytes == sum(p.stat().st_size for p in (path, *path.glob("*")) if p.is_file())
@@ -249,7 +253,7 @@ class TestFormats:
         ids=lambda spec: spec.encoder,
     )
     def test_nets_with_encoders_too(self, tmp_path: Path, spec: SmpUNetConfig, write: Callable[..., None]) -> None:
-        net = models.build_model(spec, InputSettings(size=(64, 96), channels="gray")).eval()
+        net = networks.build_model(spec, InputSettings(size=(64, 96), channels="gray")).eval()
         if write is write_onnx:
             path = tmp_path / "model.onnx"
             write(net, OnnxMetadata(kind="net", model="tiny", folds=(0,), input=INPUT), path)
@@ -267,7 +271,7 @@ class TestFormats:
     def test_grey_128_in_8_bits_is_at_most_2_and_a_half_megabytes(self, tmp_path: Path) -> None:
         overlay = YAML(typ="safe").load((ROOT / "recipes" / "grey-128.yaml").read_text())["models"]["specs"]["grey-128"]
         input = InputSettings.model_validate(overlay["input"])
-        net = models.build_model(UNetConfig(architecture="unet", widths=tuple(overlay["widths"])), input).eval()
+        net = networks.build_model(UNetConfig(architecture="unet", widths=tuple(overlay["widths"])), input).eval()
         facts = OnnxMetadata(kind="net", model="grey-128", folds=(0,), input=input)
         write_onnx(net, facts, tmp_path / "model.onnx")
         noise = np.random.default_rng(0).integers(0, 256, (4, input.height, input.width, 1)).astype(np.uint8)
@@ -317,8 +321,8 @@ class TestEnsemble:
     def test_nets_that_see_different_pictures_are_refused(self, job: ExportJob, tmp_path: Path) -> None:
         folder = tmp_path / "other"
         folder.mkdir()
-        models.save_config(folder, TINY, InputSettings(size=(48, 64)), {"model": "tiny", "fold": 1})
-        models.save_weights(folder / models.WEIGHTS["last"], models.build_model(TINY, INPUT).state_dict())
+        networks.save_config(folder, TINY, InputSettings(size=(48, 64)), {"model": "tiny", "fold": 1})
+        networks.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(TINY, INPUT).state_dict())
         mixed = replace(job, folders={0: job.folders[0], 1: folder})
         with pytest.raises(CarvanaError, match="folds 0 and 1 want to see different pictures"):
             next(export_net(mixed, ["ensemble"], {}, tmp_path / "exports"))
@@ -350,7 +354,7 @@ class TestChecks:
         self, job: ExportJob, tmp_path: Path, spoilt: Callable[[str], None]
     ) -> None:
         good = list(export_net(job, ["torchscript", "hub"], {}, tmp_path))
-        assert all(isinstance(done.result, check.ExportReport) for done in good)
+        assert all(isinstance(done.result, verification.ExportReport) for done in good)
         before = content(tmp_path)
         spoilt("torchscript")
         (done,) = export_net(job, ["torchscript"], {}, tmp_path)
@@ -362,7 +366,7 @@ class TestChecks:
     ) -> None:
         spoilt("torchscript")
         done = list(export_net(job, ["torchscript", "hub"], {}, tmp_path))
-        assert [isinstance(one.result, check.ExportReport) for one in done] == [False, True]
+        assert [isinstance(one.result, verification.ExportReport) for one in done] == [False, True]
         assert sorted(path.name for path in tmp_path.iterdir()) == [README_FILE, CARD_FILE, "hub"]
         assert json.loads((tmp_path / CARD_FILE).read_text())["formats"].keys() == {"hub"}
 
@@ -381,7 +385,7 @@ class TestChecks:
         self, job: ExportJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Such as one of a single stride, of which torch.export makes another case."""
-        monkeypatch.setattr("pipeline.exporting.material.to_network_input", lambda image_HWC, _: image_HWC[:8, :8])
+        monkeypatch.setattr("pipeline.export.verification.to_network_input", lambda image_HWC, _: image_HWC[:8, :8])
         (done,) = export_net(job, ["torch-export"], {}, tmp_path)
         assert "model.pt2 can't be made of this net" in str(done.result)
         assert not list(tmp_path.iterdir())
@@ -452,7 +456,7 @@ class TestChecks:
         ],
     )
     def test_what_is_refused(self, difference: float, lost: float, exact: bool, words: str | None) -> None:
-        measured = check.ExportReport(1, difference, 0.9, lost, 16, 1.0, "here")
+        measured = verification.ExportReport(1, difference, 0.9, lost, 16, 1.0, "here")
         if words is None:
             assert_close("model.onnx", measured, exact=exact)
         else:
@@ -651,7 +655,7 @@ class TestCommand:
         )
         card = json.loads((project / "exports" / "tiny" / CARD_FILE).read_text())
         assert list(card["formats"]) == list(FORMATS)
-        assert all(entry["images"] == check.CHECK_IMAGES for entry in card["formats"].values())
+        assert all(entry["images"] == verification.CHECK_IMAGES for entry in card["formats"].values())
         assert (card["net"]["model"], card["net"]["fold"]) == ("tiny", 0)
         ensemble = card["formats"]["ensemble"]
         assert (ensemble["merge"], ensemble["views"], ensemble["folds"]) == (
@@ -674,7 +678,7 @@ class TestCommand:
         self, project: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         jobs: list[ExportJob] = []
-        monkeypatch.setattr(command, "export_net", lambda job, *_: jobs.append(job) or [])  # type: ignore[func-returns-value]
+        monkeypatch.setattr(exporter, "export_net", lambda job, *_: jobs.append(job) or [])  # type: ignore[func-returns-value]
         assert self.run("tiny", "--fold", "1", "--images", "9") == 0
         fold_of = read_folds(Path("folds/folds.csv"))
         (job,) = jobs

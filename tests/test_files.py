@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import atomic_write, publish_tree, remove_path, sha256_of, write_json, write_text
-from pipeline.places import project_root
+from pipeline.utils.files import atomic_write, publish_tree, remove_path, sha256_of, write_json, write_text
+from pipeline.workspace import project_root
 
 LARGE = b"x" * (1 << 20)
 

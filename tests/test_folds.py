@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.competition.layout import format_image_id
-from pipeline.data.folds import (
+from pipeline.competition.image_ids import format_image_id
+from pipeline.data.fold_assignment import (
     HOLDOUT_FOLD,
     assign_folds,
     images_in_folds,

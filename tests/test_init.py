@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.config import InputSettings, ResolvedModel, SmpUNetConfig, UNetConfig, read_params
 from pipeline.errors import CarvanaError
-from pipeline.learning.models import build_model, init_checkpoint_path, initial_weights_digest, save_weights
-from pipeline.learning.settings import InputSettings, ResolvedModel, SmpUNetConfig, UNetConfig
-from pipeline.learning.training import TrainJob, train
-from pipeline.params import read_params
+from pipeline.models.networks import build_model, init_checkpoint_path, initial_weights_digest, save_weights
 from pipeline.stages import train as stage
+from pipeline.training.module import TrainJob
+from pipeline.training.trainer import train
 from tests.project import ROOT
 from tests.test_training import job
 

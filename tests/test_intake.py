@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.intake import build_manifest, ensure_data, write_truth
-from pipeline.data.settings import DRAWING, DataSettings, SampleSettings, data_dir
-from pipeline.data.source import CompetitionData, open_test, open_training
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import DataSettings, SampleSettings
+from pipeline.data.competition_data import DRAWING, CompetitionData, data_dir, open_test, open_training
+from pipeline.data.ingest import build_manifest, ensure_data, write_truth
 from pipeline.errors import CarvanaError
 from pipeline.stages.code import imports
 

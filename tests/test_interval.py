@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.competition.interval import MIN_CLUSTERS, simultaneous_lower_bounds, studentized_ci
+from pipeline.ablation.bootstrap import MIN_CLUSTERS, simultaneous_lower_bounds, studentized_ci
 
 ANGLES = 16
 SIMULATIONS = 2000

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CarvanaError
-from pipeline.kaggle_api import client
-from pipeline.kaggle_api.client import KaggleClient
+from pipeline.kaggle import client
+from pipeline.kaggle.client import KaggleClient
 from tests import kaggle_server as faulty
 from tests.kaggle_server import COMPETITION, KEY, QUICK, TOKEN, USER, KaggleServer, demand_nothing_secret
 
@@ -279,7 +279,7 @@ class TestRefusals:
 def test_importing_the_room_asks_nothing_prints_nothing_and_makes_no_folder(
     server: KaggleServer, environment: dict[str, str]
 ) -> None:
-    code = "import pipeline.kaggle_api.commands, sys; assert not {'torch', 'kaggle'} & sys.modules.keys()"
+    code = "import pipeline.kaggle.commands, sys; assert not {'torch', 'kaggle'} & sys.modules.keys()"
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert server.asked == []

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.settings import DataSettings
+from pipeline.config import DataSettings
 from pipeline.errors import CarvanaError
-from pipeline.kaggle_api import download, shelf, transfer
-from pipeline.kaggle_api.client import KaggleClient
-from pipeline.kaggle_api.commands import download_competition, preview_competition
-from pipeline.kaggle_api.patience import retry_after_s
+from pipeline.kaggle import download_cache, downloader, transfer
+from pipeline.kaggle.api_errors import retry_after_s
+from pipeline.kaggle.client import KaggleClient
+from pipeline.kaggle.commands import download_competition, preview_competition
 from tests import kaggle_server as faulty
 from tests.kaggle_server import (
     COMPETITION,
@@ -138,8 +138,8 @@ class TestFetch:
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_a_disk_without_room(self, server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        usage = download.shutil.disk_usage(tmp_path)._replace(free=1_000_000 + (64 << 20))
-        monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+        usage = downloader.shutil.disk_usage(tmp_path)._replace(free=1_000_000 + (64 << 20))
+        monkeypatch.setattr(downloader.shutil, "disk_usage", lambda path: usage)
         with pytest.raises(CarvanaError, match=r"needs 1\.4 MB more, and its disk has 68\.1 MB left"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert server.count("DownloadDataFile") == 0
@@ -389,7 +389,7 @@ class TestFaults:
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         (folder / "test.zip").touch()
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
-        monkeypatch.setattr(shelf, "md5_digest", lambda file: pytest.fail("read again"))
+        monkeypatch.setattr(download_cache, "md5_digest", lambda file: pytest.fail("read again"))
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     @pytest.mark.parametrize("name", FAULTS)

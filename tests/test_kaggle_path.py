@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.competition.submission import content_digest
+from pipeline.submission.csv_file import content_digest
 from tests.kaggle_server import COMPETITION, KaggleServer, demand_nothing_secret
 from tests.project import Project
 from tests.test_pipeline import TINY

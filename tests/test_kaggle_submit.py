@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.competition.layout import format_image_id
-from pipeline.data.settings import DataSettings
+from pipeline.competition.image_ids import format_image_id
+from pipeline.config import DataSettings
 from pipeline.errors import CarvanaError
-from pipeline.kaggle_api import standing
-from pipeline.kaggle_api.agreement import cv_lb_correlation
-from pipeline.kaggle_api.client import LeaderboardEntry
-from pipeline.kaggle_api.commands import show_leaderboard, show_submissions, submit
-from pipeline.kaggle_api.ledger import LEDGER_COLUMNS, Ledger, LedgerRow
+from pipeline.kaggle import commands
+from pipeline.kaggle.client import LeaderboardEntry
+from pipeline.kaggle.commands import show_leaderboard, show_submissions, submit
+from pipeline.kaggle.ledger import LEDGER_COLUMNS, Ledger, LedgerRow, cv_lb_correlation
 from tests import kaggle_server as faulty
 from tests.kaggle_server import FROM_KAGGLE, QUICK, Fault, KaggleServer, demand_nothing_secret
 
@@ -769,7 +768,7 @@ class TestLedger:
 
     def test_many_at_once_lose_nothing(self, tmp_path: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from pipeline.kaggle_api.ledger import *\n"
+            "import sys; from pathlib import Path; from pipeline.kaggle.ledger import *\n"
             "for n in range(10):\n"
             "    Ledger(Path('ledger.csv')).add(dict.fromkeys(LEDGER_COLUMNS, '') | {'tag': sys.argv[1] + str(n)})"
         )
@@ -851,5 +850,5 @@ class TestStanding:
 
     def test_places(self) -> None:
         board = [LeaderboardEntry("a", 0.9), LeaderboardEntry("b", 0.8), LeaderboardEntry("c", 0.8)]
-        assert [standing.rank(board, score) for score in (0.95, 0.9, 0.85, 0.8, 0.7)] == [1, 1, 2, 2, 4]
-        assert standing.rows_around([], 0.5).split() == ["1", "0.500000", "<-", "here"]
+        assert [commands.rank(board, score) for score in (0.95, 0.9, 0.85, 0.8, 0.7)] == [1, 1, 2, 2, 4]
+        assert commands.rows_around([], 0.5).split() == ["1", "0.500000", "<-", "here"]

@@ -10,25 +10,28 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline import workspace
+from pipeline.config import AugmentSettings, InputSettings, Precision, SmpUNetConfig, TrainSettings, UNetConfig
 from pipeline.errors import CarvanaError, CorruptFileError
-from pipeline.learning import models
-from pipeline.learning.dataset import CachedImages, DistributedEvalSampler, EpochSampler, TrainingSet
-from pipeline.learning.devices import device_label, resolve_device, resolve_precision
-from pipeline.learning.inference import TorchPredictor, predict_stream
-from pipeline.learning.losses import border_bce, compute_losses, dice_loss
-from pipeline.learning.pixels import quantize_logits_tensor, upsample_logits_tensor
-from pipeline.learning.rasters import soft_target, to_network_input
-from pipeline.learning.settings import (
-    AugmentSettings,
-    InputSettings,
-    Precision,
-    SmpUNetConfig,
-    TrainSettings,
-    UNetConfig,
+from pipeline.inference.torch_predictor import (
+    DeviceSpans,
+    PredictionTimer,
+    TimingRecord,
+    TorchPredictor,
+    predict_stream,
 )
-from pipeline.learning.stopwatch import DeviceSpans, PredictionTimer, TimingRecord
-from pipeline.learning.views import TTATransform
-from pipeline.stages import nets
+from pipeline.models import networks
+from pipeline.models.resize import soft_target, to_network_input
+from pipeline.models.tensors import (
+    device_label,
+    quantize_logits_tensor,
+    resolve_device,
+    resolve_precision,
+    upsample_logits_tensor,
+)
+from pipeline.models.tta import TTATransform
+from pipeline.training.dataset import CachedImages, DistributedEvalSampler, EpochSampler, TrainingSet
+from pipeline.training.module import border_bce, compute_losses, dice_loss
 
 SMALL = InputSettings(size=(64, 64))
 TINY = UNetConfig(architecture="unet", widths=(4, 8), dropout=0.2)
@@ -46,7 +49,7 @@ def parameters(net: nn.Module) -> int:
 
 class TestModels:
     def test_the_classic_unet_has_31_million_parameters(self) -> None:
-        net = models.build_model(UNetConfig(architecture="unet"), SMALL)
+        net = networks.build_model(UNetConfig(architecture="unet"), SMALL)
         assert parameters(net) == 31_037_633
 
     @pytest.mark.parametrize("norm", ["batch", "group", "none"])
@@ -54,7 +57,7 @@ class TestModels:
     def test_classic_keeps_size(self, norm: str, channels: str) -> None:
         spec = UNetConfig.model_validate({"architecture": "unet", "widths": (8, 8, 16), "norm": norm})
         input = InputSettings.model_validate({"size": (64, 96), "channels": channels})
-        net = models.build_model(spec, input).eval()
+        net = networks.build_model(spec, input).eval()
         assert net(torch.zeros(2, input.channel_count, 64, 96)).shape == (2, 1, 64, 96)
 
     @pytest.mark.parametrize("encoder", ["resnet18", "tu-mobilenetv3_small_050"])
@@ -62,7 +65,7 @@ class TestModels:
     def test_encoder_keeps_size(self, encoder: str, channels: str) -> None:
         spec = SmpUNetConfig(architecture="smp_unet", encoder=encoder, decoder_channels=(32, 16, 16, 8, 8))
         input = InputSettings.model_validate({"size": (64, 64), "channels": channels})
-        net = models.build_model(spec, input).eval()
+        net = networks.build_model(spec, input).eval()
         assert net(torch.zeros(1, input.channel_count, 64, 64)).shape == (1, 1, 64, 64)
 
     def test_native_width_is_padded_by_as_much_on_each_side(self) -> None:
@@ -71,47 +74,47 @@ class TestModels:
                 assert pixels.shape[-1] == 96
                 return pixels[:, :1]
 
-        net = models.SegmentationModel(Columns(), SMALL, stride=32)
+        net = networks.SegmentationModel(Columns(), SMALL, stride=32)
         pixels = torch.rand(1, 3, 64, 94) * 255
         expected = ((pixels - net.mean) / net.std)[:, :1]
         assert torch.equal(net(pixels), expected)
         assert torch.equal(net(pixels.flip(-1)).flip(-1), expected)
 
     def test_same_seed_same_weights(self) -> None:
-        first, again, other = (models.build_model(TINY, SMALL, seed).state_dict() for seed in (1, 1, 2))
+        first, again, other = (networks.build_model(TINY, SMALL, seed).state_dict() for seed in (1, 1, 2))
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert not all(torch.equal(first[name], other[name]) for name in first)
 
     def test_a_folder_explains_itself(self, tmp_path: Path) -> None:
-        net = models.build_model(TINY, SMALL, seed=3)
-        models.save_config(tmp_path, TINY, SMALL, {"fold": 0})
-        models.save_weights(tmp_path / models.WEIGHTS["last"], net.state_dict())
-        loaded, input = models.load_model(tmp_path)
+        net = networks.build_model(TINY, SMALL, seed=3)
+        networks.save_config(tmp_path, TINY, SMALL, {"fold": 0})
+        networks.save_weights(tmp_path / workspace.WEIGHTS["last"], net.state_dict())
+        loaded, input = networks.load_model(tmp_path)
         pixels = torch.rand(1, 3, 64, 64) * 255
         assert input == SMALL
         assert torch.equal(loaded(pixels), net.eval()(pixels))
 
     def test_weights_of_another_architecture(self, tmp_path: Path) -> None:
-        models.save_weights(tmp_path / "other.safetensors", models.build_model(TINY, SMALL).state_dict())
-        wider = models.build_model(UNetConfig(architecture="unet", widths=(8, 8)), SMALL)
+        networks.save_weights(tmp_path / "other.safetensors", networks.build_model(TINY, SMALL).state_dict())
+        wider = networks.build_model(UNetConfig(architecture="unet", widths=(8, 8)), SMALL)
         with pytest.raises(CarvanaError, match=r"other\.safetensors holds weights of another architecture: 'network"):
-            models.load_weights(wider, tmp_path / "other.safetensors")
+            networks.load_weights(wider, tmp_path / "other.safetensors")
 
     def test_a_folder_without_a_net(self, tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match="holds no trained net"):
-            models.load_model(tmp_path)
+            networks.load_model(tmp_path)
 
     @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
     @pytest.mark.parametrize("prefix", ["", "encoder."])
     def test_encoder_weights_from_a_file(self, tmp_path: Path, ending: str, prefix: str) -> None:
-        source = models.build_model(ENCODER, SMALL, seed=1).network.encoder
+        source = networks.build_model(ENCODER, SMALL, seed=1).network.encoder
         state = {f"{prefix}{name}": value.contiguous() for name, value in source.state_dict().items()}
         path = tmp_path / f"weights{ending}"
         if ending == ".pth":
             torch.save({"state_dict": state}, path)
         else:
-            models.save_weights(path, state)
-        net = models.build_model(ENCODER.model_copy(update={"encoder_weights": str(path)}), SMALL, seed=2)
+            networks.save_weights(path, state)
+        net = networks.build_model(ENCODER.model_copy(update={"encoder_weights": str(path)}), SMALL, seed=2)
         assert torch.equal(net.network.encoder.conv1.weight, source.conv1.weight)
 
     def test_a_weights_file_is_sought_in_the_projects_root(
@@ -123,14 +126,14 @@ class TestModels:
         (tmp_path / "weights").mkdir()
         monkeypatch.chdir(experiment)
         with pytest.raises(CarvanaError, match=r"no weights at .*r18\.safetensors: check encoder_weights"):
-            models.initial_weights_digest(spec)
+            networks.initial_weights_digest(spec)
         digests = []
         for content in (b"one", b"two"):
             (tmp_path / "weights" / "r18.safetensors").write_bytes(content)
-            digests.append(models.initial_weights_digest(spec))
+            digests.append(networks.initial_weights_digest(spec))
         assert digests[0] != digests[1]
-        assert models.initial_weights_digest(ENCODER) is None
-        assert models.initial_weights_digest(ENCODER.model_copy(update={"encoder_weights": "imagenet"})) is None
+        assert networks.initial_weights_digest(ENCODER) is None
+        assert networks.initial_weights_digest(ENCODER.model_copy(update={"encoder_weights": "imagenet"})) is None
 
     def test_weights_that_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def offline(*_: object, **__: object) -> None:
@@ -139,23 +142,23 @@ class TestModels:
         monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", offline)
         spec = ENCODER.model_copy(update={"encoder_weights": "imagenet"})
         with pytest.raises(CarvanaError, match=r"can't be fetched.*check the network.*local file"):
-            models.build_model(spec, SMALL)
+            networks.build_model(spec, SMALL)
 
     def test_unknown_encoder_and_missing_file(self) -> None:
         with pytest.raises(CarvanaError, match="Encoder 'resnet1'"):
-            models.build_model(ENCODER.model_copy(update={"encoder": "resnet1"}), SMALL)
+            networks.build_model(ENCODER.model_copy(update={"encoder": "resnet1"}), SMALL)
         with pytest.raises(CarvanaError, match=r"no weights at .*gone\.pth"):
-            models.build_model(ENCODER.model_copy(update={"encoder_weights": "./gone.pth"}), SMALL)
+            networks.build_model(ENCODER.model_copy(update={"encoder_weights": "./gone.pth"}), SMALL)
 
     def test_timm_encoders_have_one_set_of_weights(self) -> None:
         spec = ENCODER.model_copy(update={"encoder": "tu-resnet18", "encoder_weights": "imagnet"})
         with pytest.raises(CarvanaError, match="'tu-resnet18' has no weights 'imagnet': set encoder_weights to"):
-            models.build_model(spec, SMALL)
+            networks.build_model(spec, SMALL)
 
     def test_pickles_are_refused(self, tmp_path: Path) -> None:
-        torch.save(models.build_model(TINY, SMALL), tmp_path / "net.pth")
+        torch.save(networks.build_model(TINY, SMALL), tmp_path / "net.pth")
         with pytest.raises(CarvanaError, match="holds more than weights"):
-            models.read_weights(tmp_path / "net.pth")
+            networks.read_weights(tmp_path / "net.pth")
 
 
 class TestLosses:
@@ -256,8 +259,8 @@ class TestPixels:
 
 @pytest.fixture
 def net_folder(tmp_path: Path) -> Path:
-    models.save_config(tmp_path, TINY, InputSettings(size=(32, 48)), {})
-    models.save_weights(tmp_path / models.WEIGHTS["last"], models.build_model(TINY, SMALL, seed=5).state_dict())
+    networks.save_config(tmp_path, TINY, InputSettings(size=(32, 48)), {})
+    networks.save_weights(tmp_path / workspace.WEIGHTS["last"], networks.build_model(TINY, SMALL, seed=5).state_dict())
     return tmp_path
 
 
@@ -305,10 +308,10 @@ class TestPredictor:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_non_finite_weights_are_refused_when_loaded(self, net_folder: Path, value: float) -> None:
-        path = net_folder / models.WEIGHTS["last"]
-        state = dict(models.read_weights(path))
+        path = net_folder / workspace.WEIGHTS["last"]
+        state = dict(networks.read_weights(path))
         name = next(name for name, value in state.items() if value.is_floating_point())
-        models.save_weights(path, state | {name: torch.full_like(state[name], value)})
+        networks.save_weights(path, state | {name: torch.full_like(state[name], value)})
         with pytest.raises(CarvanaError, match=name):
             TorchPredictor(net_folder, device="cpu")
 
@@ -399,17 +402,19 @@ class TestStopwatch:
 
 class TestNetDigest:
     def test_files_are_named_as_nets_name_them(self) -> None:
-        assert (nets.CONFIG, nets.WEIGHTS) == (models.CONFIG, models.WEIGHTS)
+        assert (workspace.CONFIG, workspace.WEIGHTS) == (workspace.CONFIG, workspace.WEIGHTS)
 
     def test_architecture_and_weights_count(self, net_folder: Path) -> None:
-        digests = {nets.net_digest(net_folder, "last")}
-        models.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
-        digests.add(nets.net_digest(net_folder, "last"))
-        models.save_weights(net_folder / models.WEIGHTS["last"], models.build_model(TINY, SMALL, seed=6).state_dict())
-        digests.add(nets.net_digest(net_folder, "last"))
+        digests = {workspace.net_digest(net_folder, "last")}
+        networks.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
+        digests.add(workspace.net_digest(net_folder, "last"))
+        networks.save_weights(
+            net_folder / workspace.WEIGHTS["last"], networks.build_model(TINY, SMALL, seed=6).state_dict()
+        )
+        digests.add(workspace.net_digest(net_folder, "last"))
         assert len(digests) == 3
         with pytest.raises(CarvanaError, match="holds no trained net"):
-            nets.net_digest(net_folder, "best")
+            workspace.net_digest(net_folder, "best")
 
 
 class TestDevices:

@@ -23,19 +23,18 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.commands import tensorboard
-from pipeline.competition.layout import ANGLES, format_image_id, parse_image_id
+from pipeline.app import launch
+from pipeline.competition.image_ids import ANGLES, format_image_id, parse_image_id
+from pipeline.config import InputSettings, read_params
 from pipeline.errors import CarvanaError
-from pipeline.learning import logbook, panel, training
-from pipeline.learning.logbook import GradientNormMonitor, run_dir
-from pipeline.learning.models import SegmentationModel, build_model, load_model
-from pipeline.learning.panel import PredictionGrid, pick_images
-from pipeline.learning.settings import InputSettings
-from pipeline.learning.training import train
-from pipeline.params import read_params
-from pipeline.places import runs_dir
-from pipeline.reporting import pictures
+from pipeline.models.networks import SegmentationModel, build_model, load_model
+from pipeline.report import overlays
 from pipeline.stages import train as stage
+from pipeline.training import callbacks, prediction_grid, trainer
+from pipeline.training.callbacks import GradientNormMonitor, run_dir
+from pipeline.training.prediction_grid import PredictionGrid, pick_images
+from pipeline.training.trainer import train
+from pipeline.workspace import runs_dir
 from tests.project import ROOT
 from tests.test_learning import Drawn
 from tests.test_training import READER, Killed, job
@@ -103,21 +102,24 @@ class TestPanel:
     def test_errors_have_a_colour_each(self) -> None:
         truth, nothing, everything = self.rows(Knows())[1], self.rows(Says(-9.0))[3], self.rows(Says(9.0))[3]
         car = self.share(truth, (255, 255, 255))
-        assert self.share(nothing, panel.FALSE_NEGATIVE) == pytest.approx(car, abs=0.02)
-        assert self.share(nothing, panel.FALSE_POSITIVE) == 0
-        assert self.share(everything, panel.FALSE_POSITIVE) > 0.9 * (1 - car)
-        assert self.share(everything, panel.FALSE_NEGATIVE) < 0.001
+        assert self.share(nothing, prediction_grid.FALSE_NEGATIVE) == pytest.approx(car, abs=0.02)
+        assert self.share(nothing, prediction_grid.FALSE_POSITIVE) == 0
+        assert self.share(everything, prediction_grid.FALSE_POSITIVE) > 0.9 * (1 - car)
+        assert self.share(everything, prediction_grid.FALSE_NEGATIVE) < 0.001
         right = self.rows(Knows())[3]
         assert np.ptp(right, axis=2).max() < 12  # grey, as far as a JPEG is
 
     def test_an_error_one_pixel_wide_is_seen_in_a_native_image(self) -> None:
         target = np.zeros((1280, 1918), np.uint8)
         target[:, 1000] = 255
-        drawn = panel._error_image(np.full((160, 240, 3), 128, np.uint8), target, np.zeros_like(target))
+        drawn = prediction_grid._error_image(np.full((160, 240, 3), 128, np.uint8), target, np.zeros_like(target))
         assert np.ptp(drawn.astype(int), axis=2).max() > 60
 
     def test_colours_are_those_of_the_report(self) -> None:
-        assert (panel.FALSE_NEGATIVE, panel.FALSE_POSITIVE) == (pictures.FALSE_NEGATIVE, pictures.FALSE_POSITIVE)
+        assert (prediction_grid.FALSE_NEGATIVE, prediction_grid.FALSE_POSITIVE) == (
+            overlays.FALSE_NEGATIVE,
+            overlays.FALSE_POSITIVE,
+        )
 
     def test_a_grey_net_has_photographs_in_colour(self) -> None:
         class Red(Drawn):
@@ -167,7 +169,7 @@ class TestDrawnNet:
             if trainer.current_epoch == 1:
                 raise Killed
 
-        monkeypatch.setattr(training.MetricsHistory, "on_train_epoch_start", kill)
+        monkeypatch.setattr(trainer.MetricsHistory, "on_train_epoch_start", kill)
         with pytest.raises(Killed):
             train(job(validate_every=3), tmp_path)
         checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
@@ -189,7 +191,7 @@ class TestDrawnNet:
 
             return noted
 
-        monkeypatch.setattr(training, "update_bn_stats", noting("calibrate", training.update_bn_stats))
+        monkeypatch.setattr(trainer, "update_bn_stats", noting("calibrate", trainer.update_bn_stats))
         monkeypatch.setattr(PredictionGrid, "draw", noting("draw", PredictionGrid.draw))
         train(job(epochs=3, validate_every=3), tmp_path)
         assert done == ["calibrate", "draw"] * 3
@@ -282,7 +284,7 @@ class TestLog:
         assert len({value for _, value in found["batch/lr"]}) > 3
 
     def test_at_most_a_hundred_batches_an_epoch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(logbook, "_POINTS", 2)
+        monkeypatch.setattr(callbacks, "_POINTS", 2)
         train(replace(LOGGED, train_ids=["0", "1", "2", "3", "4"]), tmp_path / "work", tmp_path / "log")
         steps = [step for step, _ in scalars(tmp_path / "log" / "batches")["batch/loss"]]
         assert steps == [3, 8, 13]
@@ -310,9 +312,9 @@ class TestLog:
         self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
     ) -> None:
         hook = (
-            (training.MetricsHistory, "on_train_batch_end")
+            (trainer.MetricsHistory, "on_train_batch_end")
             if moment == "in_an_epoch"
-            else (training.LastCheckpoint, "on_train_epoch_end")
+            else (trainer.LastCheckpoint, "on_train_epoch_end")
         )
         original = getattr(*hook)
 
@@ -348,14 +350,14 @@ class TestLog:
     def test_a_disk_that_fills_up_stops_no_training(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        add_scalar = logbook.SummaryWriter.add_scalar
+        add_scalar = callbacks.SummaryWriter.add_scalar
 
         def full(self: Any, tag: str, value: Any, step: int) -> None:
             if step > 7:
                 raise OSError(28, "No space left on device")
             add_scalar(self, tag, value, step)
 
-        monkeypatch.setattr(logbook.SummaryWriter, "add_scalar", full)
+        monkeypatch.setattr(callbacks.SummaryWriter, "add_scalar", full)
         train(LOGGED, tmp_path / "work", tmp_path / "log")
         told = capsys.readouterr().err
         assert told.count("warning: ") == told.count("No space left on device") == 1
@@ -420,12 +422,12 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "runs/small").mkdir(parents=True)
         with pytest.raises(CarvanaError, match=r"no log of a training in .*/runs: train first, with 'dvc repro train'"):
-            tensorboard.serve_tensorboard("127.0.0.1", port)
+            launch.serve_tensorboard("127.0.0.1", port)
 
     @pytest.fixture
     def project(self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(whole / "log", tmp_path / "runs" / RUN)
-        logbook.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began again
+        callbacks.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began again
         monkeypatch.chdir(tmp_path)
         assert runs_dir() == tmp_path / "runs"
         return tmp_path
@@ -434,14 +436,14 @@ class TestCommand:
     @pytest.mark.parametrize("wrong", [0, -1, 65536])
     def test_no_port(self, wrong: int) -> None:
         with pytest.raises(CarvanaError, match=rf"--port {wrong} is no port"):
-            tensorboard.serve_tensorboard("127.0.0.1", wrong)
+            launch.serve_tensorboard("127.0.0.1", wrong)
 
     @pytest.mark.usefixtures("project")
     def test_a_port_that_is_taken(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             taken = other.getsockname()[1]
             with pytest.raises(CarvanaError, match=rf"^Port {taken} of 127\.0\.0\.1 is taken, .* with --port\.$"):
-                tensorboard.serve_tensorboard("127.0.0.1", taken)
+                launch.serve_tensorboard("127.0.0.1", taken)
 
     @pytest.mark.usefixtures("project")
     @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ class TestCommand:
     )
     def test_an_address_of_another_machine(self, address: str, reason: str, port: int) -> None:
         with pytest.raises(CarvanaError, match=reason):
-            tensorboard.serve_tensorboard(address, port)
+            launch.serve_tensorboard(address, port)
 
     def test_it_serves_what_was_logged(self, project: Path, port: int) -> None:
         url = f"http://127.0.0.1:{port}"

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from pipeline.competition import rle
-from pipeline.competition.metric import (
+from pipeline.competition.dice import (
     ConfusionCounts,
     confusion_counts,
     confusion_counts_from_runs,

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.competition.metric import confusion_counts
-from pipeline.data.source import CompetitionData, LabeledImages
-from pipeline.learning.inference import TorchPredictor
-from pipeline.learning.settings import HardwareSettings, ResolvedModel, SmpUNetConfig
-from pipeline.learning.training import TrainJob, train
-from pipeline.params import read_params
+from pipeline.competition.dice import confusion_counts
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import HardwareSettings, ResolvedModel, SmpUNetConfig, read_params
+from pipeline.data.competition_data import CompetitionData, LabeledImages
+from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.recipes import apply_recipe
+from pipeline.training.module import TrainJob
+from pipeline.training.trainer import train
 from tests.project import ROOT
 
 STEPS = 3

@@ -18,20 +18,18 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.data.metadata import read_car_makes
-from pipeline.ensembling.active import EnsembleContext
-from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.mapping import PredictJob, write_predictions
-from pipeline.ensembling.maps import CompressedMap, PredictionStore, ProbabilityMap
-from pipeline.ensembling.opinions import MemberPredictions
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import EnsembleSettings
+from pipeline.data.competition_data import read_car_makes
+from pipeline.ensemble.disagreement import MemberPredictions
+from pipeline.ensemble.evaluation import EnsembleContext
 from pipeline.errors import CarvanaError
-from pipeline.reporting import charts, crops, figures, headlines, tables, words
-from pipeline.reporting.crops import CropBox
-from pipeline.reporting.figures import Figure, FigureImage
-from pipeline.reporting.forest import build_comparison
-from pipeline.reporting.page import ReportData, render_page
-from pipeline.reporting.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH
+from pipeline.inference.prediction_store import PredictionStore
+from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.probability_map import CompressedMap, ProbabilityMap
+from pipeline.report import ablation_text, charts, overlays, summary, tables
+from pipeline.report.html_page import ReportData, build_comparison, render_page
+from pipeline.report.overlays import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH, CropBox, Figure, FigureImage
 from tests.drawn_reports import DrawnReports
 
 FULL = DrawnReports()
@@ -57,8 +55,8 @@ def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> ReportData:
         getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
         read[name] = tables.read_table(folder / name)
     summary = json.loads(json.dumps(drawn.summary()))
-    read["images"] = headlines.rows_as_submitted(read["images"], submission)
-    read["doubts"] = headlines.with_final_dice(read["doubts"], read["images"])
+    read["images"] = summary.rows_as_submitted(read["images"], submission)
+    read["doubts"] = summary.with_final_dice(read["doubts"], read["images"])
     whole = ReportData(summary, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
     return replace(whole, **changes)
 
@@ -168,8 +166,8 @@ class TestPage:
             [],
             [],
             [
-                figures.prediction_grid_figure("small/0", 0.98765, jpeg),
-                figures.prediction_grid_figure("resnet18/0", 0.9, jpeg),
+                overlays.prediction_grid_figure("small/0", 0.98765, jpeg),
+                overlays.prediction_grid_figure("resnet18/0", 0.9, jpeg),
             ],
         )
         document = Document(html)
@@ -213,7 +211,7 @@ class TestPage:
 
     def test_scores_are_those_after_the_steps_of_the_submission(self, full: ReportData) -> None:
         images = full.images.assign(dice=full.images["dice"] - 0.02)
-        doubts = headlines.with_final_dice(full.doubts, images)
+        doubts = summary.with_final_dice(full.doubts, images)
         steps = SUBMISSION | {"postprocess": ["refine_edges"]}
         document = Document(render_page(replace(full, images=images, doubts=doubts, submission=steps), [], []))
         out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
@@ -458,45 +456,45 @@ class TestCharts:
 
 class TestHeadlines:
     def test_scores_tell_interval_or_why_there_is_none(self, full: ReportData, bare: ReportData) -> None:
-        (oof, holdout, test) = headlines.headline_scores(full.images, SUBMISSION)
+        (oof, holdout, test) = summary.headline_scores(full.images, SUBMISSION)
         assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
         assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
         assert oof.basis == "224 images of 14 cars"
         assert oof.dice == f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}"
         assert test.interval.startswith("No interval")
-        (alone,) = headlines.headline_scores(bare.images, ALONE)
+        (alone,) = summary.headline_scores(bare.images, ALONE)
         assert alone.interval == "No interval: it takes 8 cars."
 
     def test_one_held_out_car_has_a_score_though_its_settings_are_not_compared(self, tmp_path: Path) -> None:
         found = findings(DrawnReports(held_out=("f" * 12,)), tmp_path)
-        _, holdout, _ = headlines.headline_scores(found.images, SUBMISSION)
+        _, holdout, _ = summary.headline_scores(found.images, SUBMISSION)
         assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it takes 8 cars.")
         assert "16 images of 1 car" in Document(render_page(found, [], [])).text
 
     def test_no_bound_is_above_1(self) -> None:
         rows = pd.DataFrame({"split": "oof", "car": [str(n) for n in range(10)], "dice": [0.5, *[1.0] * 9]})
-        (score,) = headlines.headline_scores(rows, {})
+        (score,) = summary.headline_scores(rows, {})
         assert score.interval.endswith("to 1.00000")
 
     def test_the_rows_are_those_of_the_model_that_is_submitted(self) -> None:
         images = FULL.images()
-        several = headlines.rows_as_submitted(images, SUBMISSION)
+        several = summary.rows_as_submitted(images, SUBMISSION)
         assert set(several["model"]) == {"ensemble"} and set(several["split"]) == {"oof", "holdout"}
-        one = headlines.rows_as_submitted(images, SUBMISSION | {"nets": ["small/0", "small/1"]})
+        one = summary.rows_as_submitted(images, SUBMISSION | {"nets": ["small/0", "small/1"]})
         assert set(zip(one["split"], one["model"], strict=True)) == {("oof", "small"), ("holdout", "ensemble")}
         assert len(one) == len(several) == 384
 
     def test_doubts_have_the_dice_after_the_steps(self) -> None:
-        images = headlines.rows_as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
-        doubts = headlines.with_final_dice(FULL.doubts(), images.assign(dice=images["dice"] / 2))
+        images = summary.rows_as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
+        doubts = summary.with_final_dice(FULL.doubts(), images.assign(dice=images["dice"] / 2))
         assert np.allclose(doubts["dice"], FULL.doubts()["dice"] / 2)
         assert list(doubts["image_id"]) == list(FULL.doubts()["image_id"])
 
 
 class TestWords:
-    def verdict(self, **changes: Any) -> dict[str, words.SummaryPoint]:
+    def verdict(self, **changes: Any) -> dict[str, ablation_text.SummaryPoint]:
         told = FULL.summary()
-        oof, _ = words.summarize_ablation(told | {"oof": told["oof"] | changes})
+        oof, _ = ablation_text.summarize_ablation(told | {"oof": told["oof"] | changes})
         return {point.label: point for point in oof.points}
 
     def test_the_verdict_names_best_cheapest_and_the_honest_figure(self) -> None:
@@ -536,15 +534,15 @@ class TestWords:
         assert now.words.endswith("It is the current setting.")
 
     def test_numbers(self) -> None:
-        assert words.format_signed(-0.00012) == "−0.00012"
-        assert [words.format_seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == [
+        assert ablation_text.format_signed(-0.00012) == "−0.00012"
+        assert [ablation_text.format_seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == [
             "0.012 s",
             "0.5 s",
             "2.8 s",
             "123 s",
         ]
-        assert words.pluralize(1, "forward pass", "forward passes") == "1 forward pass"
-        assert words.pluralize(12345, "image") == "12,345 images"
+        assert ablation_text.pluralize(1, "forward pass", "forward passes") == "1 forward pass"
+        assert ablation_text.pluralize(12345, "image") == "12,345 images"
 
 
 class TestForest:
@@ -596,37 +594,37 @@ class TestCrops:
     def test_errors_and_the_true_outline(self) -> None:
         true, mask = box(400, 800, 400, 1200), box(400, 800, 600, 1400)
         part = CropBox.around([true, mask], 0)
-        picture = crops.error_overlay(GREY, mask, true, part, 500)  # half as large
+        picture = overlays.error_overlay(GREY, mask, true, part, 500)  # half as large
         assert picture.shape == (200, 500, 3)
         assert near(picture[100, 50], FALSE_NEGATIVE, 1)
         assert near(picture[100, 450], FALSE_POSITIVE, 1)
         assert near(picture[100, 250], (128, 128, 128), 1)
-        outline = crops.with_outlines(GREY, true, [mask], CropBox(300, 300, 900, 1500), 1200)
+        outline = overlays.with_outlines(GREY, true, [mask], CropBox(300, 300, 900, 1500), 1200)
         assert near(outline[100, 500], TRUTH, 1) and near(outline[300, 100], TRUTH, 1)
-        assert near(outline[300, 300], crops.NETS, 1) and near(outline[300, 1100], crops.NETS, 1)
+        assert near(outline[300, 300], overlays.NETS, 1) and near(outline[300, 1100], overlays.NETS, 1)
         assert near(outline[300, 600], (128, 128, 128), 1)
 
     def test_an_outline_does_not_follow_the_border_of_the_picture(self) -> None:
-        picture = crops.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
+        picture = overlays.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
         assert near(picture[0, 50], (128, 128, 128), 1) and near(picture[150, 0], (128, 128, 128), 1)
         assert near(picture[150, 200], TRUTH, 1)
 
     def test_doubt_glows_where_it_is_even_if_a_line(self) -> None:
         doubt = np.zeros((HEIGHT, WIDTH), np.uint8)
         doubt[600, 400:1200] = 255
-        picture = crops.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
+        picture = overlays.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
         assert picture[150, 200].max() > 150
         quiet = picture[50, 50]
         assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
 
     def test_a_frame_lies_just_outside_its_region(self) -> None:
         picture = np.full((400, 800, 3), 128, np.uint8)
-        framed = crops.with_frame(picture, CropBox(400, 500, 500, 700), CropBox(300, 300, 700, 1100))
-        assert near(framed[96, 300], crops.REGION, 1) and near(framed[150, 196], crops.REGION, 1)
+        framed = overlays.with_frame(picture, CropBox(400, 500, 500, 700), CropBox(300, 300, 700, 1100))
+        assert near(framed[96, 300], overlays.REGION, 1) and near(framed[150, 196], overlays.REGION, 1)
         assert near(framed[150, 300], (128, 128, 128), 1) and (picture == 128).all()
 
     def test_pictures_stand_in_the_page(self) -> None:
-        address = crops.data_uri(crops.crop_photo(GREY, CropBox(0, 0, 400, 800), 200))
+        address = overlays.data_uri(overlays.crop_photo(GREY, CropBox(0, 0, 400, 800), 200))
         head, _, text = address.partition(",")
         assert head == "data:image/jpeg;base64"
         read = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
@@ -644,7 +642,7 @@ class TestCrops:
             "height": 400.0,
             "width": 100.0,
         }
-        worst = figures.worst_image_figure(row, "Kia", GREY, true, mask, np.zeros_like(true))
+        worst = overlays.worst_image_figure(row, "Kia", GREY, true, mask, np.zeros_like(true))
         assert worst.title == "0123456789ab_03"
         assert worst.facts == [
             "Dice 0.94118",
@@ -654,10 +652,10 @@ class TestCrops:
             "1,234 pixels where nets differ",
         ]
         assert [picture.words for picture in worst.pictures] == ["errors", "where the 2 nets differ"]
-        alone = figures.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
+        alone = overlays.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
         assert alone.pictures[1].words == "where the net is undecided"
         assert alone.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
-        suspect = figures.label_error_figure(row, "Kia", GREY, true, [mask, mask])
+        suspect = overlays.label_error_figure(row, "Kia", GREY, true, [mask, mask])
         assert suspect.facts[0] == "40,000 pixels, 100 x 400, of which both nets are certain"
         assert [picture.words for picture in suspect.pictures] == [
             "where it is",
@@ -666,7 +664,7 @@ class TestCrops:
         ]
         assert (
             "its one net is certain"
-            in figures.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
+            in overlays.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
         )
 
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from pipeline.config import Params, parse_params, read_params
 from pipeline.errors import CarvanaError
-from pipeline.params import Params, parse_params, read_params
 from pipeline.recipes import apply_recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]

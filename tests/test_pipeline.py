@@ -10,17 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.competition.metric import confusion_counts
-from pipeline.competition.submission import score_submission, validate_submission
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling.counting import SettingScorer
-from pipeline.ensembling.ensemble import EnsembleSettings
-from pipeline.ensembling.grid import AblationSettings, AblationSpace
-from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, sum_maps
-from pipeline.ensembling.undecided import MapStack
-from pipeline.learning.inference import TorchPredictor
-from pipeline.resume import acquire_run_state
-from pipeline.stages.nets import net_digest
+from pipeline.ablation.fast_dice import MapStack, SettingScorer
+from pipeline.ablation.search_space import AblationSpace
+from pipeline.competition.dice import confusion_counts
+from pipeline.config import AblationSettings, EnsembleSettings
+from pipeline.data.competition_data import CompetitionData
+from pipeline.inference.prediction_store import PredictionStore
+from pipeline.inference.probability_map import ProbabilityMap, sum_maps
+from pipeline.inference.torch_predictor import TorchPredictor
+from pipeline.submission.validation import score_submission, validate_submission
+from pipeline.utils.run_state import acquire_run_state
+from pipeline.workspace import net_digest
 from tests.project import Project, kill_when
 
 TINY = {

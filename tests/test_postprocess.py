@@ -13,17 +13,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH, parse_image_id
-from pipeline.competition.metric import confusion_counts
-from pipeline.competition.submission import read_rows
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling import postprocess
-from pipeline.ensembling.active import EnsembleContext, build_mask_builder
-from pipeline.ensembling.ensemble import EnsembleSettings, MergedMargin, MergeRule, PostStep
-from pipeline.ensembling.evaluation import Evaluation
-from pipeline.ensembling.mapping import PredictJob, write_predictions
-from pipeline.ensembling.maps import PredictionStore, ProbabilityMap, sum_views
-from pipeline.ensembling.postprocess import (
+from pipeline.competition.dice import confusion_counts
+from pipeline.competition.image_ids import HEIGHT, WIDTH, parse_image_id
+from pipeline.config import EnsembleSettings, PostStep
+from pipeline.data.competition_data import CompetitionData
+from pipeline.ensemble import postprocess
+from pipeline.ensemble.evaluation import EnsembleContext, Evaluation, build_mask_builder
+from pipeline.ensemble.merge import MergedMargin, MergeRule
+from pipeline.ensemble.postprocess import (
     MAX_HOLE_PIXELS,
     RADIUS,
     MaskBuilder,
@@ -32,8 +29,12 @@ from pipeline.ensembling.postprocess import (
     keep_largest_component,
     refine_edges,
 )
-from pipeline.ensembling.submission import write_submission
+from pipeline.ensemble.submission_writer import write_submission
 from pipeline.errors import CorruptFileError
+from pipeline.inference.prediction_store import PredictionStore
+from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.probability_map import ProbabilityMap, sum_views
+from pipeline.submission.csv_file import read_rows
 
 Mask = NDArray[np.bool_]
 SOME: tuple[tuple[PostStep, ...], ...] = ((), ("keep_largest",), ("fill_holes",), ("keep_largest", "fill_holes"))

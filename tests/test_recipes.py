@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.commands import results
-from pipeline.commands.results import keep_results, show_results
-from pipeline.competition.submission import validate_submission
+from pipeline.config import Params, SmpUNetConfig, UNetConfig, read_params
 from pipeline.errors import CarvanaError
-from pipeline.learning.settings import SmpUNetConfig, UNetConfig
-from pipeline.params import Params, read_params
 from pipeline.recipes import apply_overlay, apply_recipe, recipe_names
+from pipeline.report import recipe_results
+from pipeline.report.recipe_results import keep_results, show_results
 from pipeline.stages import download, ensemble, evaluate, folds, predict, train
+from pipeline.submission.validation import validate_submission
 from tests.project import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -51,7 +50,7 @@ def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(prepared, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
     # The stages run here without DVC, which therefore knows nothing of them.
-    monkeypatch.setattr(results, "_check_up_to_date", lambda: None)
+    monkeypatch.setattr(recipe_results, "_check_up_to_date", lambda: None)
     yield tmp_path / "project"
 
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.competition import rle
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.reporting.pictures import SheetTile, write_contact_sheet
-from pipeline.reporting.summary import build_metrics, format_summary, prediction_tiles
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.report.overlays import SheetTile, write_contact_sheet
+from pipeline.report.summary import build_metrics, format_summary, prediction_tiles
 
 GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
 ORANGE, RED, GREEN, YELLOW = (255, 140, 0), (235, 30, 60), (40, 200, 40), (255, 220, 0)

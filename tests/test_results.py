@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.commands.results import RESULTS_DIR, show_results
 from pipeline.errors import CarvanaError
-from pipeline.reporting.results import results_table, scores_of_split, throughput
+from pipeline.report.recipe_results import RESULTS_DIR, results_table, scores_of_split, show_results, throughput
 
 
 def images(cars: int) -> pd.DataFrame:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import resume
 from pipeline.errors import CarvanaError
-from pipeline.resume import STATE_DIR, acquire_run_state, delete_states, state_sizes
+from pipeline.utils import run_state
+from pipeline.utils.run_state import STATE_DIR, acquire_run_state, delete_states, state_sizes
 
 SLOT = "train/unet/0"
 FACTS = {"lr": 0.1, "images": ["a", "b"]}
@@ -114,7 +114,7 @@ def test_a_kill_while_a_result_is_dropped_never_leaves_a_part_that_looks_whole(
             (folder / "result" / "net").unlink()
             raise KeyboardInterrupt
 
-        killed.setattr(resume.shutil, "rmtree", remove_a_part)
+        killed.setattr(run_state.shutil, "rmtree", remove_a_part)
         with pytest.raises(KeyboardInterrupt):
             if how == "clean":
                 delete_states(tmp_path)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from pipeline.competition import rle, submission
-from pipeline.competition.layout import HEIGHT, WIDTH, mask_filename
+from pipeline.competition import rle
+from pipeline.competition.image_ids import HEIGHT, WIDTH, mask_filename
 from pipeline.errors import CarvanaError
+from pipeline.submission import csv_file
 
 # Quoted in public documents of the competition: how the original mask of 00087a6bd4dc_01 begins.
 REAL_START = "879386 40 881253 141 883140 205 885009 17 885032 259"
@@ -162,7 +163,7 @@ def test_decode_takes_just_the_codes_that_paint_each_pixel_once_and_in_order(num
 
 def test_real_masks_encode_to_the_original_bytes(real_carvana: Path):
     with zipfile.ZipFile(real_carvana / "train_masks.zip") as masks:
-        for _, image_id, text in submission.read_rows(real_carvana / "train_masks.csv.zip"):
+        for _, image_id, text in csv_file.read_rows(real_carvana / "train_masks.csv.zip"):
             gif = masks.read(f"train_masks/{mask_filename(image_id)}")
             mask = np.asarray(Image.open(io.BytesIO(gif)))
             assert rle.encode(mask) == text, image_id

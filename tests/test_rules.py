@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.competition.layout import format_image_id
+from pipeline.competition.image_ids import format_image_id
 from pipeline.stages.code import imports
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +146,7 @@ except SystemExit as end:
 
 def test_settings_and_the_stages_without_nets_never_load_torch() -> None:
     stages = ("download", "folds", "evaluate", "ensemble", "report")
-    commands = "pipeline.commands.repro, pipeline.commands.experiments"
+    commands = "pipeline.repro, pipeline.report.experiments"
     modules = loaded(
         f"import pipeline.recipes, {', '.join(f'pipeline.stages.{stage}' for stage in stages)}, {commands}"
     )
@@ -155,6 +155,6 @@ def test_settings_and_the_stages_without_nets_never_load_torch() -> None:
 
 
 def test_prediction_loads_neither_lightning_nor_albumentations() -> None:
-    modules = loaded("import pipeline.learning.inference")
+    modules = loaded("import pipeline.inference.torch_predictor")
     assert "torch" in modules
     assert modules.isdisjoint({"lightning", "albumentations"})

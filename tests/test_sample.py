@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.competition import rle
-from pipeline.competition.layout import (
+from pipeline.competition.image_ids import (
     ANGLES,
     HEIGHT,
     WIDTH,
@@ -20,8 +20,8 @@ from pipeline.competition.layout import (
     mask_filename,
     parse_image_id,
 )
-from pipeline.data.sample import car_ids, draw_sample
-from pipeline.data.settings import SampleSettings
+from pipeline.config import SampleSettings
+from pipeline.synthetic.sample_competition import car_ids, draw_sample
 
 TINY = SampleSettings(train_cars=4, test_cars=1)
 FILES = {

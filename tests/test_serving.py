@@ -18,30 +18,39 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline import workspace
 from pipeline.cli import main
 from pipeline.competition import rle
-from pipeline.competition.layout import format_image_id, image_filename
-from pipeline.data.images import decode_jpeg
-from pipeline.data.source import CompetitionData
-from pipeline.ensembling.active import build_mask_builder
-from pipeline.ensembling.ensemble import EnsembleSettings, MergeRule
-from pipeline.ensembling.mapping import PredictJob, write_predictions
-from pipeline.ensembling.maps import PredictionStore, ProbabilityMap
-from pipeline.ensembling.submission import shard_rows
+from pipeline.competition.image_ids import format_image_id, image_filename
+from pipeline.config import EnsembleSettings, InputSettings, ModelConfig, SmpUNetConfig, UNetConfig, read_params
+from pipeline.data.competition_data import CompetitionData
+from pipeline.data.decoding import decode_jpeg
+from pipeline.ensemble.evaluation import build_mask_builder
+from pipeline.ensemble.merge import MergeRule
+from pipeline.ensemble.submission_writer import shard_rows
 from pipeline.errors import CarvanaError, CorruptFileError
-from pipeline.exporting.facts import OnnxMetadata
-from pipeline.exporting.graphs import save as save_model
-from pipeline.learning import models
-from pipeline.learning.inference import TorchPredictor
-from pipeline.learning.inference import predict_stream as competition_stream
-from pipeline.learning.rasters import to_network_input
-from pipeline.learning.settings import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
-from pipeline.params import read_params
-from pipeline.serving import nets, stream
-from pipeline.serving.jobs import SegmentJob, check_conflicts, plan_outputs
-from pipeline.serving.masker import RawPredictions, Segmenter
-from pipeline.serving.outputs import cutout_png, mask_png, overlay, overlay_jpg, rle_row
-from pipeline.serving.pictures import ImageLimits, image_area, load_image
+from pipeline.export.writers import save as save_model
+from pipeline.inference.onnx_predictor import OnnxMetadata
+from pipeline.inference.prediction_store import PredictionStore
+from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.probability_map import ProbabilityMap
+from pipeline.inference.torch_predictor import TorchPredictor
+from pipeline.inference.torch_predictor import predict_stream as competition_stream
+from pipeline.models import networks
+from pipeline.models.resize import to_network_input
+from pipeline.segment import batch, segmenter
+from pipeline.segment.image_loader import ImageLimits, image_area, load_image
+from pipeline.segment.outputs import (
+    SegmentJob,
+    check_conflicts,
+    cutout_png,
+    mask_png,
+    overlay,
+    overlay_jpg,
+    plan_outputs,
+    rle_row,
+)
+from pipeline.segment.segmenter import RawPredictions, Segmenter
 from tests.project import Project
 from tests.test_rules import HEAVY, loaded
 
@@ -305,8 +314,8 @@ COLOUR_TINY = InputSettings(size=(32, 48))
 
 
 def save_net(folder: Path, spec: ModelConfig, input: InputSettings, seed: int) -> None:
-    models.save_config(folder, spec, input, {})
-    models.save_weights(folder / models.WEIGHTS["last"], models.build_model(spec, input, seed).state_dict())
+    networks.save_config(folder, spec, input, {})
+    networks.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(spec, input, seed).state_dict())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -351,7 +360,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masker(project: Path) -> Segmenter:
     names = [f"{model}/{fold}" for model in ("gray", "encoder") for fold in (0, 1)]
     return Segmenter(
-        {name: nets.load_predictor(name, ["identity", "hflip"], device="cpu", project=project) for name in names}
+        {name: segmenter.load_predictor(name, ["identity", "hflip"], device="cpu", project=project) for name in names}
     )
 
 
@@ -425,7 +434,7 @@ class TestMasker:
 
     def test_a_native_net_sees_no_more_than_a_photograph_of_the_competition(self, tmp_path: Path) -> None:
         save_net(tmp_path / "net", TINY, InputSettings(size="native"), seed=0)
-        masker = Segmenter({"native": nets.load_predictor(str(tmp_path / "net"), ["identity"], device="cpu")})
+        masker = Segmenter({"native": segmenter.load_predictor(str(tmp_path / "net"), ["identity"], device="cpu")})
         small, exact, large = (
             masker.prepare(np.zeros((*size, 3), np.uint8)) for size in ((30, 40), (1280, 1918), (4000, 3000))
         )
@@ -494,9 +503,9 @@ class TestExports:
 
     def test_with_nets_of_other_kinds(self, project: Path, tmp_path: Path) -> None:
         save_onnx(tmp_path / "exports/dark/model.onnx")
-        dark = nets.load_predictor("exports/dark/model.onnx", ["identity"], project=tmp_path)
+        dark = segmenter.load_predictor("exports/dark/model.onnx", ["identity"], project=tmp_path)
         masker = Segmenter(
-            {"dark": dark, "gray/0": nets.load_predictor("gray/0", ["identity", "hflip"], project=project)}
+            {"dark": dark, "gray/0": segmenter.load_predictor("gray/0", ["identity", "hflip"], project=project)}
         )
         looked = masker.predict(COLOURS)
         assert [list(by_view) for by_view in looked.maps.values()] == [["identity"], ["identity", "hflip"]]
@@ -517,18 +526,18 @@ class TestExports:
 
     def test_they_are_found(self, tmp_path: Path) -> None:
         touch(tmp_path, "exports/gray/int8.onnx", "exports/gray/model.onnx", "exports/gray/card.json")
-        assert nets.list_models(tmp_path) == ["exports/gray/int8.onnx", "exports/gray/model.onnx"]
-        assert nets.resolve("exports/gray/model.onnx", tmp_path) == ["exports/gray/model.onnx"]
+        assert segmenter.list_models(tmp_path) == ["exports/gray/int8.onnx", "exports/gray/model.onnx"]
+        assert segmenter.resolve("exports/gray/model.onnx", tmp_path) == ["exports/gray/model.onnx"]
 
 
 class TestNets:
     def test_names(self, project: Path, tmp_path: Path) -> None:
         all_four = ["encoder/0", "encoder/1", "gray/0", "gray/1"]
-        assert nets.list_models(project) == all_four
-        assert nets.list_models(tmp_path) == []
-        assert nets.resolve("gray", project) == ["gray/0", "gray/1"]
-        assert nets.resolve("folds/gray/1/", project) == nets.resolve("gray/1", project) == ["gray/1"]
-        assert nets.resolve(str(project / "folds/gray"), tmp_path) == [
+        assert segmenter.list_models(project) == all_four
+        assert segmenter.list_models(tmp_path) == []
+        assert segmenter.resolve("gray", project) == ["gray/0", "gray/1"]
+        assert segmenter.resolve("folds/gray/1/", project) == segmenter.resolve("gray/1", project) == ["gray/1"]
+        assert segmenter.resolve(str(project / "folds/gray"), tmp_path) == [
             f"{project}/folds/gray/{fold}" for fold in (0, 1)
         ]
 
@@ -536,23 +545,25 @@ class TestNets:
         for fold in range(12):
             (tmp_path / "folds/a" / str(fold)).mkdir(parents=True)
             (tmp_path / "folds/a" / str(fold) / "config.json").touch()
-        assert nets.resolve("a", tmp_path) == nets.list_models(tmp_path) == [f"a/{fold}" for fold in range(12)]
+        assert (
+            segmenter.resolve("a", tmp_path) == segmenter.list_models(tmp_path) == [f"a/{fold}" for fold in range(12)]
+        )
 
     def test_what_is_being_made_is_no_net_yet(self, tmp_path: Path) -> None:
         for made in ("folds/a/.0.part/config.json", "exports/a/.x.part/model.onnx", "folds/.a.part/0/config.json"):
             (tmp_path / made).parent.mkdir(parents=True)
             (tmp_path / made).touch()
-        assert nets.list_models(tmp_path) == []
+        assert segmenter.list_models(tmp_path) == []
         with pytest.raises(CarvanaError, match="no net 'a'"):
-            nets.resolve("a", tmp_path)
+            segmenter.resolve("a", tmp_path)
 
     def test_no_such_net(self, project: Path, tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match=r"no net 'grey': name one of encoder/0, .* or an \.onnx file"):
-            nets.resolve("grey", project)
+            segmenter.resolve("grey", project)
         with pytest.raises(
             CarvanaError, match="no net 'gray/0', nor any other so far: train some with 'carvana repro'"
         ):
-            nets.load_predictor("gray/0", ["identity"], project=tmp_path)
+            segmenter.load_predictor("gray/0", ["identity"], project=tmp_path)
 
 
 class TestOutputs:
@@ -667,7 +678,7 @@ class TestStream:
         for number in (0, 4, 5, 8):
             (tmp_path / f"{number}.png").write_bytes(ANY["PNG"][:99])
         jobs = [SegmentJob(tmp_path / f"{number}.png", tmp_path / str(number)) for number in range(9)]
-        found = list(stream.predict_images(masker, jobs, lambda job, looked: looked.size, batch_size=2))
+        found = list(batch.predict_images(masker, jobs, lambda job, looked: looked.size, batch_size=2))
         assert [job for job, _ in found] == jobs
         for number, (_, result) in enumerate(found):
             if number in (0, 4, 5, 8):
@@ -677,8 +688,8 @@ class TestStream:
                 assert result == sizes[number]
 
     def test_few_bytes_are_under_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stream, "MAX_IN_FLIGHT_BYTES", 10)
-        monkeypatch.setattr(stream, "_LEAST", 1)
+        monkeypatch.setattr(batch, "MAX_IN_FLIGHT_BYTES", 10)
+        monkeypatch.setattr(batch, "_LEAST", 1)
         under_way, most = [0], [0]
         lock = threading.Lock()
 
@@ -692,8 +703,8 @@ class TestStream:
             return size
 
         items = [3, 4, 5, 1, 50, 2, 9, 9, 0, 0, 1] * 3
-        with stream.ThreadPoolExecutor(4) as pool:
-            assert list(stream.bounded_map(pool, work, items, lambda size: size)) == items
+        with batch.ThreadPoolExecutor(4) as pool:
+            assert list(batch.bounded_map(pool, work, items, lambda size: size)) == items
         assert most[0] == 50, "alone"
 
     def test_what_goes_wrong_ends_it(self, masker: Segmenter, tmp_path: Path) -> None:
@@ -703,7 +714,7 @@ class TestStream:
             raise PermissionError(13, "Permission denied", str(job.output_stem))
 
         with pytest.raises(PermissionError):
-            list(stream.predict_images(masker, plan_outputs([tmp_path], tmp_path / "out"), fail, batch_size=2))
+            list(batch.predict_images(masker, plan_outputs([tmp_path], tmp_path / "out"), fail, batch_size=2))
 
 
 def carvana(*arguments: str | Path) -> int:
@@ -861,7 +872,7 @@ class TestCommand:
         touch(tmp_path, "in/a.png")
         monkeypatch.chdir(tmp_path)
         assert carvana("in", "--out", "out", "--net", project / "folds/gray/0") == 0
-        masker = Segmenter({"gray": nets.load_predictor("gray/0", ["identity"], project=project)})
+        masker = Segmenter({"gray": segmenter.load_predictor("gray/0", ["identity"], project=project)})
         mask_HW = masker.segment(masker.predict(COLOURS), EnsembleSettings())
         np.testing.assert_array_equal(decoded((tmp_path / "out/a_mask.png").read_bytes()) > 0, mask_HW)
 
@@ -871,11 +882,11 @@ class TestCommand:
         touch(tmp_path, "in/a.png", "in/b.png", "in/c.png")
 
         def until_the_second(*arguments: Any) -> Iterator[Any]:
-            yield next(whole := stream.predict_images(*arguments))
+            yield next(whole := batch.predict_images(*arguments))
             whole.close()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("pipeline.commands.predict.predict_images", until_the_second)
+        monkeypatch.setattr("pipeline.segment.batch.predict_images", until_the_second)
         assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0", "--write", "mask", "rle") == 130
         assert "Stopped after 1 of 3 pictures" in capsys.readouterr().err
         written = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -883,6 +894,6 @@ class TestCommand:
         assert all(name.endswith("_mask.png") and name[0] != "." for name in written)
 
     def test_it_is_parsed_without_torch(self) -> None:
-        modules = loaded("import pipeline.commands.predict")
+        modules = loaded("import pipeline.segment.batch")
         assert "cv2" in modules
         assert modules.isdisjoint(HEAVY)

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import bench_check
-from pipeline.competition import rle, submission
-from pipeline.competition.layout import HEIGHT, WIDTH, format_image_id
-from pipeline.competition.metric import confusion_counts
+from pipeline.competition import rle
+from pipeline.competition.dice import confusion_counts
+from pipeline.competition.image_ids import HEIGHT, WIDTH, format_image_id
 from pipeline.errors import CarvanaError
+from pipeline.submission import csv_file, validation
 
 PIXELS = HEIGHT * WIDTH
 IDS = [format_image_id("00087a6bd4dc", angle) for angle in range(1, 4)]
@@ -50,7 +51,7 @@ def drawn_mask(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
 def test_rows_are_read_from_plain_gzipped_and_zipped_files(tmp_path, name):
     path = write(tmp_path / name, dict(zip(IDS, TEXTS, strict=True)))
-    assert list(submission.read_rows(path)) == [(2, IDS[0], TEXTS[0]), (3, IDS[1], TEXTS[1]), (4, IDS[2], TEXTS[2])]
+    assert list(csv_file.read_rows(path)) == [(2, IDS[0], TEXTS[0]), (3, IDS[1], TEXTS[1]), (4, IDS[2], TEXTS[2])]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
@@ -59,7 +60,7 @@ def test_report(tmp_path, name):
     path = write(tmp_path / name, texts)
     plain = write(tmp_path / "plain.csv", texts)
     for expected_ids in (None, IDS, set(IDS), reversed_tuple(IDS)):
-        assert submission.validate_submission(path, expected_ids) == submission.SubmissionReport(
+        assert validation.validate_submission(path, expected_ids) == validation.SubmissionReport(
             rows=3,
             empty=1,
             coverage_min=0.0,
@@ -76,12 +77,12 @@ def reversed_tuple(items):
 
 def test_quotes_and_windows_line_ends_are_taken(tmp_path):
     path = pack(tmp_path / "a.csv", f'"img","rle_mask"\r\n"{IDS[0]}.jpg","1 2"\r\n'.encode())
-    assert list(submission.read_rows(path)) == [(2, IDS[0], "1 2")]
+    assert list(csv_file.read_rows(path)) == [(2, IDS[0], "1 2")]
 
 
 def test_last_line_may_lack_its_end(tmp_path):
     path = pack(tmp_path / "a.csv", f"img,rle_mask\n{IDS[0]}.jpg,1 2".encode())
-    assert submission.validate_submission(path).rows == 1
+    assert validation.validate_submission(path).rows == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_check_refuses(tmp_path, name, lines, reason):
     lines = [",".join([f"{names[f]}.jpg" if f in names else f for f in line.split(",")]) for line in lines]
     path = pack(tmp_path / name, "".join(line + "\n" for line in lines).encode())
     with pytest.raises(CarvanaError, match=reason) as error:
-        submission.validate_submission(path, [] if reason == "no rows" else IDS)
+        validation.validate_submission(path, [] if reason == "no rows" else IDS)
     assert str(path) in str(error.value)
 
 
@@ -136,12 +137,12 @@ def test_damaged_archives_are_named(tmp_path, name, damage):
         data[:] = b"img,rle_mask\n"
     path.write_bytes(data)
     with pytest.raises(CarvanaError, match=rf"{name} can't be read"):
-        submission.validate_submission(path)
+        validation.validate_submission(path)
 
 
 def test_absent_file_is_named(tmp_path):
     with pytest.raises(CarvanaError, match=r"b\.csv does not exist"):
-        submission.validate_submission(tmp_path / "b.csv")
+        validation.validate_submission(tmp_path / "b.csv")
 
 
 def test_zip_must_hold_one_csv(tmp_path):
@@ -150,7 +151,7 @@ def test_zip_must_hold_one_csv(tmp_path):
         archive.writestr("a.csv", "img,rle_mask\n")
         archive.writestr("b.csv", "img,rle_mask\n")
     with pytest.raises(CarvanaError, match="holds 2 CSVs"):
-        submission.validate_submission(path)
+        validation.validate_submission(path)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -159,7 +160,7 @@ def test_score_is_the_mean_of_each_images_dice(tmp_path, order):
     true = [drawn_mask(3), np.roll(drawn_mask(2), 1, axis=1), predicted[2]]
     path = write(tmp_path / "a.csv.gz", dict(zip(IDS, map(rle.encode, predicted), strict=True)))
     truth_path = write(tmp_path / "b.csv", dict(list(zip(IDS, map(rle.encode, true), strict=True))[::order]))
-    result = submission.score_submission(path, truth_path)
+    result = validation.score_submission(path, truth_path)
     dice = [confusion_counts(*pair).dice for pair in zip(predicted, true, strict=True)]
     assert result.dice == dict(zip(IDS, dice, strict=True))
     assert list(result.dice) == IDS
@@ -172,7 +173,7 @@ def test_score_matches_rows_in_any_order(tmp_path_factory, order):
     folder = tmp_path_factory.mktemp("order")
     texts = {format_image_id("00087a6bd4dc", angle): f"{angle} {angle * 7}" for angle in range(1, 7)}
     shuffled = {format_image_id("00087a6bd4dc", angle): f"{angle} {angle * 7}" for angle in order}
-    result = submission.score_submission(write(folder / "a.csv", texts), write(folder / "b.csv", shuffled))
+    result = validation.score_submission(write(folder / "a.csv", texts), write(folder / "b.csv", shuffled))
     assert result.dice == dict.fromkeys(texts, 1.0)
 
 
@@ -182,11 +183,11 @@ def test_score_refuses_images_that_only_one_file_holds(tmp_path):
     one = write(tmp_path / "one.csv", {b: "1 1"})
     other = write(tmp_path / "other.csv", {a: "1 1", c: "1 1"})
     with pytest.raises(CarvanaError, match=rf"one.csv has no row for 1 of the images in .*both.csv, first {a}"):
-        submission.score_submission(one, both)
+        validation.score_submission(one, both)
     with pytest.raises(CarvanaError, match=rf"both.csv, row 2 \({a}.jpg\): .*one.csv has no mask"):
-        submission.score_submission(both, one)
+        validation.score_submission(both, one)
     with pytest.raises(CarvanaError, match=rf"both.csv, row 3 \({b}.jpg\): .*other.csv has no mask"):
-        submission.score_submission(both, other)
+        validation.score_submission(both, other)
 
 
 def test_score_refuses_second_rows_and_malformed_masks_in_either_file(tmp_path):
@@ -196,12 +197,12 @@ def test_score_refuses_second_rows_and_malformed_masks_in_either_file(tmp_path):
     bare = write(tmp_path / "bare.csv", {})
     for files in ((twice, good), (good, twice)):
         with pytest.raises(CarvanaError, match=rf"twice.csv, row 3 \({IDS[0]}.jpg\): a second row"):
-            submission.score_submission(*files)
+            validation.score_submission(*files)
     for files in ((bad, good), (good, bad)):
         with pytest.raises(CarvanaError, match=rf"bad.csv, row 2 \({IDS[0]}.jpg\): .*length 0"):
-            submission.score_submission(*files)
+            validation.score_submission(*files)
     with pytest.raises(CarvanaError, match="nothing to score"):
-        submission.score_submission(bare, bare)
+        validation.score_submission(bare, bare)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -212,8 +213,8 @@ def test_memory_does_not_grow_with_the_masks(tmp_path, order):
     truth_path = write(tmp_path / "b.csv.gz", dict(list(texts.items())[::order]))
     assert len(code) * len(texts) > 4e6
     tracemalloc.start()
-    submission.validate_submission(path, set(texts))
-    submission.score_submission(path, truth_path)
+    validation.validate_submission(path, set(texts))
+    validation.score_submission(path, truth_path)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 1e6
@@ -221,12 +222,12 @@ def test_memory_does_not_grow_with_the_masks(tmp_path, order):
 
 def test_real_csv_passes_and_scores_itself(real_carvana: Path):
     path = real_carvana / "train_masks.csv.zip"
-    report = submission.validate_submission(path)
+    report = validation.validate_submission(path)
     assert (report.rows, report.empty) == (320, 0)
     assert 0.08 < report.coverage_min < report.coverage_mean < report.coverage_max < 0.42
     with zipfile.ZipFile(path) as archive:
         assert report.sha256 == hashlib.sha256(archive.read("train_masks.csv")).hexdigest()
-    assert submission.score_submission(path, path).mean == 1
+    assert validation.score_submission(path, path).mean == 1
 
 
 @pytest.mark.slow

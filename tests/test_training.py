@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.competition.metric import confusion_counts
+from pipeline.competition.dice import confusion_counts
+from pipeline.config import HardwareSettings, InputSettings, ResolvedModel, TrainSettings, UNetConfig
 from pipeline.errors import CarvanaError, CorruptFileError
-from pipeline.learning import training
-from pipeline.learning.inference import TorchPredictor
-from pipeline.learning.models import load_model
-from pipeline.learning.settings import HardwareSettings, InputSettings, ResolvedModel, TrainSettings, UNetConfig
-from pipeline.learning.training import TrainJob, lr_lambda, train
+from pipeline.inference.torch_predictor import TorchPredictor
+from pipeline.models.networks import load_model
+from pipeline.training import trainer
+from pipeline.training.module import TrainJob, lr_lambda
+from pipeline.training.trainer import train
 from tests.test_learning import Drawn
 
 READER = Drawn()
@@ -87,11 +88,11 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch:
         if moment == "before_collecting":
-            patch.setattr(training, "_write_model_dir", kill)
+            patch.setattr(trainer, "_write_model_dir", kill)
         elif moment == "after_epoch_1":
-            patch.setattr(training.MetricsHistory, "on_train_epoch_start", _at_epoch(1, kill))
+            patch.setattr(trainer.MetricsHistory, "on_train_epoch_start", _at_epoch(1, kill))
         else:
-            patch.setattr(training.MetricsHistory, "on_train_batch_end", _at_epoch(1, kill))
+            patch.setattr(trainer.MetricsHistory, "on_train_batch_end", _at_epoch(1, kill))
         with pytest.raises(Killed):
             train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "killed")
     killed = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "killed")
@@ -110,7 +111,7 @@ def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest
 
     for epoch in (2, 3, 5):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(training.MetricsHistory, "on_train_epoch_start", _at_epoch(epoch, kill))
+            patch.setattr(trainer.MetricsHistory, "on_train_epoch_start", _at_epoch(epoch, kill))
             train(still, tmp_path / "killed")
     killed = train(still, tmp_path / "killed")
     _same_but_for_time(whole, killed)
@@ -156,7 +157,7 @@ def test_ctrl_c_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.MetricsHistory, "on_train_batch_end", interrupt)
+    monkeypatch.setattr(trainer.MetricsHistory, "on_train_batch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(job(), tmp_path)
 

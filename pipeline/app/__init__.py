@@ -1,1 +1,1 @@
-"""The page of ``carvana app``: try nets, compare settings, see submissions."""
+"""The Streamlit app."""

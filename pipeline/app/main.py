@@ -6,21 +6,21 @@ import streamlit as st
 
 
 def _try() -> None:
-    from pipeline.app import tryout
+    from pipeline.app import try_page
 
-    tryout.show()
+    try_page.show()
 
 
 def _compare() -> None:
-    from pipeline.app import compare
+    from pipeline.app import ablation_page
 
-    compare.show()
+    ablation_page.show()
 
 
 def _submissions() -> None:
-    from pipeline.app import submissions
+    from pipeline.app import submissions_page
 
-    submissions.show()
+    submissions_page.show()
 
 
 # Streamlit fetches icons of its own from another host.

@@ -1,1 +1,1 @@
-"""The rules of the game, in Python and NumPy only: ids, shapes, run-length codes, the metric and the CSV."""
+"""The competition's rules: image ids, run-length encoding, Dice. NumPy only."""

@@ -1,1 +1,1 @@
-"""Data in: the zips, a drawn stand-in for them, and the folds."""
+"""The competition's files: archives, decoding, ingest, folds."""

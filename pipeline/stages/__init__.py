@@ -1,1 +1,1 @@
-"""One thin file a stage of dvc.yaml: settings in, one call, files out."""
+"""One module per DVC stage."""

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.folds import HOLDOUT_FOLD, images_in_folds
-from pipeline.ensembling.ablation import ScoringGroup
-from pipeline.ensembling.comparison import AblationRunner
-from pipeline.ensembling.grid import OWN_FOLD, NetId, ScoredSplit
-from pipeline.ensembling.maps import PredictionStore
-from pipeline.files import write_json, write_text
-from pipeline.params import Params
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import net_dir, predictions_dir, read_fold_by_car, training_images
-from pipeline.stages.nets import net_digest
+from pipeline.ablation.runner import AblationRunner, ScoringGroup
+from pipeline.ablation.search_space import OWN_FOLD, ablation_space
+from pipeline.config import NetId, Params, ScoredSplit
+from pipeline.data.fold_assignment import HOLDOUT_FOLD, images_in_folds
+from pipeline.inference.prediction_store import PredictionStore
+from pipeline.stages.runner import run_stage
+from pipeline.utils.files import write_json, write_text
+from pipeline.workspace import net_digest, net_dir, predictions_dir, read_fold_by_car, training_images
 
 REPORTS_DIR = Path("reports")
 
@@ -26,7 +24,7 @@ def run(params: Params) -> None:
     """Read maps of validation and held-out cars and ``ablation``; write a row a setting, and what they show."""
     images, fold_by_car = training_images(params), read_fold_by_car()
     comparison = AblationRunner(
-        choices=params.ablation_space(),
+        choices=ablation_space(params),
         held_out=sum(fold == HOLDOUT_FOLD for fold in fold_by_car.values()),
         panels=lambda split: scoring_groups(params, images.ids(), fold_by_car, split),
         true_mask=images.mask,

@@ -4,7 +4,7 @@ import ast
 from functools import cache
 from pathlib import Path
 
-from pipeline.files import sha256_of
+from pipeline.utils.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
 

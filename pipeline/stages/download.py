@@ -3,14 +3,13 @@
 import sys
 from pathlib import Path
 
-from pipeline.data import intake
-from pipeline.data.intake import build_manifest, write_truth
-from pipeline.data.settings import DataSettings
-from pipeline.data.source import CompetitionData
-from pipeline.files import write_json
-from pipeline.params import Params
-from pipeline.places import project_root
-from pipeline.stages.command import run_stage
+from pipeline.config import DataSettings, Params
+from pipeline.data import ingest
+from pipeline.data.competition_data import CompetitionData
+from pipeline.data.ingest import build_manifest, write_truth
+from pipeline.stages.runner import run_stage
+from pipeline.utils.files import write_json
+from pipeline.workspace import project_root
 
 
 def bring_in(settings: DataSettings, root: Path, *, thorough: bool = False) -> CompetitionData:
@@ -19,10 +18,10 @@ def bring_in(settings: DataSettings, root: Path, *, thorough: bool = False) -> C
     ``thorough`` reads all bytes of what was fetched before, where else size and time are trusted.
     """
     if settings.is_from_kaggle:
-        from pipeline.kaggle_api.commands import download_competition  # a third of a second, for those who need it
+        from pipeline.kaggle.commands import download_competition  # a third of a second, for those who need it
 
         download_competition(settings, root, thorough=thorough)
-    return intake.ensure_data(settings, root)
+    return ingest.ensure_data(settings, root)
 
 
 def run(params: Params) -> None:

@@ -6,19 +6,25 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.competition import submission
-from pipeline.ensembling.active import build_mask_builder
-from pipeline.ensembling.evaluation import cv_dice
-from pipeline.ensembling.maps import PredictionStore
-from pipeline.ensembling.postprocess import no_image
-from pipeline.ensembling.submission import mean_mask_rows, write_submission
-from pipeline.files import publish_tree, write_json
-from pipeline.params import Params
-from pipeline.places import project_root
-from pipeline.resume import acquire_run_state
+from pipeline.config import Params
+from pipeline.ensemble.evaluation import build_mask_builder, cv_dice
+from pipeline.ensemble.postprocess import no_image
+from pipeline.ensemble.submission_writer import mean_mask_rows, write_submission
+from pipeline.inference.prediction_store import PredictionStore
 from pipeline.stages.code import digest
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import predictions_dir, read_json, read_manifest, test_images, training_images, truth_path
+from pipeline.stages.runner import run_stage
+from pipeline.submission import validation
+from pipeline.utils.files import publish_tree, write_json
+from pipeline.utils.run_state import acquire_run_state
+from pipeline.workspace import (
+    predictions_dir,
+    project_root,
+    read_json,
+    read_manifest,
+    test_images,
+    training_images,
+    truth_path,
+)
 
 CSV = Path("submissions/submission.csv.gz")
 
@@ -49,7 +55,7 @@ def run(params: Params) -> None:
             state.finish(built)
         publish_tree(state.result_dir / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
-    checked = submission.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
+    checked = validation.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
     known = truth_path()
     description: dict[str, Any] = {
         "content_sha256": checked.sha256,
@@ -66,7 +72,7 @@ def run(params: Params) -> None:
         "own_dice": cv_dice(read_json(Path("reports/evaluation.json"))),
     }
     if known:
-        score = submission.score_submission(CSV, known, partial(progress, desc="Scoring"))
+        score = validation.score_submission(CSV, known, partial(progress, desc="Scoring"))
         description["test"] = {"dice": score.mean, "iou": score.mean_iou, "accuracy": score.mean_accuracy}
     write_json(CSV.with_name("submission.json"), description)
 

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from pipeline.ensembling.evaluation import Evaluation
-from pipeline.files import write_json, write_text
-from pipeline.params import Params
-from pipeline.reporting.pictures import SheetTile, write_contact_sheet
-from pipeline.stages.active import ensemble_context
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import read_manifest, training_images
+from pipeline.config import Params
+from pipeline.ensemble.evaluation import Evaluation, ensemble_context
+from pipeline.report.overlays import SheetTile, write_contact_sheet
+from pipeline.stages.runner import run_stage
+from pipeline.utils.files import write_json, write_text
+from pipeline.workspace import read_manifest, training_images
 
 REPORTS_DIR = Path("reports")
 

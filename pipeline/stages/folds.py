@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pipeline.data.folds import assign_folds, mean_areas, write_folds
-from pipeline.params import Params
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import training_images
+from pipeline.config import Params
+from pipeline.data.fold_assignment import assign_folds, mean_areas, write_folds
+from pipeline.stages.runner import run_stage
+from pipeline.workspace import training_images
 
 
 def run(params: Params) -> None:

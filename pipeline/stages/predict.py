@@ -4,28 +4,28 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from pipeline.competition.layout import HEIGHT, WIDTH
-from pipeline.cores import available_cpus
-from pipeline.data.folds import HOLDOUT_FOLD, images_in_folds
-from pipeline.data.images import UInt8Array
-from pipeline.ensembling.mapping import PredictJob, write_predictions
-from pipeline.ensembling.timing import Timing, WarmupAndRest
-from pipeline.learning.devices import device_label
-from pipeline.learning.inference import TorchPredictor, predict_stream
-from pipeline.params import Params
-from pipeline.places import project_root
-from pipeline.resume import acquire_run_state, package_versions
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import Params
+from pipeline.data.decoding import UInt8Array
+from pipeline.data.fold_assignment import HOLDOUT_FOLD, images_in_folds
+from pipeline.inference.prediction_store import Timing, WarmupAndRest
+from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
+from pipeline.models.tensors import device_label
 from pipeline.stages.code import digest
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import (
+from pipeline.stages.runner import run_stage
+from pipeline.utils.parallel import available_cpus
+from pipeline.utils.run_state import acquire_run_state, package_versions
+from pipeline.workspace import (
+    net_digest,
     net_dir,
     predictions_dir,
+    project_root,
     read_fold_by_car,
     read_manifest,
     test_images,
     training_images,
 )
-from pipeline.stages.nets import net_digest
 
 
 def run(params: Params, model: str, fold: int, split: str) -> None:

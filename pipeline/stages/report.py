@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.data.metadata import read_car_makes
-from pipeline.ensembling.opinions import ImagePredictions, MemberPredictions
-from pipeline.files import write_json, write_text
-from pipeline.params import Params
-from pipeline.reporting import figures
-from pipeline.reporting.figures import Figure
-from pipeline.reporting.headlines import rows_as_submitted, with_final_dice
-from pipeline.reporting.page import ReportData, render_page
-from pipeline.reporting.pictures import write_contact_sheet
-from pipeline.reporting.summary import build_metrics, collect_curves, collect_warnings, prediction_tiles
-from pipeline.reporting.tables import read_table, suspected_label_errors, worst_images
-from pipeline.stages.active import ensemble_context
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import competition_files, net_dir, read_json, test_images, training_images
+from pipeline.config import Params
+from pipeline.data.competition_data import read_car_makes
+from pipeline.ensemble.disagreement import ImagePredictions, MemberPredictions
+from pipeline.ensemble.evaluation import ensemble_context
+from pipeline.report import overlays
+from pipeline.report.html_page import ReportData, render_page
+from pipeline.report.overlays import Figure, write_contact_sheet
+from pipeline.report.summary import (
+    build_metrics,
+    collect_curves,
+    collect_warnings,
+    prediction_tiles,
+    rows_as_submitted,
+    with_final_dice,
+)
+from pipeline.report.tables import read_table, suspected_label_errors, worst_images
+from pipeline.stages.runner import run_stage
+from pipeline.utils.files import write_json, write_text
+from pipeline.workspace import competition_files, net_dir, read_json, test_images, training_images
 
 REPORTS_DIR = Path("reports")
 
@@ -61,20 +66,20 @@ def run(params: Params) -> None:
     def worst(row: TableRow, opinion: ImagePredictions) -> Figure:
         mask_HW = opinion.mask_HW.view(np.uint8)
         photograph, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-        return figures.worst_image_figure(
+        return overlays.worst_image_figure(
             row, makes.get(row["car"]), photograph, true_HW, mask_HW, opinion.disagreement_HW
         )
 
     def suspect(row: TableRow, opinion: ImagePredictions) -> Figure:
         masks = [mask_HW.view(np.uint8) for mask_HW in opinion.nets.values()]
         photograph, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-        return figures.label_error_figure(row, makes.get(row["car"]), photograph, true_HW, masks)
+        return overlays.label_error_figure(row, makes.get(row["car"]), photograph, true_HW, masks)
 
     lowest = worst_images(findings.doubts, SHOWN, of_a_car=2)
     doubted = suspected_label_errors(findings.doubts).head(SHOWN)
     firsts = [f"{model}/{params.folds.active[0]}" for model in params.models.active]
     panels = [
-        figures.prediction_grid_figure(net, _last_dice(learned, net), (nets[net] / "panel.jpg").read_bytes())
+        overlays.prediction_grid_figure(net, _last_dice(learned, net), (nets[net] / "panel.jpg").read_bytes())
         for net in firsts
     ]
     html = render_page(findings, _draw(lowest, opinions, worst), _draw(doubted, opinions, suspect), panels)

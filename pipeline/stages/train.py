@@ -3,18 +3,27 @@
 import sys
 from pathlib import Path
 
-from pipeline.data.folds import images_in_folds, training_folds
+from pipeline.config import Params
+from pipeline.data.fold_assignment import images_in_folds, training_folds
 from pipeline.errors import CarvanaError
-from pipeline.learning.devices import device_label, resolve_device, resolve_precision
-from pipeline.learning.logbook import run_dir
-from pipeline.learning.models import CONFIG, init_checkpoint_path, initial_weights_digest
-from pipeline.learning.training import TrainJob, train
-from pipeline.params import Params
-from pipeline.places import project_root, runs_dir
-from pipeline.resume import acquire_run_state, package_versions
+from pipeline.models.networks import init_checkpoint_path, initial_weights_digest
+from pipeline.models.tensors import device_label, resolve_device, resolve_precision
 from pipeline.stages.code import digest
-from pipeline.stages.command import run_stage
-from pipeline.stages.inputs import net_dir, read_fold_by_car, read_json, read_manifest, training_images
+from pipeline.stages.runner import run_stage
+from pipeline.training.callbacks import run_dir
+from pipeline.training.module import TrainJob
+from pipeline.training.trainer import train
+from pipeline.utils.run_state import acquire_run_state, package_versions
+from pipeline.workspace import (
+    CONFIG,
+    net_dir,
+    project_root,
+    read_fold_by_car,
+    read_json,
+    read_manifest,
+    runs_dir,
+    training_images,
+)
 
 
 def run(params: Params, model: str, fold: int) -> None:

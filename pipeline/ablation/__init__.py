@@ -1,0 +1,1 @@
+"""Score many ensemble settings and compare them."""

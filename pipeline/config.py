@@ -1,0 +1,687 @@
+"""params.yaml: every setting, its default and its validation, once; unknown keys and bad values name the key."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.errors import CarvanaError
+
+T = TypeVar("T")
+
+
+class StrictModel(BaseModel):
+    """Frozen settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"names {value} twice")
+    return values
+
+
+Unique = Annotated[tuple[T, ...], AfterValidator(_no_repeats)]
+"""Values, none twice."""
+
+NonEmptyUnique = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_no_repeats)]
+"""At least one value, none twice."""
+
+_ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?kaggle\.com/)?(?:(?:c|competitions)/)?([a-z0-9-]+)(?:[/?#].*)?")
+
+
+class SampleSettings(StrictModel):
+    """Section ``data.sample`` of params.yaml: how large a sample to draw, and which."""
+
+    train_cars: int = Field(default=14, ge=2, le=1000)
+    """Cars with masks to learn from, 16 pictures each."""
+
+    test_cars: int = Field(default=4, ge=1, le=1000)
+    """Further cars, 16 pictures each, whose masks go to truth.csv only."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Another seed gives other cars."""
+
+
+class DataSettings(StrictModel):
+    """Section ``data`` of params.yaml."""
+
+    source: Literal["sample", "directory", "kaggle"]
+    """Where the competition's files come from."""
+
+    directory: str | None = None
+    """Folder with the zips, or what they unpack to. Setting it alone is enough: it overrides ``source``."""
+
+    competition: str = "carvana-image-masking-challenge"
+    """Name of the competition at Kaggle, as in its address; the address itself does as well."""
+
+    quality: Literal["standard", "hq"] = "standard"
+    """Photographs as scored by everyone, or the larger files of the same size that Kaggle has beside them."""
+
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What to do with a training image or mask that can't be read: stop, or go on without it and list it."""
+
+    sample: SampleSettings = SampleSettings()
+    """The drawn stand-in."""
+
+    @field_validator("competition")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        match = _ADDRESS.fullmatch(value.strip().lower())
+        if match is None:
+            raise ValueError(
+                f"data.competition can't be {value!r}: give the name in the competition's address, "
+                "such as carvana-image-masking-challenge"
+            )
+        return match[1]
+
+    @property
+    def is_from_kaggle(self) -> bool:
+        """Whether the files are fetched from Kaggle."""
+        return self.source == "kaggle" and self.directory is None
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "DataSettings":
+        if self.source == "directory" and self.directory is None:
+            raise ValueError("data.source is 'directory', but data.directory is not set: give it the path")
+        return self
+
+
+class FoldSettings(StrictModel):
+    """Section ``folds`` of params.yaml."""
+
+    count: int = Field(ge=2)
+    """Folds that the cars are dealt to."""
+
+    active: NonEmptyUnique[int]
+    """Folds to train and predict: all of them, or fewer to save time."""
+
+    holdout_cars: int = Field(ge=0)
+    """Cars kept out of every fold, so that an ensemble of folds can be scored; 0 for a final run."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of the dealing."""
+
+    @model_validator(mode="after")
+    def _active_exist(self) -> "FoldSettings":
+        outside = [fold for fold in self.active if not 0 <= fold < self.count]
+        if outside:
+            raise ValueError(f"folds.active has {outside[0]}, but the {self.count} folds are 0 to {self.count - 1}")
+        return self
+
+
+LossName = Literal["bce", "border_bce", "dice", "lovasz"]
+
+Precision = Literal["auto", "32", "bf16", "16"]
+
+Device = Literal["auto", "cpu", "gpu", "mps"]
+
+Size = tuple[PositiveInt, PositiveInt]
+"""Height and width in pixels."""
+
+
+class InputSettings(StrictModel):
+    """Section ``input`` of params.yaml: what the net sees of a photograph."""
+
+    size: Literal["native"] | Size
+    """``native`` (1280 x 1918, padded to what the net's strides need), or height and width to shrink to."""
+
+    channels: Literal["rgb", "gray"] = "rgb"
+    """Color, or luminance only."""
+
+    @property
+    def height(self) -> int:
+        """Rows of what the net sees, in pixels."""
+        return HEIGHT if self.size == "native" else self.size[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of what the net sees, in pixels."""
+        return WIDTH if self.size == "native" else self.size[1]
+
+    @property
+    def channel_count(self) -> int:
+        """3 or 1."""
+        return 3 if self.channels == "rgb" else 1
+
+
+class AugmentSettings(StrictModel):
+    """Random changes to training images; a value of 0 leaves a change out."""
+
+    hflip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a flip left to right."""
+
+    shift: float = Field(default=0.05, ge=0, le=1)
+    """Greatest shift, as a part of the image's side."""
+
+    scale: float = Field(default=0.1, ge=0, lt=1)
+    """Greatest zoom, in or out."""
+
+    rotate: float = Field(default=3.0, ge=0, le=180)
+    """Greatest rotation, in degrees."""
+
+    brightness: float = Field(default=0.2, ge=0, le=1)
+    """Greatest change of brightness and contrast."""
+
+    hue: float = Field(default=0.05, ge=0, le=0.5)
+    """Greatest change of hue and saturation, as parts of the full circle and range; color input only."""
+
+
+class TrainSettings(StrictModel):
+    """Section ``train`` of params.yaml: how a net learns."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Of first weights, order, augmentation and dropout; the fold is mixed in."""
+
+    init_checkpoint: str | None = None
+    """Weights to start from: a trained net's folder, or a file, of the same architecture.
+
+    ``{fold}`` in it stands for the fold. None for random ones, and those of ``encoder_weights``.
+    """
+
+    epochs: PositiveInt
+    """Passes over the training images of a fold."""
+
+    batch_size: PositiveInt
+    """Images a step and device."""
+
+    accumulate_grad_batches: PositiveInt = 1
+    """Batches whose gradients make one optimizer step."""
+
+    crop: Size | None = None
+    """Height and width of a random crop that the net trains on; None for whole images."""
+
+    losses: Mapping[LossName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Weighted sum of losses, computed in float32."""
+
+    border_weight: float = Field(default=5.0, ge=0)
+    """Extra weight of pixels near an outline in ``border_bce``."""
+
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
+    """SGD and RMSprop run with momentum 0.9."""
+
+    lr: float = Field(gt=0)
+    """Learning rate at its height."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of the optimizer."""
+
+    schedule: Literal["constant", "cosine", "onecycle", "poly", "plateau"] = "cosine"
+    """Of the learning rate; ``plateau`` halves it when the validation Dice stands still, the others go by step."""
+
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Part of all steps in which the learning rate rises from 0 (cosine, poly, constant, onecycle)."""
+
+    gradient_clip_norm: float | None = Field(default=None, gt=0)
+    """Greatest norm of the gradient; None for no clipping."""
+
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the weights' exponential moving average, which validation and prediction use; None for none."""
+
+    precision: Precision = "auto"
+    """``auto``: bf16 on GPUs from compute capability 8.0 and on CPUs with AMX or AVX512-BF16, fp16 on older GPUs."""
+
+    channels_last: bool = True
+    """Memory format that convolutions run faster in on GPUs; CPUs keep their own."""
+
+    devices: PositiveInt = 1
+    """GPUs (or CPU processes) that share the batches."""
+
+    validate_every: PositiveInt = 1
+    """Epochs between validations; the last epoch is always validated."""
+
+    augment: AugmentSettings = AugmentSettings()
+    """Random changes to training images."""
+
+
+class HardwareSettings(StrictModel):
+    """Section ``machine`` of params.yaml: what decides how fast a result comes, not what it is. DVC ignores it."""
+
+    device: Device = "auto"
+    """``auto`` takes a GPU where there is one."""
+
+    workers: int = Field(default=2, ge=0)
+    """Processes that load training images, at most one a processor; on a CPU none where they fit into ``cache_gb``."""
+
+    cache_gb: float = Field(default=2.0, ge=0)
+    """Memory that decoded and shrunk training images may take, in GB; they are decoded once if they fit."""
+
+    predict_batch: PositiveInt = 4
+    """Images a forward pass of prediction, and of scoring while training."""
+
+
+class UNetConfig(StrictModel):
+    """The U-Net as it was published: double convolutions, transposed-convolution decoder."""
+
+    architecture: Literal["unet"]
+    """Which family."""
+
+    widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
+    """Channels at each level, from full size down; each level halves the image."""
+
+    norm: Literal["batch", "group", "none"] = "batch"
+    """Normalization after each convolution."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which channels of the lowest level are dropped."""
+
+    input: Mapping[str, Any] = {}
+    """Overrides of the section ``input``."""
+
+    train: Mapping[str, Any] = {}
+    """Overrides of the section ``train``."""
+
+    @property
+    def stride(self) -> int:
+        """Height and width of what the net sees must be multiples of this."""
+        return int(2 ** (len(self.widths) - 1))
+
+
+class SmpUNetConfig(StrictModel):
+    """``segmentation_models_pytorch.Unet`` over any encoder it knows, timm's ``tu-...`` among them."""
+
+    architecture: Literal["smp_unet"]
+    """Which family."""
+
+    encoder: str
+    """Name of the encoder, such as ``resnet34`` or ``tu-efficientnetv2_rw_s``."""
+
+    encoder_weights: str | None = None
+    """``imagenet`` or another set that the encoder has, the path of a local file, or None for random ones."""
+
+    upsampling: Literal["nearest", "transposed"] = "nearest"
+    """How features grow from level to level: smp's own (nearest neighbour, then two convolutions), or a transposed
+    convolution alone, which is smaller."""
+
+    decoder_channels: tuple[PositiveInt, ...] = (256, 128, 64, 32, 16)
+    """Channels of the decoder, from the lowest level up; their number is the encoder's depth."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which channels of the decoder's result are dropped."""
+
+    input: Mapping[str, Any] = {}
+    """Overrides of the section ``input``."""
+
+    train: Mapping[str, Any] = {}
+    """Overrides of the section ``train``."""
+
+    @property
+    def stride(self) -> int:
+        """Height and width of what the net sees must be multiples of this."""
+        return int(2 ** len(self.decoder_channels))
+
+
+ModelConfig = Annotated[UNetConfig | SmpUNetConfig, Field(discriminator="architecture")]
+
+
+class ResolvedModel(BaseModel):
+    """A model as it will be built and trained: its spec, with the defaults of ``input`` and ``train`` filled in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: ModelConfig
+    input: InputSettings
+    train: TrainSettings
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ResolvedModel":
+        sizes = {"train.crop": self.train.crop, "input.size": None if self.input.size == "native" else self.input.size}
+        for key, size in sizes.items():
+            if size is not None and any(side % self.spec.stride for side in size):
+                raise ValueError(
+                    f"{key} {size[0]} x {size[1]}: this net needs multiples of {self.spec.stride} in both directions"
+                )
+        crop = self.train.crop
+        if crop is not None and (crop[0] > self.input.height or crop[1] > self.input.width):
+            raise ValueError(f"train.crop {crop[0]} x {crop[1]} is larger than what the net sees")
+        return self
+
+
+Split = Literal["oof", "holdout", "test"]
+"""Validation cars of a fold, cars held out of all folds, or test images."""
+
+ViewName = Annotated[str, Field(pattern=r"^(identity|hflip|(hflip\+)?scale:\d+(\.\d+)?)$")]
+"""``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
+
+Views = NonEmptyUnique[ViewName]
+
+
+class SplitTTA(StrictModel):
+    """Views of each split, so that a view wanted for an ablation never repredicts test."""
+
+    oof: Views
+    """Of validation cars of each fold; maps are kept a view."""
+
+    holdout: Views
+    """Of cars that no net trained on; maps are kept a view."""
+
+    test: Views
+    """Of test images; maps are summed over the views. Scoring needs the same ones among ``oof`` and ``holdout``."""
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> "SplitTTA":
+        for split in ("oof", "holdout"):
+            lacking = set(self.test) - set(getattr(self, split))
+            if lacking:
+                raise ValueError(
+                    f"predict.tta.test has {sorted(lacking)[0]}, which predict.tta.{split} lacks: "
+                    "the submission could not be scored"
+                )
+        return self
+
+
+class PredictSettings(StrictModel):
+    """Section ``predict`` of params.yaml."""
+
+    tta: SplitTTA
+    """What each net looks at."""
+
+    checkpoint: Literal["last", "best"] = "last"
+    """Of training: ``best`` was selected on the very images that its out-of-fold score reports."""
+
+    precision: Precision = "auto"
+    """As in ``train``."""
+
+    shard_images: PositiveInt = 256
+    """Images a file of maps; a killed run loses at most one file."""
+
+
+ENSEMBLE_NAME = "ensemble"
+"""Name, among models, of several merged."""
+
+MergeName = Literal["mean_probability", "mean_logit", "majority_vote"]
+
+PostStep = Literal["refine_edges", "keep_largest", "fill_holes"]
+"""A step between merged maps and the mask that is scored and submitted: see ``postprocess.py``."""
+
+
+def _in_order(steps: tuple[PostStep, ...]) -> tuple[PostStep, ...]:
+    return tuple(step for step in get_args(PostStep) if step in steps)
+
+
+Steps = Annotated[Unique[PostStep], AfterValidator(_in_order)]
+"""Steps after the merge, always kept and done in the order edges, largest, filled, whatever the order given."""
+
+
+class EnsembleSettings(StrictModel):
+    """Section ``ensemble`` of params.yaml."""
+
+    models: NonEmptyUnique[str] | None = None
+    """Models to merge; None for all active ones."""
+
+    folds: NonEmptyUnique[int] | None = None
+    """Folds to merge; None for all active ones."""
+
+    weights: Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]] = {}
+    """Whole-number weight of a model's nets; 1 where none is given."""
+
+    merge: MergeName = "mean_probability"
+    """Mean of probabilities, mean of logits, or majority of masks."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability from which on a pixel is car."""
+
+    postprocess: Steps = ()
+    """What follows the merge."""
+
+
+ScoredSplit = Literal["oof", "holdout"]
+"""Validation cars, each seen by the nets of its own fold, or cars held out of every fold."""
+
+SCORED_SPLITS: tuple[ScoredSplit, ...] = ("oof", "holdout")
+
+
+NetId = tuple[str, int]
+"""Model and fold; the fold is ``OWN`` where each image has nets of its own."""
+
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+MIN_HOLDOUT_CARS = 2
+"""Cars on which a fold ensemble is scored: one car's taste is no comparison."""
+
+
+class AblationSettings(StrictModel):
+    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.tta`` hold, each tried with each.
+
+    None stands for each by itself, and the first two, three and so on together.
+    """
+
+    views: NonEmptyUnique[NonEmptyUnique[str]] | None = None
+    """Sets of views, of those predicted."""
+
+    models: NonEmptyUnique[NonEmptyUnique[str]] | None = None
+    """Sets of models, of the active ones."""
+
+    folds: NonEmptyUnique[NonEmptyUnique[int]] | None = None
+    """Sets of folds, of the active ones; scored on held-out cars alone. None without those: no fold ensembles."""
+
+    merge: NonEmptyUnique[MergeName] = ("mean_probability", "mean_logit", "majority_vote")
+    """Ways to merge."""
+
+    weights: NonEmptyUnique[Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]]] = ({},)
+    """Weights of models, as in ``ensemble``; those of the current setting are always among them."""
+
+    threshold: NonEmptyUnique[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+    """Probabilities from which on a pixel is car."""
+
+    tolerance: Annotated[float, Field(ge=0)] | None = 0.0002
+    """Dice that a cheaper setting may lose against the current one, as sure as a 95 % interval, to be advised.
+
+    None: as much as it may, if only it can't be told apart from the best.
+    """
+
+    postprocess: Unique[Steps] = ((), ("keep_largest",), ("fill_holes",), ("refine_edges",))
+    """Steps to try on the current and the best settings, apart from the grid; none at all: nothing is tried."""
+
+    postprocess_best: Annotated[int, Field(ge=0)] = 2
+    """How many of the best settings they are tried on, beside the current one."""
+
+
+PARAMS_FILE = "params.yaml"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class ModelSettings(StrictModel):
+    """Section ``models`` of params.yaml."""
+
+    active: NonEmptyUnique[str]
+    """Models to train, predict and merge."""
+
+    specs: Mapping[str, ModelConfig]
+    """Every model that can be made active, by name."""
+
+    @model_validator(mode="after")
+    def _active_exist(self) -> "ModelSettings":
+        for name in self.specs:
+            if not _NAME.fullmatch(name) or name == ENSEMBLE_NAME:
+                raise ValueError(
+                    f"models.specs.{name}: name it otherwise, in letters, digits, - and _, not '{ENSEMBLE_NAME}'"
+                )
+        for name in self.active:
+            if name not in self.specs:
+                raise ValueError(f"models.active has '{name}', but models.specs has only {', '.join(self.specs)}")
+        return self
+
+
+class Params(StrictModel):
+    """All of params.yaml."""
+
+    data: DataSettings
+    folds: FoldSettings
+    input: InputSettings
+    models: ModelSettings
+    train: TrainSettings
+    hardware: HardwareSettings
+    predict: PredictSettings
+    ensemble: EnsembleSettings
+    ablation: AblationSettings
+
+    def resolve_model(self, model: str) -> ResolvedModel:
+        """Return a model with the defaults of ``input`` and ``train`` filled in; raises CarvanaError if unknown."""
+        if model not in self.models.specs:
+            raise CarvanaError(f"There is no model '{model}': {PARAMS_FILE} has {', '.join(self.models.specs)}.")
+        try:
+            return ResolvedModel(spec=self.models.specs[model], input=self._input(model), train=self._train(model))
+        except ValidationError as error:
+            raise CarvanaError(_format_errors(error, f"models.specs.{model}")) from error
+
+    def check(self) -> None:
+        """Raise CarvanaError for what no section can tell by itself; inactive models need not fit ``input``."""
+        for model in self.models.specs:
+            self._input(model)
+            self._train(model)
+        for model in self.models.active:
+            self.resolve_model(model)
+        self.ensemble_members()
+        self._check_ablation()
+
+    def _input(self, model: str) -> InputSettings:
+        return _apply_overrides(f"models.specs.{model}.input", self.input, self.models.specs[model].input)
+
+    def _train(self, model: str) -> TrainSettings:
+        return _apply_overrides(f"models.specs.{model}.train", self.train, self.models.specs[model].train)
+
+    def ensemble_members(self) -> list[NetId]:
+        """Return the model and fold of every net of the ensemble; raises CarvanaError for one that is not active."""
+        models = self.ensemble.models or self.models.active
+        folds = self.ensemble.folds or self.folds.active
+        for key, chosen, active in (
+            ("models", models, self.models.active),
+            ("folds", folds, self.folds.active),
+            ("weights", self.ensemble.weights, self.models.active),
+        ):
+            unknown = [item for item in chosen if item not in active]
+            if unknown:
+                active_key = "folds.active" if key == "folds" else "models.active"
+                raise CarvanaError(f"ensemble.{key} has {unknown[0]}, which {active_key} lacks: add it there.")
+        return [(model, fold) for model in models for fold in folds]
+
+    def _check_ablation(self) -> None:
+        ablation, views = self.ablation, self.predict.tta
+        if self.folds.holdout_cars < MIN_HOLDOUT_CARS:
+            if ablation.folds is not None:
+                raise CarvanaError(
+                    f"ablation.folds names fold ensembles, which are scored on held-out cars alone: set it to null, or "
+                    f"folds.holdout_cars to {MIN_HOLDOUT_CARS} or more."
+                )
+            held_out = views.oof  # nothing is scored on others
+        else:
+            held_out = views.holdout
+        for key, sets, known, where in (
+            ("models", ablation.models or (), self.models.active, "models.active"),
+            ("weights", ablation.weights, self.models.active, "models.active"),
+            ("folds", ablation.folds or (), self.folds.active, "folds.active"),
+            ("views", ablation.views or (), views.oof, "predict.tta.oof"),
+            ("views", ablation.views or (), held_out, "predict.tta.holdout"),
+        ):
+            unknown = [item for chosen in sets for item in chosen if item not in known]
+            if unknown:
+                raise CarvanaError(
+                    f"ablation.{key} has {unknown[0]}, which {where} lacks: add it there and run 'dvc repro'."
+                )
+
+
+def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
+    """Return the settings; raises CarvanaError that names the file, the key and what is wrong with it."""
+    try:
+        return parse_params(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise CarvanaError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def parse_params(tree: Any) -> Params:
+    """Return the settings of a YAML tree."""
+    if not isinstance(tree, dict):
+        raise CarvanaError(f"{PARAMS_FILE} is empty; restore it with 'git checkout {PARAMS_FILE}'.")
+    try:
+        params = _validate_strict(Params, tree)
+        params.check()
+    except ValidationError as error:
+        raise CarvanaError(_format_errors(error)) from error
+    return params
+
+
+def _validate_strict(kind: type[S], tree: Any) -> S:
+    # By way of JSON, since only there strictness lets a list be a tuple; '3' for 3 and yes for 1 stay errors.
+    return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
+
+
+def _apply_overrides(key: str, defaults: S, changes: Mapping[str, Any]) -> S:
+    tree = defaults.model_dump(mode="json")
+    for name, value in changes.items():
+        tree[name] = tree[name] | value if name == "augment" and isinstance(value, dict) else value
+    try:
+        return _validate_strict(type(defaults), tree)
+    except ValidationError as error:
+        raise CarvanaError(_format_errors(error, key)) from error
+
+
+_RENAMED = {
+    "machine": "hardware",
+    "predict.views": "predict.tta",
+    "predict.weights": "predict.checkpoint",
+    "train.accumulate": "train.accumulate_grad_batches",
+    "train.clip": "train.gradient_clip_norm",
+    "train.ema": "train.ema_decay",
+    "train.init": "train.init_checkpoint",
+    "train.warmup": "train.warmup_fraction",
+    "net": "architecture",
+    "decoder": "upsampling",
+}
+"""Settings by their old names; those of a model's spec without what stands before."""
+
+
+def _unknown_key(key: str) -> str:
+    parents, _, name = key.rpartition(".")
+    section = parents.rpartition(".")[2]
+    new = _RENAMED.get(f"{section}.{name}".lstrip(".")) or (_RENAMED.get(name) if key.startswith("models.") else None)
+    if new is None:
+        return f"Unknown setting {key}. Correct the name or remove it."
+    return f"Unknown setting {key}: it is now called {new.rpartition('.')[2]}."
+
+
+def _format_errors(error: ValidationError, prefix: str = "") -> str:
+    faults = error.errors()
+    # What holds a fault is often reported too, as being empty without it.
+    inner = [a for a in faults if not any(b["loc"] != a["loc"] == b["loc"][: len(a["loc"])] for b in faults)]
+    return "\n".join(f"{PARAMS_FILE}: {_format_error(details, prefix)}" for details in inner)
+
+
+def _format_error(details: ErrorDetails, prefix: str) -> str:
+    steps = [str(step) for step in details["loc"]]
+    # Which kind of a union was tried stands in the location as if it were a key: the net, or such as tuple[int, int].
+    if steps[:2] == ["models", "specs"]:
+        del steps[3:4]
+    key = ".".join(filter(None, [prefix, *(step for step in steps if "[" not in step)]))
+    reason = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden":
+        return _unknown_key(key)
+    if details["type"] == "missing":
+        return f"{key} is missing: set it."
+    if details["type"] == "value_error":
+        return f"{reason}." if not key or key in reason else f"{key}: {reason}."
+    return f"{key} can't be {details['input']!r}: {reason[0].lower()}{reason[1:]}."

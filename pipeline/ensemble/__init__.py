@@ -1,0 +1,1 @@
+"""Merge probability maps into masks, evaluate them, write the submission."""

@@ -1,1 +1,0 @@
-"""Maps of probability, stored and merged into masks. NumPy only."""

@@ -1,0 +1,1 @@
+"""Export trained nets to other formats and verify them."""

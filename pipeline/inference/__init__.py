@@ -1,0 +1,1 @@
+"""From images to stored probability maps, with torch or ONNX Runtime."""

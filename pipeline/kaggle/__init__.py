@@ -1,0 +1,1 @@
+"""All access to Kaggle: download, submit, ledger."""

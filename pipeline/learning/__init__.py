@@ -1,1 +1,0 @@
-"""Nets: what they see, how they learn, what they say of a picture. The only room that imports torch."""

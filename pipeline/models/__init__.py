@@ -1,0 +1,1 @@
+"""U-Nets, their weights, test-time augmentation and resizing."""

@@ -1,0 +1,1 @@
+"""Charts, overlays, tables, and the HTML report."""

@@ -1,0 +1,163 @@
+"""The run in numbers: headline scores, metrics.json, the terminal summary."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.ablation.bootstrap import MIN_CLUSTERS, studentized_ci
+from pipeline.competition import rle
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.report.ablation_text import format_dice, format_int, pluralize
+from pipeline.report.overlays import SheetTile, UInt8Array
+from pipeline.report.tables import SPLIT_TITLES, rows_of_split
+from pipeline.submission.csv_file import read_rows
+
+MERGED = "ensemble"
+"""Model of the rows of images.csv where nets of several models, or of held-out cars all nets, are merged."""
+
+_MEANING = {
+    "oof": "Every image by the nets of its own fold, which never saw its car.",
+    "holdout": "The whole ensemble, on cars that no net trained on.",
+    "test": "The submission itself.",
+}
+
+
+@dataclass(frozen=True)
+class HeadlineScore:
+    """A headline: one Dice, and how far to trust it."""
+
+    title: str
+    meaning: str
+    dice: str
+    interval: str
+    """The 95 % interval, or why there is none."""
+    basis: str
+    """On how many images and cars it rests."""
+
+
+def rows_as_submitted(images: pd.DataFrame, submission: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows of images.csv, one an image, whose masks are made as the submission's are, steps included."""
+    models = {net.rpartition("/")[0] for net in submission["nets"]}
+    out_of_fold = MERGED if len(models) > 1 else models.pop()
+    chosen = images["model"] == images["split"].map({"oof": out_of_fold, "holdout": MERGED})
+    return images[chosen]
+
+
+def with_final_dice(doubts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Return image_disagreement.csv with the final Dice; its own is counted before post-processing."""
+    own = images[["split", "image_id", "dice"]]
+    return doubts.drop(columns="dice").merge(own, on=["split", "image_id"], how="left", validate="one_to_one")
+
+
+def headline_scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list[HeadlineScore]:
+    """Return the headlines of the images ``as_submitted``, and that of test cars where it is known."""
+    parts = {split: rows_of_split(images, split) for split in SPLIT_TITLES}
+    found = [_headline_score(split, rows) for split, rows in parts.items() if len(rows)]
+    if "test" in submission:
+        reason = "No interval: of the test cars one mean is kept, not the score of each."
+        basis = f"{format_int(submission['rows'])} images"
+        found.append(
+            HeadlineScore("Test cars", _MEANING["test"], format_dice(submission["test"]["dice"]), reason, basis)
+        )
+    return found
+
+
+def mean_dice_bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean Dice of rows of images.csv, or None where there are too few cars."""
+    by_car = rows.groupby("car")["dice"].agg(["sum", "size"])
+    bounds_12 = studentized_ci(by_car[["sum"]].to_numpy(np.float64), by_car["size"].to_numpy(np.int64))
+    low, high = np.minimum(bounds_12, 1.0)[0].tolist()
+    return None if isnan(low) else (low, high)
+
+
+def _headline_score(split: str, rows: pd.DataFrame) -> HeadlineScore:
+    found = mean_dice_bounds(rows)
+    interval = (
+        f"95 %: {format_dice(found[0])} to {format_dice(found[1])}"
+        if found
+        else f"No interval: it takes {MIN_CLUSTERS} cars."
+    )
+    basis = f"{pluralize(len(rows), 'image')} of {pluralize(rows['car'].nunique(), 'car')}"
+    return HeadlineScore(SPLIT_TITLES[split], _MEANING[split], format_dice(float(rows["dice"].mean())), interval, basis)
+
+
+_SCORES = ("dice", "iou", "accuracy")
+
+
+def build_metrics(
+    evaluation: Mapping[str, Any], submission: Mapping[str, Any], ablation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return ``oof.<model>.dice``, ``holdout.dice``, ``test.dice`` and their like, as far as they are known.
+
+    Of the ablation ``ablation.<split>.current``, ``best`` and ``honest``: the Dice of the current setting, of the best
+    one, and of the best one chosen on other cars than those that score it.
+    """
+    scored = {"oof": evaluation["oof"], "holdout": evaluation.get("holdout"), "test": submission.get("test")}
+    compared = {split: _compared(ablation[split]) for split in ("oof", "holdout") if "refused" not in ablation[split]}
+    return {key: _rounded(values) for key, values in (scored | {"ablation": compared}).items() if values}
+
+
+def collect_curves(nets: Mapping[str, Path]) -> pd.DataFrame:
+    """Return the curves of all nets in one table: net, epoch, lr, loss and its parts, norms of the gradient, dice."""
+    tables = [pd.read_csv(folder / "curves.csv").assign(net=name) for name, folder in nets.items()]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["net", *(column for column in table.columns if column != "net")]]
+
+
+def prediction_tiles(
+    csv: Path, image: Callable[[str], UInt8Array], submission: Mapping[str, Any], wanted: int
+) -> list[SheetTile]:
+    """Return tiles of evenly spaced test images with their masks from the submission; unreadable ones are passed."""
+    step = max(1, submission["rows"] // wanted)
+    replaced = submission["replaced_images"]
+    chosen = [(i, text) for n, i, text in read_rows(csv) if (n - 2) % step == 0 and i not in replaced][:wanted]
+    return [SheetTile(image(image_id), rle.decode(text, HEIGHT, WIDTH), None, image_id) for image_id, text in chosen]
+
+
+def format_summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str:
+    """Return a table of scores and the facts of the submission, for the terminal."""
+    scored = {f"out of fold, {model}": values for model, values in evaluation["oof"].items()}
+    if "holdout" in evaluation:
+        scored["held-out cars, ensemble"] = evaluation["holdout"]
+    if "test" in submission:
+        scored["test cars, submission"] = submission["test"]
+    width = max(map(len, scored))
+    lines = ["", f"{'':{width}}  {'Dice':>8} {'IoU':>8} {'accuracy':>8}"]
+    lines += [f"{name:{width}}  " + " ".join(f"{v[key]:8.5f}" for key in _SCORES) for name, v in scored.items()]
+    lines += [
+        "",
+        f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked",
+    ]
+    lines += collect_warnings(evaluation, submission)
+    return "\n".join(
+        [*lines, "reports/: index.html, metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"]
+    )
+
+
+def _compared(told: Mapping[str, Any]) -> dict[str, float]:
+    honest = {"honest": told["selection"]["honest"]} if told["selection"] else {}
+    return {"current": told["current"]["dice"], "best": told["best"]["dice"], **honest}
+
+
+def collect_warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each kind of images that had to be left out or replaced, if there are any."""
+    lists = {
+        "training images were left out": evaluation["skipped_images"],
+        "test images could not be read and have the mean mask of their angle": submission["replaced_images"],
+    }
+    return [
+        f"{len(images)} {words}: {', '.join(list(images)[:3])}{' ...' if len(images) > 3 else ''}"
+        for words, images in lists.items()
+        if images
+    ]
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _rounded(value) for key, value in values.items()}
+    return round(values, 6) if isinstance(values, float) else values

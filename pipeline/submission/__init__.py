@@ -1,0 +1,1 @@
+"""Read, check and score submission CSVs. NumPy only."""

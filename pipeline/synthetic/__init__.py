@@ -1,0 +1,1 @@
+"""The synthetic sample competition: cars, their photographs and masks."""

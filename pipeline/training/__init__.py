@@ -1,0 +1,1 @@
+"""Train one net: dataset, module, callbacks."""

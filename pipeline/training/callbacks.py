@@ -1,0 +1,335 @@
+"""What is written down of each epoch: a row of curves, a panel of pictures, and all of it for TensorBoard."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pipeline.config import InputSettings, TrainSettings
+from pipeline.training.dataset import ImageReader
+from pipeline.training.prediction_grid import PredictionGrid
+from pipeline.utils.files import atomic_write
+
+
+class ThroughputMonitor(Callback):
+    """Takes the time of epochs, and apart from it that of scoring them."""
+
+    def __init__(self) -> None:
+        self.total = {"seconds": 0.0, "training_seconds": 0.0, "images": 0, "peak_memory_bytes": 0}
+        """Of all epochs; ``training_seconds`` without scoring."""
+        self.images_per_second = 0.0
+        """Of the last epoch, without scoring."""
+        self._began = self._scoring_began = self._scored = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's time."""
+        self._began, self._scored, self._images = time.perf_counter(), 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count what all devices saw."""
+        self._images += len(batch["image"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin what is no training."""
+        self._scoring_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End what is no training."""
+        self._scored += time.perf_counter() - self._scoring_began
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch."""
+        took = time.perf_counter() - self._began
+        training = max(took - self._scored, 1e-9)
+        self.images_per_second = self._images / training
+        self.total["seconds"] += took
+        self.total["training_seconds"] += training
+        self.total["images"] += self._images
+        self.total["peak_memory_bytes"] = max(self.total["peak_memory_bytes"], _memory(pl_module.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time so far, for the checkpoint."""
+        return dict(self.total)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the time of the checkpoint."""
+        self.total = dict(state_dict)
+
+
+def training_timing(state: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Return what a clock's ``state`` tells of a training on ``device``, for ``timing.json``."""
+    return {**state, "images_per_second": state["images"] / state["training_seconds"], "device": device}
+
+
+def _memory(device: torch.device) -> int:
+    """Return bytes: of a GPU what torch held at most, else what this process holds now."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+_POINTS = 100
+"""Batches of an epoch that are logged by themselves, at most."""
+
+_MEASURED = 16
+"""Training images, about, that running statistics for a panel are measured on: enough to be looked at."""
+
+_TAGS = {
+    "loss": "loss/sum",
+    "dice": "score/dice",
+    "lr": "steps/lr",
+    "gradient_norm": "steps/gradient_norm",
+    "gradient_norm_max": "steps/gradient_norm_max",
+    "images_per_second": "machine/images_per_second",
+    "memory_gb": "machine/memory_gb",
+}
+"""Where TensorBoard shows what: it makes a group of each first part."""
+
+
+def is_validation_epoch(trainer: Trainer) -> bool:
+    """Return whether the present epoch ends with a validation."""
+    every = trainer.check_val_every_n_epoch or 1
+    return (trainer.current_epoch + 1) % every == 0
+
+
+class MetricsHistory(Callback):
+    """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left.
+
+    Also has the last epoch validated, whatever ``validate_every`` says: its weights are those that are used.
+    """
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.every = settings.validate_every
+        self.rows: list[dict[str, float]] = []
+        self.bar: Any = None
+        self.validation_bar: Any = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar of all epochs, from where this run takes them up."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if last else self.every
+        if self.bar is None and trainer.is_global_zero:
+            batches = int(trainer.num_training_batches)
+            done = trainer.current_epoch * batches
+            self.bar = tqdm(total=(trainer.max_epochs or 0) * batches, initial=done, desc="Training", unit="batch")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show how far scoring is: of native images it takes minutes."""
+        if trainer.is_global_zero:
+            batches = int(trainer.num_val_batches[0])
+            self.validation_bar = tqdm(total=batches, desc="Scoring", unit="batch", leave=False)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move the bar of scoring."""
+        if self.validation_bar is not None:
+            self.validation_bar.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar of scoring."""
+        if self.validation_bar is not None:
+            self.validation_bar.close()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's row."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not is_validation_epoch(trainer):
+            metrics.pop("dice", None)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append({"epoch": trainer.current_epoch + 1, "lr": rate, **metrics})
+        if self.bar is not None:
+            shown = {name: f"{metrics[name]:.4f}" for name in ("loss", "dice") if name in metrics}
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far, for the checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+class GradientNormMonitor(Callback):
+    """Logs the gradient's norm before clipping, its mean and greatest of an epoch; stands before ``Curves``."""
+
+    def __init__(self) -> None:
+        self._norms: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin again."""
+        self._norms.clear()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Take the norm of a step; it stays on the device, which is not waited for."""
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        self._norms.append(get_total_norm(gradients))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch's."""
+        norms = torch.stack(self._norms)
+        norms = norms[torch.isfinite(norms)]  # fp16 skips the step of a gradient that overflows
+        norms = norms if len(norms) else norms.new_tensor([torch.nan])  # else Lightning would tell the last epoch's
+        pl_module.log_dict({"gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}, rank_zero_only=True)
+
+
+class ValidationGridLogger(Callback):
+    """Draws the panel after each epoch, by the weights that are kept: the averaged ones, where there are such."""
+
+    def __init__(self, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, path: Path) -> None:
+        self.image_ids, self.reader, self.input = image_ids, reader, input
+        self.path = path
+        self._panel: PredictionGrid | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decode the images, once, where they will be drawn."""
+        if trainer.is_global_zero:
+            self._panel = PredictionGrid.load(self.image_ids, self.reader, self.input)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw; the file appears whole or not at all, and before the checkpoint of its epoch."""
+        if self._panel is None:
+            return
+        with _averaged_weights(trainer, pl_module):
+            if not is_validation_epoch(
+                trainer
+            ):  # else just measured; averaged weights have none, and would be drawn as blank
+                pl_module.refresh_bn_stats(_MEASURED)  # type: ignore[operator]
+            with trainer.precision_plugin.forward_context():
+                jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes(jpeg)
+
+
+@contextlib.contextmanager
+def _averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Put the weights that the checkpoint will hold into the net, just as a validation does, and take them out."""
+    averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, pl_module)
+    pl_module.eval()
+    try:
+        yield
+    finally:
+        pl_module.train()
+        for callback in averaging:
+            callback.on_validation_epoch_end(trainer, pl_module)
+
+
+class TensorBoardWriter(Callback):
+    """Writes for TensorBoard what other callbacks, which stand before it, found in an epoch.
+
+    In ``folder`` lie curves and panels by epoch, in ``folder/batches`` the loss by batch. A log that can't be written
+    is given up, once and in words: no training is lost for it.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], curves: MetricsHistory, clock: ThroughputMonitor, panel: Path
+    ) -> None:
+        self.folder, self.settings = folder, settings
+        self.curves, self.clock, self.panel = curves, clock, panel
+        self._epochs: SummaryWriter | None = None
+        self._batches: SummaryWriter | None = None
+        self._given_up = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the log, or go on with it: what it holds beyond the checkpoint is as if it had not been."""
+        if not trainer.is_global_zero:
+            return
+        with self._or_give_up():
+            done = trainer.current_epoch
+            self._epochs = SummaryWriter(self.folder, purge_step=done + 1)
+            # Apart, since a purge counts one kind of steps.
+            self._batches = SummaryWriter(
+                self.folder / "batches", purge_step=done * int(trainer.num_training_batches) + 1
+            )
+            if not done:
+                self._epochs.add_text("settings", f"```\n{json.dumps(self.settings, indent=2)}\n```", 0)
+            self._epochs.flush()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log a batch, if it is one of those: reading its loss makes a GPU wait."""
+        batches = int(trainer.num_training_batches)
+        if self._batches is None or (batch_idx + 1) % -(-batches // _POINTS):
+            return
+        step = trainer.current_epoch * batches + batch_idx + 1
+        with self._or_give_up():
+            # Lightning hands over the part of it that goes into the gradient.
+            self._batches.add_scalar("batch/loss", float(outputs["loss"]) * trainer.accumulate_grad_batches, step)
+            self._batches.add_scalar("batch/lr", trainer.optimizers[0].param_groups[0]["lr"], step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch."""
+        if self._epochs is None or self._batches is None:
+            return
+        row = dict(self.curves.rows[-1])
+        epoch = int(row.pop("epoch"))
+        row["images_per_second"] = self.clock.images_per_second
+        row["memory_gb"] = self.clock.total["peak_memory_bytes"] / 1e9
+        picture = Summary.Image(encoded_image_string=self.panel.read_bytes(), colorspace=3)
+        with self._or_give_up():
+            for name, value in row.items():
+                self._epochs.add_scalar(_TAGS.get(name, name.replace("_", "/", 1)), value, epoch)
+            # As it is: add_image would make a PNG of it, five times as large.
+            panel = Summary(value=[Summary.Value(tag="panel", image=picture)])
+            self._epochs.file_writer.add_summary(panel, epoch)  # type: ignore[attr-defined]
+            self._epochs.flush()
+            self._batches.flush()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the log."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the log with what there is."""
+        self._close()
+
+    def _close(self) -> None:
+        writers = [writer for writer in (self._epochs, self._batches) if writer is not None]
+        self._epochs = self._batches = None
+        with self._or_give_up():
+            for writer in writers:
+                writer.close()
+
+    @contextlib.contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._epochs = self._batches = None
+            if not self._given_up:
+                print(f"warning: {self.folder} can't be written ({error}): training goes on unlogged.", file=sys.stderr)
+            self._given_up = True
+
+
+def run_dir(runs: Path, digest: str) -> Path:
+    """Return the folder for the log of a training: the one of this ``digest`` in ``runs``, else one named by now."""
+    earlier = sorted(runs.glob(f"*_{digest[:8]}"))
+    return earlier[-1] if earlier else runs / f"{datetime.now():%Y-%m-%d_%H-%M}_{digest[:8]}"

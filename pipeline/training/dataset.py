@@ -1,0 +1,242 @@
+"""Training and validation images, decoded once where they fit, changed at random by (seed, epoch, image) alone."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import albumentations as A
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from pipeline.config import AugmentSettings, InputSettings, TrainSettings
+from pipeline.models.resize import UInt8Array, soft_target, to_network_input
+from pipeline.utils.parallel import available_cpus
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
+
+_GIGABYTE = 1 << 30
+
+Step = tuple[int, int]
+"""Epoch and index of an image."""
+
+
+class ImageReader(Protocol):
+    """Where rasters come from, by image id."""
+
+    def image(self, image_id: str) -> UInt8Array:
+        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+
+    def mask(self, image_id: str) -> UInt8Array:
+        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """What a net sees of some images, and soft targets; all in memory where ``cache_gb`` allows."""
+
+    image_ids: Sequence[str]
+    reader: ImageReader
+    input: InputSettings
+    cache: tuple[UInt8Array, UInt8Array] | None = None
+
+    @classmethod
+    def load(
+        cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, cache_gb: float
+    ) -> "CachedImages":
+        """Return examples, decoded and shrunk by now if they fit into ``cache_gb``."""
+        examples = cls(image_ids, reader, input)
+        size = len(image_ids) * input.height * input.width * (input.channel_count + 1)
+        return cls(image_ids, reader, input, examples._decode_all()) if size <= cache_gb * _GIGABYTE else examples
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        """Return image (h, w, C) and target (h, w), both uint8."""
+        if self.cache is not None:
+            return self.cache[0][index], self.cache[1][index]
+        return self._decode(index)
+
+    def image(self, index: int) -> UInt8Array:
+        """Return an image (h, w, C) without its target, uint8."""
+        if self.cache is not None:
+            cached: UInt8Array = self.cache[0][index]
+            return cached
+        return to_network_input(self.reader.image(self.image_ids[index]), self.input)
+
+    def _decode(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        image_id = self.image_ids[index]
+        image_hwC = to_network_input(self.reader.image(image_id), self.input)
+        return image_hwC, soft_target(self.reader.mask(image_id), self.input)
+
+    def _decode_all(self) -> tuple[UInt8Array, UInt8Array]:
+        shape = (len(self), self.input.height, self.input.width)
+        images, targets = np.empty((*shape, self.input.channel_count), np.uint8), np.empty(shape, np.uint8)
+
+        def fill(index: int) -> None:
+            images[index], targets[index] = self._decode(index)
+
+        # Decoders let other threads run.
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            list(tqdm(pool.map(fill, range(len(self))), desc="Decoding images", total=len(self), unit="image"))
+        return images, targets
+
+
+class TrainingSet(Dataset[dict[str, Tensor]]):
+    """Examples under augmentation, by (epoch, index)."""
+
+    def __init__(self, examples: CachedImages, train: TrainSettings, seed: int) -> None:
+        self.examples = examples
+        self.seed = seed
+        self.augment = augmentation(train.augment, train.crop, examples.input.channels == "rgb")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, step: Step) -> dict[str, Tensor]:
+        """Return ``image`` (C, h, w) and ``target`` (1, h, w), uint8, and the ``index`` of the image."""
+        epoch, index = step
+        image_hwC, target_hw = self.examples[index]
+        # From (seed, epoch, image), so that a resumed run sees what an uninterrupted one would have seen.
+        self.augment.set_random_seed(int(_random_generator(self.seed, epoch, index).integers(1 << 31)))
+        changed = self.augment(image=image_hwC, mask=target_hw)
+        image = torch.from_numpy(np.atleast_3d(changed["image"])).permute(2, 0, 1)
+        return {"image": image, "target": torch.from_numpy(changed["mask"])[None], "index": torch.tensor(index)}
+
+
+class ValidationSet(Dataset[dict[str, Tensor]]):
+    """Examples as they are, with true masks at full size, since that is where Kaggle scores."""
+
+    def __init__(self, examples: CachedImages) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return ``image`` (C, h, w) and ``mask`` (1280, 1918) of 0 and 1, uint8."""
+        image_hwC = self.examples.image(index)
+        mask_HW = self.examples.reader.mask(self.examples.image_ids[index])
+        return {"image": torch.from_numpy(image_hwC).permute(2, 0, 1), "mask": torch.from_numpy(mask_HW)}
+
+
+class EpochSampler(Sampler[Step]):
+    """Yields (epoch, index) in an order of (seed, epoch), the same number for each of several processes."""
+
+    def __init__(self, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.size, self.seed, self.rank, self.processes = size, seed, rank, processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the epoch from the trainer, which calls this before each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.processes
+
+    def __iter__(self) -> Iterator[Step]:
+        order = _random_generator(self.seed, self.epoch).permutation(self.size)
+        return ((self.epoch, int(index)) for index in order[self.rank : len(self) * self.processes : self.processes])
+
+
+class DistributedEvalSampler(Sampler[int]):
+    """Yields each index once, in one of several processes; nothing is repeated to make shares equal."""
+
+    def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
+        self.indices = range(rank, size, processes)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, color: bool) -> Any:
+    """Return albumentations' pipeline of ``settings`` for uint8 images and soft masks."""
+    steps: list[Any] = [A.RandomCrop(*crop)] if crop else []
+    steps.append(A.HorizontalFlip(p=settings.hflip))
+    if settings.shift or settings.scale or settings.rotate:
+        # Soft masks are interpolated like the image, and the studio goes on beyond the border.
+        steps.append(
+            A.Affine(
+                scale=(1 - settings.scale, 1 + settings.scale),
+                translate_percent=(-settings.shift, settings.shift),
+                rotate=(-settings.rotate, settings.rotate),
+                interpolation=1,
+                mask_interpolation=1,
+                border_mode=2,
+                p=0.8,
+            )
+        )
+    if settings.brightness:
+        steps.append(A.RandomBrightnessContrast(settings.brightness, settings.brightness, p=0.5))
+    if settings.hue and color:
+        hue, saturation = round(180 * settings.hue), round(255 * settings.hue)
+        steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
+    return A.Compose(steps)
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """Processes that load images, at most one a processor."""
+
+    wanted: int
+    gpu: bool
+    """Whether a GPU waits for what they load."""
+
+    def loader_kwargs(self, cached: bool) -> dict[str, Any]:
+        """Return them as options of a loader of images that are in memory already, or not."""
+        # What is in memory is augmented faster than it is passed between processes, unless a GPU waits for it.
+        count = 0 if cached and not self.gpu else min(self.wanted, available_cpus())
+        if not count:
+            return {"num_workers": 0}
+        return {
+            "num_workers": count,
+            "persistent_workers": True,
+            "pin_memory": self.gpu,
+            "worker_init_fn": _limit_threads,
+            # Forked, so that they share the images in memory; elsewhere than on Linux, a fork may hang.
+            "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+        }
+
+
+def training_loader(
+    examples: CachedImages, train: TrainSettings, workers: LoaderOptions, seed: int, rank: int, processes: int
+) -> DataLoader[Any]:
+    """Return shuffled batches; the last incomplete one is left to another epoch, unless it is the only one."""
+    sampler = EpochSampler(len(examples), seed, rank, processes)
+    return DataLoader(
+        TrainingSet(examples, train, seed),
+        batch_size=train.batch_size,
+        sampler=sampler,
+        drop_last=len(sampler) >= train.batch_size,
+        **workers.loader_kwargs(examples.cache is not None),
+    )
+
+
+def validation_loader(
+    examples: CachedImages, batch_size: int, workers: LoaderOptions, rank: int, processes: int
+) -> DataLoader[Any]:
+    """Return every image once, the last batch being what is left."""
+    sampler = DistributedEvalSampler(len(examples), rank, processes)
+    return DataLoader(
+        ValidationSet(examples), batch_size, sampler=sampler, **workers.loader_kwargs(examples.cache is not None)
+    )
+
+
+def _limit_threads(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _random_generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)

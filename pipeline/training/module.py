@@ -1,0 +1,265 @@
+"""The LightningModule: loss, optimizer, learning rate, batch-norm statistics."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn, no_grad
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer, lr_scheduler
+
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import HardwareSettings, LossName, ResolvedModel, TrainSettings
+from pipeline.errors import CarvanaError
+from pipeline.models.networks import SegmentationModel, non_finite_name
+from pipeline.models.tensors import memory_format, upsample_logits_tensor
+from pipeline.training.callbacks import is_validation_epoch
+from pipeline.training.dataset import ImageReader
+
+_BN_IMAGES = 64
+"""Training images, about, that running statistics are measured on."""
+
+_NAN_HINT = "lower train.lr, set train.gradient_clip_norm to 1.0, or train.precision to 32"
+"""What to do about numbers that are not finite."""
+
+_BORDER_RADIUS = 3
+"""Pixels from an outline that ``border_bce`` still counts as near."""
+
+
+def compute_losses(
+    logits_B1HW: Tensor, target_B1HW: Tensor, weights: Mapping[LossName, float], border_weight: float
+) -> dict[str, Tensor]:
+    """Return every loss as ``loss_<name>``, and their weighted sum as ``loss``; scalars in float32.
+
+    ``target`` is the part of each pixel that is car, 0 to 1.
+    """
+    # Half precision overflows in sums over a raster, so that masks come out blank: leave autocast here.
+    with torch.autocast(logits_B1HW.device.type, enabled=False):
+        logits, target = logits_B1HW.float(), target_B1HW.float()
+        parts = {name: _losses(border_weight)[name](logits, target) for name in weights}
+    total = torch.stack([weights[name] * parts[name] for name in weights]).sum()
+    return {f"loss_{name}": part for name, part in parts.items()} | {"loss": total}
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus the soft Dice of each image, averaged; an empty target is no division by zero."""
+    probability, dims = logits.sigmoid(), (1, 2, 3)
+    overlap = (probability * target).sum(dims)
+    total = probability.sum(dims) + target.sum(dims)
+    return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+def border_bce(logits: Tensor, target: Tensor, border_weight: float) -> Tensor:
+    """Cross-entropy that counts pixels near an outline ``1 + border_weight`` times, as a weighted mean."""
+    size = 2 * _BORDER_RADIUS + 1
+    highest = functional.max_pool2d(target, size, stride=1, padding=_BORDER_RADIUS)
+    lowest = -functional.max_pool2d(-target, size, stride=1, padding=_BORDER_RADIUS)
+    weight = 1 + border_weight * (highest - lowest)
+    return functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / weight.sum()
+
+
+def lovasz(logits: Tensor, target: Tensor) -> Tensor:
+    """Lovász hinge of the IoU, an image at a time, against the target rounded to 0 or 1."""
+    from segmentation_models_pytorch.losses import LovaszLoss
+
+    return LovaszLoss("binary", per_image=True)(logits, (target >= 0.5).float())  # type: ignore[no-any-return]
+
+
+def _losses(border_weight: float) -> dict[LossName, Callable[[Tensor, Tensor], Tensor]]:
+    return {
+        "bce": functional.binary_cross_entropy_with_logits,
+        "dice": dice_loss,
+        "border_bce": lambda logits, target: border_bce(logits, target, border_weight),
+        "lovasz": lovasz,
+    }
+
+
+@no_grad()
+def update_bn_stats(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of ``net`` to the mean of those of ``batches`` of pixels (B, C, H, W).
+
+    What training leaves behind are statistics of weights that are no longer: of averaged weights they never were, and
+    after a few dozen steps those of the first, random ones are still among them ("precise BN": Wu and Johnson,
+    Rethinking "Batch" in BatchNorm, 2021). All else of the net runs as in prediction.
+    """
+    layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    if not layers:
+        return
+    momenta, was_training = [layer.momentum for layer in layers], net.training
+    net.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over batches
+        layer.train()
+    for pixels_BCHW in batches:
+        net(pixels_BCHW)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    net.train(was_training)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One net to train: the design, the images to learn from and those to be scored on."""
+
+    model: ResolvedModel
+    seed: int
+    train_ids: Sequence[str]
+    validation_ids: Sequence[str]
+    reader: ImageReader
+    hardware: HardwareSettings
+    init_checkpoint: Path | None = None
+    """Weights to start from: see ``models.build``."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Written into the net's config.json, for people."""
+
+
+class SegmentationModule(LightningModule):
+    """Loss, score, optimizer and schedule of a net."""
+
+    def __init__(self, net: SegmentationModel, job: TrainJob, device: torch.device) -> None:
+        super().__init__()
+        self.net = net
+        self.settings = job.model.train
+        self.seed = job.seed
+        self.image_ids = job.train_ids
+        self.dice_sum, self.dice_count = 0.0, 0
+        if self.settings.channels_last:
+            self.net.to(memory_format=memory_format(device))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw dropout from (seed, step, process), so that a resumed run draws what an uninterrupted one would."""
+        step = np.random.default_rng((self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(step.integers(1 << 31)))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch; raises CarvanaError if it is no finite number."""
+        settings = self.settings
+        logits_B1HW = self.net(batch["image"])
+        parts = compute_losses(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
+        if not torch.isfinite(parts["loss"]):
+            raise CarvanaError(self._non_finite_message(parts, batch))
+        self.log_dict(
+            {name: part.detach() for name, part in parts.items()}, on_step=False, on_epoch=True, sync_dist=True
+        )
+        return parts["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new mean, with running statistics of the weights that are scored, the same in every process."""
+        self.dice_sum, self.dice_count = 0.0, 0
+        if self.trainer.is_global_zero:
+            self.refresh_bn_stats(_BN_IMAGES)
+            self._check_finite_weights()
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
+        logits_B1HW = self.net(batch["image"])
+        if not torch.isfinite(logits_B1HW).all():
+            raise CarvanaError(f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
+        logits_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH)
+        for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
+            total = int(mask_HW.sum()) + int(true_HW.sum())
+            self.dice_sum += 2 * int((mask_HW & true_HW).sum()) / total if total else 1.0
+            self.dice_count += 1
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score, for curves and ``plateau``."""
+        self.log("dice", self.validation_dice(), rank_zero_only=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Let ``plateau`` see the epoch's score, if there is one."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and is_validation_epoch(self.trainer):
+            schedule.step(self.validation_dice())
+
+    def validation_dice(self) -> float:
+        """Return the mean Dice over the images of all processes."""
+        sums = torch.tensor([self.dice_sum, self.dice_count], dtype=torch.float64)
+        if self.device.type == "mps":
+            sums = sums.float()
+        gathered = self.all_gather(sums.to(self.device))
+        assert isinstance(gathered, Tensor)
+        total = gathered.reshape(-1, 2).sum(0)
+        return float(total[0] / total[1])
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule."""
+        optimizer = _optimizer(self.net, self.settings)
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.settings.schedule == "plateau":
+            plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
+            # Lightning would step it after the checkpoint is written, which would then lack the epoch's step.
+            never = self.settings.epochs + 1
+            rule = {"scheduler": plateau, "interval": "epoch", "frequency": never, "monitor": "dice", "strict": False}
+            return {"optimizer": optimizer, "lr_scheduler": rule}
+        schedule = lr_scheduler.LambdaLR(optimizer, lr_lambda(self.settings, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def refresh_bn_stats(self, count: int) -> None:
+        """Measure running statistics again, on about so many training images, for the weights that are in the net."""
+        with self.trainer.precision_plugin.forward_context():
+            update_bn_stats(self.net, self._bn_batches(count))
+
+    def _check_finite_weights(self) -> None:
+        name = non_finite_name(self.net.state_dict())
+        if name is not None:
+            raise CarvanaError(
+                f"The net's '{name}' contains NaN or infinity after epoch {self.current_epoch + 1}: {_NAN_HINT}."
+            )
+
+    def _bn_batches(self, count: int) -> Iterator[Tensor]:
+        """Yield batches of about so many training images, evenly spaced, as this epoch changes them."""
+        images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        chosen = range(0, len(images), max(1, len(images) // count))
+        for start in range(0, len(chosen), self.settings.batch_size):
+            part = chosen[start : start + self.settings.batch_size]
+            batch = torch.stack([images[self.current_epoch, index]["image"] for index in part])
+            yield batch.to(self.device)
+
+    def _non_finite_message(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
+        values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items() if name != "loss")
+        images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
+        return (
+            f"The loss is no finite number in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
+            f"{_NAN_HINT}."
+        )
+
+
+def lr_lambda(settings: TrainSettings, steps: int) -> Callable[[int], float]:
+    """Return the factor on ``lr`` by step: a warm-up from near 0, then the schedule down to the last step."""
+    warmup = round(settings.warmup_fraction * steps)
+    if settings.schedule == "onecycle":
+        warmup = warmup or round(0.3 * steps)
+    falls: dict[str, Callable[[float], float]] = {
+        "constant": lambda part: 1.0,
+        "cosine": lambda part: 0.5 * (1 + math.cos(math.pi * part)),
+        "onecycle": lambda part: 0.5 * (1 + math.cos(math.pi * part)),
+        "poly": lambda part: (1 - part) ** 0.9,
+    }
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return falls[settings.schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))
+
+    return factor
+
+
+def _optimizer(net: SegmentationModel, settings: TrainSettings) -> Optimizer:
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    optimizers: dict[str, Callable[[], Optimizer]] = {
+        "adam": lambda: torch.optim.Adam(net.parameters(), **common),
+        "adamw": lambda: torch.optim.AdamW(net.parameters(), **common),
+        "sgd": lambda: torch.optim.SGD(net.parameters(), momentum=0.9, nesterov=True, **common),
+        "rmsprop": lambda: torch.optim.RMSprop(net.parameters(), momentum=0.9, **common),
+    }
+    return optimizers[settings.optimizer]()

@@ -1,0 +1,262 @@
+"""One net trained on one fold, with Lightning; what a kill leaves behind is taken up at the last whole epoch."""
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from pipeline.config import TrainSettings
+from pipeline.errors import CarvanaError
+from pipeline.models.networks import build_model, save_config, save_weights
+from pipeline.models.tensors import (
+    device_label,
+    resolve_device,
+    resolve_precision,
+)
+from pipeline.training.callbacks import (
+    GradientNormMonitor,
+    MetricsHistory,
+    TensorBoardWriter,
+    ThroughputMonitor,
+    ValidationGridLogger,
+    training_timing,
+)
+from pipeline.training.dataset import CachedImages, LoaderOptions, training_loader, validation_loader
+from pipeline.training.module import SegmentationModule, TrainJob
+from pipeline.utils.files import atomic_write, publish_tree, write_json, write_text
+from pipeline.workspace import WEIGHTS
+
+_CHECKPOINT = "last.ckpt"
+
+_PANEL = "panel.jpg"
+
+
+def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
+    """Train a net and return the folder, below ``work``, of weights, config, curves, metrics and a panel of pictures.
+
+    ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. ``log`` is a folder for
+    TensorBoard's events. Raises CarvanaError if the loss turns NaN or infinite, or the device asked for is missing.
+    """
+    settings = job.model.train
+    device = resolve_device(job.hardware.device)
+    if device.type == "cuda" and settings.devices > torch.cuda.device_count():
+        raise CarvanaError(
+            f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
+        )
+    segmenter = SegmentationModule(
+        build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device
+    )
+    trainer = _trainer(settings, device, work, _callbacks(job, work, log))
+    checkpoint = work / _CHECKPOINT
+    with _reraise_worker_errors():
+        trainer.fit(
+            segmenter, SegmentationData(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False
+        )
+    parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
+    return _write_model_dir(job, work, device_label(device, resolve_precision(settings.precision, device)), parameters)
+
+
+def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
+    """Return what looks on: each hears of an epoch's end after those before it, the checkpoint last."""
+    settings, design = job.model.train, job.model
+    curves, clock = MetricsHistory(settings), ThroughputMonitor()
+    pictures = ValidationGridLogger(job.validation_ids, job.reader, design.input, work / _PANEL)
+    told = {**job.facts, "seed": job.seed, **design.model_dump(mode="json")}
+    books = [TensorBoardWriter(log, told, curves, clock, work / _PANEL)] if log else []
+    averaging = _averaging(settings)
+    return [BestWeights(work), *averaging, GradientNormMonitor(), curves, clock, pictures, *books, LastCheckpoint(work)]
+
+
+@contextlib.contextmanager
+def _reraise_worker_errors() -> Iterator[None]:
+    """Raise what a loading or a training process raised as if it had been raised here, without its traceback."""
+    try:
+        yield
+    except (CarvanaError, ProcessRaisedException) as error:
+        of_users = re.split(r"^pipeline\.errors\.\w+: ", str(error), flags=re.MULTILINE)
+        if len(of_users) > 1:
+            raise CarvanaError(of_users[-1].strip()) from error
+        last_line = str(error).strip().splitlines()[-1]
+        if re.match(r"[\w.]*(OutOfMemory|Memory)Error\b", last_line):
+            raise MemoryError(last_line.partition(": ")[2]) from error
+        raise
+    except SystemExit:  # Lightning's own answer to Ctrl-C
+        raise KeyboardInterrupt from None
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best validation.
+
+    Stands before the averaging of weights among the callbacks, so that it sees the averaged ones in place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dice, self.epoch = -1.0, 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the weights if they are the best so far."""
+        assert isinstance(pl_module, SegmentationModule)
+        dice = pl_module.validation_dice()
+        if dice > self.dice:
+            self.dice, self.epoch = dice, trainer.current_epoch + 1
+            if trainer.is_global_zero:
+                save_weights(self.folder / _best(self.epoch), pl_module.net.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far, for the checkpoint."""
+        return {"dice": self.dice, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score of the checkpoint."""
+        self.dice, self.epoch = state_dict["dice"], state_dict["epoch"]
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the state of the last whole epoch: optimizer, schedule, scaler, averages and rows included."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / _CHECKPOINT
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint of the epoch, and delete best weights that are no longer needed."""
+        trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:
+            (best,) = (callback for callback in trainer.callbacks if isinstance(callback, BestWeights))  # type: ignore[attr-defined]
+            for older in set(self.path.parent.glob(_best("*"))) - {self.path.parent / _best(best.epoch)}:
+                older.unlink()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that replace the one before at one stroke: Lightning's own go through another file system."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint; it replaces the previous one at once."""
+        with atomic_write(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class SegmentationData(LightningDataModule):
+    """Loaders, made in each process, each with its share of the images."""
+
+    def __init__(self, job: TrainJob) -> None:
+        super().__init__()
+        self.job = job
+
+    def train_dataloader(self) -> Any:
+        """Return the loader of training images."""
+        examples, train = self._examples(self.job.train_ids), self.job.model.train
+        return training_loader(examples, train, self._workers(), self.job.seed, *self._share())
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of validation images."""
+        # Whole images, where training may see small crops: in batches as prediction has them.
+        examples, batch_size = self._examples(self.job.validation_ids), self.job.hardware.predict_batch
+        return validation_loader(examples, batch_size, self._workers(), *self._share())
+
+    def _workers(self) -> LoaderOptions:
+        return LoaderOptions(self.job.hardware.workers, resolve_device(self.job.hardware.device).type == "cuda")
+
+    def _examples(self, image_ids: Sequence[str]) -> CachedImages:
+        # The memory is shared by training and validation images, and by the processes.
+        share = len(image_ids) / (len(self.job.train_ids) + len(self.job.validation_ids)) / self._share()[1]
+        cache_gb = self.job.hardware.cache_gb * share
+        return CachedImages.load(image_ids, self.job.reader, self.job.model.input, cache_gb)
+
+    def _share(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _best(epoch: int | str) -> str:
+    # Named by epoch: a kill between weights and checkpoint leaves one that the checkpoint knows nothing of.
+    return f"best-{epoch}.safetensors"
+
+
+def _trainer(settings: TrainSettings, device: torch.device, work: Path, callbacks: list[Callback]) -> Trainer:
+    _silence_lightning()
+    return Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=settings.devices,
+        # Spawned, not launched again: another launch of the stage would wait for the lock that this one holds.
+        # Buffers are not sent round: shares of the validation images differ in length, and would wait for each other.
+        strategy=DDPStrategy(start_method="spawn", broadcast_buffers=False) if settings.devices > 1 else "auto",
+        precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        gradient_clip_val=settings.gradient_clip_norm,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=work,
+        check_val_every_n_epoch=settings.validate_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        benchmark=device.type == "cuda",
+    )
+
+
+def _lightning_precision(dtype: torch.dtype) -> str:
+    return {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[dtype]
+
+
+def _averaging(settings: TrainSettings) -> list[Callback]:
+    return [WeightAveraging(use_buffers=True, multi_avg_fn=EmaUpdate(settings.ema_decay))] if settings.ema_decay else []
+
+
+@dataclass(frozen=True)
+class EmaUpdate:
+    """Exponential moving average of weights, with a warm-up of the decay."""
+
+    decay: float
+
+    def __call__(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        """Update ``averaged`` in place."""
+        # A warm-up: at a fixed 0.999 the first, random weights would still be 86 % of the average after 150 steps.
+        decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+
+def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) -> Path:
+    """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
+    checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
+    states = checkpoint["callbacks"]
+    rows, best = states["MetricsHistory"]["rows"], states["BestWeights"]
+    folder = work / "net"
+    folder.mkdir(exist_ok=True)
+    net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+    save_weights(folder / WEIGHTS["last"], net)
+    publish_tree(work / _best(best["epoch"]), folder / WEIGHTS["best"])
+    publish_tree(work / _PANEL, folder / _PANEL)
+    save_config(folder, job.model.spec, job.model.input, job.facts)
+    write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    write_json(folder / "timing.json", training_timing(states["ThroughputMonitor"], device))
+    scores = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
+    write_json(folder / "metrics.json", scores | {"parameters": parameters})
+    return folder
+
+
+def _silence_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning against the newest torch
