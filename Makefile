@@ -29,10 +29,11 @@ test: setup  ## all tests
 quick: setup  ## the tests that take seconds
 	$(VENV)/bin/python -m pytest -m "not slow"
 
-check: setup  ## format, lint and types
+check: setup  ## format, lint, types and import rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: setup  ## put the code into its one format
 	$(VENV)/bin/ruff format .

@@ -1,214 +1,165 @@
-"""The ``carvana`` command: parses, then calls one function; rooms are imported only when they are entered."""
+"""The ``carvana`` command: each function parses options and makes one call; packages are imported when called."""
 
-import argparse
+import functools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-_STAGES = ("download", "folds", "train", "predict", "evaluate", "ensemble", "ablate", "report")
+import typer
 
 _RENAMED = {"predict": "segment"}
 """Commands by their old names."""
 
+_SEVERAL_VALUES = {"--net", "--views", "--write", "--format"}
+
+_RUN, _INSPECT, _KAGGLE, _NETS = "Run", "Inspect", "Kaggle", "Nets"
+
+app = typer.Typer(
+    help="Carvana image masking, from the competition's files to a submission.",
+    epilog="Run one stage by itself: carvana stage train --help",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+stages = typer.Typer(help="Run a single stage of dvc.yaml.", no_args_is_help=True)
+app.add_typer(stages, name="stage", rich_help_panel=_RUN)
+
+_debug = False
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave with its exit status."""
+    """Run a command and leave with its exit status.
+
+    2 for a wrong command line, 1 for an error, 130 after Ctrl-C.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        _run_the_code_of_this_folder(given)
     if given and given[0] in _RENAMED:
-        sys.exit(f"error: 'carvana {given[0]}' is now 'carvana {_RENAMED[given[0]]}'.")
-    # Taken out first, wherever it stands: people add it to the end, and there DVC would get repro's.
-    options = _parser().parse_args([argument for argument in given if argument != "--debug"])
-    from pipeline.stages.runner import report_errors
-
-    sys.exit(report_errors(lambda: options.call(options), debug="--debug" in given))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="carvana",
-        description="Carvana image masking, from the competition's files to a submission.",
-        epilog="Run one stage by itself: carvana stage train --help",
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # here for --help alone
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, call: Callable[[argparse.Namespace], None], words: str, **how: Any) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=words, description=words, **how)
-        command.set_defaults(call=call)
-        return command
-
-    # With a prefix that nobody types, so that -f and the like are left to dvc.
-    words = "check DVC's files, run dvc repro, and show the scores"
-    repro = add("repro", _repro, words, add_help=False, prefix_chars="\0")
-    repro.set_defaults(print_help=repro.print_help)
-    repro.add_argument("arguments", nargs=argparse.REMAINDER, help="of dvc repro, such as -f or a stage")
-    stage = add("stage", _stage, "run a single stage of dvc.yaml")
-    stage.add_argument("name", choices=_STAGES, metavar="NAME", help=", ".join(_STAGES))
-    stage.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the stage, such as --model and --fold")
-    recipe = add("recipe", _recipe, "apply a recipe to params.yaml and show what changed")
-    recipe.add_argument("name", nargs="?", metavar="NAME", help="without it: the recipes there are")
-    check = add("check", _check, "validate a submission CSV: every image once, every run-length code valid")
-    check.add_argument("csv", type=Path, nargs="?", default=Path("submissions/submission.csv.gz"), metavar="CSV")
-    score = add("score", _score, "score a submission CSV against true masks, as Kaggle does")
-    score.add_argument("csv", type=Path, metavar="CSV")
-    score.add_argument("--truth", type=Path, required=True, metavar="CSV", help="masks in the same form")
-    download = add("download", _download, "download (or draw) the competition's files, and verify them")
-    download.add_argument("--check", action="store_true", help="check your setup without downloading anything")
-    submit = add("submit", _submit, "validate a CSV, submit it to Kaggle, and log it in submissions/ledger.csv")
-    submit.add_argument("csv", type=Path, nargs="?", default=Path("submissions/submission.csv.gz"), metavar="CSV")
-    submit.add_argument("-m", "--message", required=True, metavar="TEXT", help="what this submission is")
-    submit.add_argument("--again", action="store_true", help="submit even if the same content was submitted before")
-    submit.add_argument("--wait", action="store_true", help="wait for the score")
-    submit.add_argument("--dry-run", action="store_true", help="do everything except submit")
-    listed = add("submissions", _submissions, "list submissions with current scores from Kaggle")
-    listed.add_argument("--json", action="store_true", help="machine-readable output")
-    board = add("leaderboard", _leaderboard, "show the rank of a score on Kaggle's leaderboard")
-    board.add_argument("score", type=float, nargs="?", metavar="SCORE", help="by default the best of the ledger")
-    board.add_argument("--public", action="store_true", help="on the public leaderboard")
-    ablate = add("ablate", _ablate, "show ablation results: views, folds, models, merging and threshold")
-    which = ablate.add_mutually_exclusive_group()
-    which.add_argument("--best", action="store_true", help="print the recommended setting")
-    which.add_argument("--apply", action="store_true", help="write the recommended setting to params.yaml")
-    which.add_argument(
-        "--exps", action="store_true", help="compare the experiments of 'dvc exp run' with this workspace"
-    )
-    ablate.add_argument(
-        "--split", choices=("oof", "holdout"), help="one of them; by default held-out cars' advice is applied"
-    )
-    results = add("results", _results, "compare the results of runs")
-    results.add_argument("--keep", action="store_true", help="keep this run's figures in docs/results/")
-    results.add_argument("--out", type=Path, metavar="FILE", help="write the table there")
-    logs = add("tensorboard", _tensorboard, "start TensorBoard: training curves and prediction images")
-    logs.add_argument("--port", type=int, default=6006, metavar="N", help="by default %(default)s")
-    logs.add_argument(
-        "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
-    )
-    page = add("app", _app, "start the web app: segment images, compare settings, list submissions")
-    page.add_argument("--port", type=int, default=8501, metavar="N", help="by default %(default)s")
-    page.add_argument(
-        "--address", default="127.0.0.1", metavar="A", help="by default %(default)s, which only this machine reaches"
-    )
-    segment = add("segment", _segment, "segment your own images: JPEG, PNG or WebP of any size")
-    segment.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a picture, or a folder with all below it")
-    segment.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    segment.add_argument(
-        "--net",
-        nargs="+",
-        default=["ensemble"],
-        metavar="NAME",
-        help="model/fold, a model with all its folds, a net's folder, an .onnx file, or ensemble (the default)",
-    )
-    segment.add_argument("--views", nargs="+", metavar="VIEW", help="by default predict.tta.test")
-    segment.add_argument("--threshold", type=_part, metavar="P", help="by default ensemble.threshold")
-    segment.add_argument(
-        "--merge", choices=("mean_probability", "mean_logit", "majority_vote"), help="by default ensemble.merge"
-    )
-    segment.add_argument(
-        "--write",
-        nargs="+",
-        choices=("mask", "overlay", "cutout", "rle"),
-        default=["mask"],
-        metavar="KIND",
-        help="any of mask (the default), overlay, cutout, and rle, one CSV for all pictures",
-    )
-    segment.add_argument("--overwrite", action="store_true", help="replace results that are there")
-    export = add("export", _export, "export a trained net to exports/MODEL/ and verify each file")
-    export.add_argument("model", metavar="MODEL", help="one that was trained, such as small")
-    export.add_argument("--fold", type=int, metavar="N", help="whose net; by default the first active one")
-    export.add_argument(
-        "--format",
-        nargs="+",
-        metavar="NAME",
-        help="any of hub, torchscript, torch-export, onnx, int8, ensemble; by default all",
-    )
-    export.add_argument(
-        "--images", type=_count, default=32, metavar="N", help="to calibrate int8 on; by default %(default)s"
-    )
-    add("summary", _summary, "show the scores of the last run")
-    clean = add("clean", _clean, "show or delete cached run state")
-    clean.add_argument("--yes", action="store_true", help="remove it, unfinished work too")
-    return parser
+        print(f"error: 'carvana {given[0]}' is now 'carvana {_RENAMED[given[0]]}'.", file=sys.stderr)
+        sys.exit(2)
+    # First, wherever it stands: people add it to the end, and there DVC would get repro's.
+    given.sort(key=lambda argument: argument != "--debug")
+    app(_repeat_options(given), prog_name="carvana")
 
 
-def _repro(options: argparse.Namespace) -> None:
+def _run_the_code_of_this_folder(arguments: list[str]) -> None:
+    """Start again with the project in the working folder, where that is not the installed one.
+
+    DVC runs queued experiments in copies of the project, whose code may differ.
+    """
+    here = Path("pipeline/cli.py").resolve()
+    if here.is_file() and here != Path(__file__).resolve():
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline.cli", *arguments])
+
+
+def _repeat_options(arguments: Iterable[str]) -> list[str]:
+    """Turn ``--net a b`` into ``--net a --net b``."""
+    spread: list[str] = []
+    option, has_value = None, False
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, has_value = argument if argument in _SEVERAL_VALUES else None, False
+        elif option and has_value:
+            spread.append(option)
+        else:
+            has_value = True
+        spread.append(argument)
+    return spread
+
+
+def _command(name: str, panel: str | None = None, group: typer.Typer = app, **how: Any) -> Callable[[Any], Any]:
+    """Register a command whose errors are printed in a sentence and give an exit status."""
+
+    def register(call: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(call)
+        def checked(*args: Any, **kwargs: Any) -> None:
+            from pipeline.errors import report_errors
+
+            status = report_errors(lambda: call(*args, **kwargs), debug=_debug)
+            if status:
+                raise typer.Exit(status)
+
+        return group.command(name, rich_help_panel=panel, **how)(checked)
+
+    return register
+
+
+@app.callback()
+def _options_of_all(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+_FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@_command("repro", _RUN, context_settings=_FORWARDED)
+def _repro(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[DVC OPTIONS]", help="Options of dvc repro, such as -f or a stage.")
+    ] = None,
+) -> None:
+    """Check DVC's files, run dvc repro, and show the scores."""
+    from pipeline.report.summary import show_summary
     from pipeline.repro import repro
 
-    if {"-h", "--help"} & set(options.arguments):
-        options.print_help()
-        return
-    repro(options.arguments)
+    if repro(arguments or []):
+        show_summary()
 
 
-def _stage(options: argparse.Namespace) -> None:
-    from importlib import import_module
+def _recipe_names() -> list[str]:
+    from pipeline.recipes import recipe_names
 
-    from pipeline.stages.runner import run_stage
-
-    module = import_module(f"pipeline.stages.{options.name}")
-    run_stage(module.run, module.__doc__, options.arguments)
+    return list(recipe_names())
 
 
-def _recipe(options: argparse.Namespace) -> None:
+@_command("recipe", _RUN)
+def _recipe(
+    name: Annotated[
+        str | None, typer.Argument(help="Without it: list the recipes.", autocompletion=_recipe_names)
+    ] = None,
+) -> None:
+    """Apply a recipe to params.yaml and show what changed."""
     from pipeline.recipes import apply_recipe, recipe_names
 
-    if options.name is None:
-        print("\n".join(f"{name}: {words}" for name, words in recipe_names().items()))
+    if name is None:
+        print("\n".join(f"{recipe}: {words}" for recipe, words in recipe_names().items()))
     else:
-        print("\n".join(apply_recipe(options.name)) or "Nothing changed.")
+        print("\n".join(apply_recipe(name)) or "Nothing changed.")
 
 
-def _download(options: argparse.Namespace) -> None:
-    from pipeline.config import read_params
-    from pipeline.stages.download import bring_in
+@_command("clean", _RUN)
+def _clean(yes: Annotated[bool, typer.Option("--yes", help="Delete it, unfinished work too.")] = False) -> None:
+    """Show or delete cached run state."""
+    from pipeline.utils.run_state import delete_states, state_sizes
     from pipeline.workspace import project_root
 
-    settings = read_params().data
-    if options.check:
-        from pipeline.kaggle.commands import preview_competition
-
-        preview_competition(settings, project_root())
+    for task, size in state_sizes(project_root()).items():
+        print(f"{size / 1e6:8.1f} MB  {task}")
+    if yes:
+        delete_states(project_root())
+        print("Deleted. Results in the project and in DVC's cache are as they were.")
     else:
-        source = bring_in(settings, project_root(), thorough=True)
-        print(f"The competition's files are in {source.directory}{', verified' if settings.is_from_kaggle else ''}.")
+        print("Results that DVC also holds take no extra space. 'carvana clean --yes' deletes all of these.")
 
 
-def _submit(options: argparse.Namespace) -> None:
-    from pipeline.config import read_params
-    from pipeline.kaggle.commands import submit
-    from pipeline.workspace import project_root
-
-    submit(
-        options.csv,
-        options.message,
-        read_params().data,
-        project_root(),
-        again=options.again,
-        wait=options.wait,
-        dry_run=options.dry_run,
-    )
+_Csv = Annotated[Path, typer.Argument(metavar="CSV")]
+_SUBMISSION = Path("submissions/submission.csv.gz")
 
 
-def _submissions(options: argparse.Namespace) -> None:
-    from pipeline.config import read_params
-    from pipeline.kaggle.commands import show_submissions
-
-    show_submissions(read_params().data, as_json=options.json)
-
-
-def _leaderboard(options: argparse.Namespace) -> None:
-    from pipeline.config import read_params
-    from pipeline.kaggle.commands import show_leaderboard
-
-    show_leaderboard(read_params().data, options.score, public=options.public)
-
-
-def _check(options: argparse.Namespace) -> None:
+@_command("check", _INSPECT)
+def _check(csv: _Csv = _SUBMISSION) -> None:
+    """Validate a submission CSV: every image once, every run-length code valid."""
     from pipeline.submission.validation import coverage_warnings, validate_submission
 
     ids, why_not = _expected_ids()
-    report = validate_submission(options.csv, ids, _bar("Checking", ids))
-    print(f"{options.csv} is valid: {report.rows} images, each once; {report.empty} masks are empty.")
+    report = validate_submission(csv, ids, _progress("Checking", ids))
+    print(f"{csv} is valid: {report.rows} images, each once; {report.empty} masks are empty.")
     if why_not:
         print(f"Image ids were not checked, because the competition's files are not available: {why_not}")
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
@@ -218,10 +169,14 @@ def _check(options: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _score(options: argparse.Namespace) -> None:
+@_command("score", _INSPECT)
+def _score(
+    csv: _Csv, truth: Annotated[Path, typer.Option(metavar="CSV", help="True masks, in the same format.")]
+) -> None:
+    """Score a submission CSV against true masks, as Kaggle does."""
     from pipeline.submission.validation import score_submission
 
-    result = score_submission(options.csv, options.truth, _bar("Scoring", _expected_ids()[0]))
+    result = score_submission(csv, truth, _progress("Scoring", _expected_ids()[0]))
     worst = min(result.dice, key=result.dice.__getitem__)
     print(f"Dice {result.mean:.6f}  IoU {result.mean_iou:.6f}  accuracy {result.mean_accuracy:.6f}")
     print(f"{len(result.counts)} images; the worst is {worst} with {result.dice[worst]:.6f}.")
@@ -238,103 +193,283 @@ def _expected_ids() -> tuple[list[str] | None, str]:
         return None, str(error)
 
 
-def _bar(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterable[Any]]:
-    from functools import partial
-
+def _progress(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterable[Any]]:
     from tqdm import tqdm
 
-    return partial(tqdm, desc=words, total=ids and len(ids), unit="row", leave=False, disable=None)
+    return functools.partial(tqdm, desc=words, total=ids and len(ids), unit="row", leave=False, disable=None)
 
 
-def _ablate(options: argparse.Namespace) -> None:
-    from pipeline.report import ablation_text
-
-    if options.exps:
-        from pipeline.report.experiments import show_experiments
-
-        show_experiments()
-    elif options.apply:
-        ablation_text.apply_recommendation(options.split)
-    elif options.best:
-        ablation_text.show_recommendation(options.split)
-    else:
-        ablation_text.show_table(options.split)
-
-
-def _results(options: argparse.Namespace) -> None:
-    from pipeline.report.recipe_results import keep_results, show_results
-
-    if options.keep:
-        keep_results()
-    if options.out or not options.keep:
-        show_results(options.out)
-
-
-def _tensorboard(options: argparse.Namespace) -> None:
-    from pipeline.app.launch import serve_tensorboard
-
-    serve_tensorboard(options.address, options.port)
-
-
-def _app(options: argparse.Namespace) -> None:
-    from pipeline.app.launch import serve_app
-
-    serve_app(options.address, options.port)
-
-
-def _segment(options: argparse.Namespace) -> None:
-    from pipeline.segment.batch import segment_images
-
-    changes = {"threshold": options.threshold, "merge": options.merge}
-    segment_images(
-        options.paths,
-        options.out,
-        names=options.net,
-        views=options.views,
-        changes={key: value for key, value in changes.items() if value is not None},
-        write=options.write,
-        overwrite=options.overwrite,
-    )
-
-
-def _part(text: str) -> float:
-    """Return a number between 0 and 1, for argparse, which says what is wrong with another."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (exclusive)")
-    return value
-
-
-def _count(text: str) -> int:
-    """Return a whole number from 0 on, for argparse, which says what is wrong with another."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(text)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from pipeline.export.exporter import export_model
-
-    export_model(options.model, options.fold, options.format, options.images)
-
-
-def _summary(options: argparse.Namespace) -> None:
-    from pipeline.repro import show_summary
+@_command("summary", _INSPECT)
+def _summary() -> None:
+    """Show the scores of the last run."""
+    from pipeline.report.summary import show_summary
 
     show_summary()
 
 
-def _clean(options: argparse.Namespace) -> None:
-    from pipeline.utils.run_state import delete_states, state_sizes
+@_command("ablate", _INSPECT)
+def _ablate(
+    best: Annotated[bool, typer.Option("--best", help="Print the recommended setting.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the recommended setting to params.yaml.")] = False,
+    exps: Annotated[
+        bool, typer.Option("--exps", help="Compare the experiments of 'dvc exp run' with this workspace.")
+    ] = False,
+    split: Annotated[
+        Literal["oof", "holdout"] | None,
+        typer.Option(help="One split only. --apply uses held-out cars by default."),
+    ] = None,
+) -> None:
+    """Show ablation results: views, folds, models, merging and threshold."""
+    if best + apply + exps > 1:
+        raise typer.BadParameter("give one of --best, --apply and --exps")
+    from pipeline.report import recommendation
+
+    if exps:
+        from pipeline.report.experiments import show_experiments
+
+        show_experiments()
+    elif apply:
+        recommendation.apply_recommendation(split)
+    elif best:
+        recommendation.show_recommendation(split)
+    else:
+        recommendation.show_table(split)
+
+
+@_command("results", _INSPECT)
+def _results(
+    keep: Annotated[bool, typer.Option("--keep", help="Keep this run's figures in docs/results/.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table to a file.")] = None,
+) -> None:
+    """Compare the results of runs."""
+    from pipeline.report.recipe_results import keep_results, show_results
+
+    if keep:
+        keep_results()
+    if out or not keep:
+        show_results(out)
+
+
+_Port = Annotated[int, typer.Option(metavar="N", help="Port to listen on.")]
+_Address = Annotated[str, typer.Option(metavar="A", help="Address to listen on. The default is this machine only.")]
+
+
+@_command("tensorboard", _INSPECT)
+def _tensorboard(port: _Port = 6006, address: _Address = "127.0.0.1") -> None:
+    """Start TensorBoard: training curves and prediction images."""
+    from pipeline.app.launch import serve_tensorboard
+
+    serve_tensorboard(address, port)
+
+
+@_command("app", _INSPECT)
+def _app(port: _Port = 8501, address: _Address = "127.0.0.1") -> None:
+    """Start the web app: segment images, compare settings, list submissions."""
+    from pipeline.app.launch import serve_app
+
+    serve_app(address, port)
+
+
+@_command("download", _KAGGLE)
+def _download(
+    check: Annotated[bool, typer.Option("--check", help="Check your setup without downloading anything.")] = False,
+) -> None:
+    """Download (or draw) the competition's files, and verify them."""
+    from pipeline.config import read_params
+    from pipeline.repro import provide_data
     from pipeline.workspace import project_root
 
-    for slot, size in state_sizes(project_root()).items():
-        print(f"{size / 1e6:8.1f} MB  {slot}")
-    if options.yes:
-        delete_states(project_root())
-        print("Removed. Results in the project and in DVC's cache are as they were.")
+    settings = read_params().data
+    if check:
+        from pipeline.kaggle.commands import preview_competition
+
+        preview_competition(settings, project_root())
     else:
-        print("Results that DVC holds too take no room twice. 'carvana clean --yes' removes all of these.")
+        source = provide_data(settings, project_root(), thorough=True)
+        print(f"The competition's files are in {source.directory}{', verified' if settings.is_from_kaggle else ''}.")
+
+
+@_command("submit", _KAGGLE)
+def _submit(
+    message: Annotated[str, typer.Option("-m", "--message", metavar="TEXT", help="What this submission is.")],
+    csv: _Csv = _SUBMISSION,
+    again: Annotated[
+        bool, typer.Option("--again", help="Submit even if the same content was submitted before.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the score.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything except submit.")] = False,
+) -> None:
+    """Validate a CSV, submit it to Kaggle, and log it in submissions/ledger.csv."""
+    from pipeline.config import read_params
+    from pipeline.kaggle.commands import submit
+    from pipeline.workspace import project_root
+
+    submit(csv, message, read_params().data, project_root(), again=again, wait=wait, dry_run=dry_run)
+
+
+@_command("submissions", _KAGGLE)
+def _submissions(json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False) -> None:
+    """List submissions with current scores from Kaggle."""
+    from pipeline.config import read_params
+    from pipeline.kaggle.commands import show_submissions
+
+    show_submissions(read_params().data, as_json=json)
+
+
+@_command("leaderboard", _KAGGLE)
+def _leaderboard(
+    score: Annotated[float | None, typer.Argument(help="By default the best score in the ledger.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Use the public leaderboard.")] = False,
+) -> None:
+    """Show the rank of a score on Kaggle's leaderboard."""
+    from pipeline.config import read_params
+    from pipeline.kaggle.commands import show_leaderboard
+
+    show_leaderboard(read_params().data, score, public=public)
+
+
+def _probability(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"{value:g} is not between 0 and 1 (exclusive)")
+    return value
+
+
+def _mask_formats(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in (known := ("mask", "overlay", "cutout", "rle")):
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}")
+    return names
+
+
+@_command("segment", _NETS)
+def _segment(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],
+    net: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME...",
+            help="model/fold, a model with all its folds, a net's folder, an .onnx file, or ensemble.",
+        ),
+    ] = ["ensemble"],  # noqa: B006 - typer shows it
+    views: Annotated[list[str] | None, typer.Option(metavar="VIEW...", help="By default predict.tta.test.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="P", help="By default ensemble.threshold.", callback=_probability)
+    ] = None,
+    merge: Annotated[
+        Literal["mean_probability", "mean_logit", "majority_vote"] | None,
+        typer.Option(help="By default ensemble.merge."),
+    ] = None,
+    write: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KIND...",
+            help="Any of mask, overlay, cutout, and rle (one CSV for all images).",
+            callback=_mask_formats,
+        ),
+    ] = ["mask"],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
+) -> None:
+    """Segment your own images: JPEG, PNG or WebP of any size."""
+    from pipeline.segment.batch import segment_images
+
+    changes = {"threshold": threshold, "merge": merge}
+    segment_images(
+        paths,
+        out,
+        names=net,
+        views=views,
+        changes={key: value for key, value in changes.items() if value is not None},
+        write=write,
+        overwrite=overwrite,
+    )
+
+
+@_command("export", _NETS)
+def _export(
+    model: Annotated[str, typer.Argument(help="A trained model, such as small.")],
+    fold: Annotated[int | None, typer.Option(metavar="N", help="By default the first active fold.")] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME...", help="Any of hub, torchscript, torch-export, onnx, int8, ensemble. By default all."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(metavar="N", min=0, help="Images to calibrate int8 on.")] = 32,
+) -> None:
+    """Export a trained net to exports/MODEL/ and verify each file."""
+    from pipeline.export.exporter import export_model
+
+    export_model(model, fold, format, images)
+
+
+_Model = Annotated[str, typer.Option(help="A model of models.specs.")]
+_Fold = Annotated[int, typer.Option(metavar="N", help="A fold of folds.csv.")]
+
+
+def _run_stage(name: str, **options: Any) -> None:
+    """Run a stage, alone: a killed dvc may leave one running, with other settings, that would publish over this one."""
+    from importlib import import_module
+
+    from pipeline.config import read_params
+    from pipeline.utils.run_state import STATE_DIR, file_lock
+
+    words = " ".join([name, *map(str, options.values())])
+    with file_lock(Path(STATE_DIR) / "running" / f"{words.replace(' ', '-')}.lock", words):
+        import_module(f"pipeline.stages.{name}").run(read_params(), **options)
+
+
+@_command("download", group=stages)
+def _stage_download() -> None:
+    """Download (or draw) the competition's files and describe them in data/manifest.json."""
+    _run_stage("download")
+
+
+@_command("folds", group=stages)
+def _stage_folds() -> None:
+    """Assign cars to folds: folds/folds.csv."""
+    _run_stage("folds")
+
+
+@_command("train", group=stages)
+def _stage_train(model: _Model, fold: _Fold) -> None:
+    """Train one net: folds/MODEL/FOLD/."""
+    _run_stage("train", model=model, fold=fold)
+
+
+@_command("predict", group=stages)
+def _stage_predict(
+    model: _Model,
+    fold: _Fold,
+    split: Annotated[Literal["oof", "holdout", "test"], typer.Option(help="Images to predict.")],
+) -> None:
+    """Predict the images of one split with one net: predictions/SPLIT/MODEL/FOLD/."""
+    _run_stage("predict", model=model, fold=fold, split=split)
+
+
+@_command("evaluate", group=stages)
+def _stage_evaluate() -> None:
+    """Score the nets and the ensemble on cars with masks: reports/evaluation.json."""
+    _run_stage("evaluate")
+
+
+@_command("ensemble", group=stages)
+def _stage_ensemble() -> None:
+    """Merge the test predictions: submissions/submission.csv.gz."""
+    _run_stage("ensemble")
+
+
+@_command("ablate", group=stages)
+def _stage_ablate() -> None:
+    """Score all ensemble settings: reports/ablation.csv."""
+    _run_stage("ablate")
+
+
+@_command("report", group=stages)
+def _stage_report() -> None:
+    """Write the report: reports/index.html and reports/metrics.json."""
+    _run_stage("report")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

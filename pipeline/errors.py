@@ -1,4 +1,13 @@
-"""The exceptions that users are meant to read."""
+"""The exceptions that users are meant to read, and how they are printed."""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_LITTLE_SPACE = 32 << 20
 
 
 class CarvanaError(Exception):
@@ -13,3 +22,36 @@ class CorruptFileError(CarvanaError):
 
     Apart from a drive that fails, since only this may be skipped, or replaced by a fallback, for good.
     """
+
+
+def report_errors(call: Callable[[], object], *, debug: bool) -> int:
+    """Return 0 when ``call`` ends well; else print what went wrong in a sentence, and return the exit status."""
+    try:
+        call()
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of 'head' and the like, that have seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, CarvanaError):
+        return str(error)
+    # Libraries report a full disk each in their own way, so look for oneself.
+    if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(Path.cwd()).free < _LITTLE_SPACE:
+        return f"The disk is full ({error}): free some space and run the same command again; what is done is kept."
+    if isinstance(error, PermissionError):
+        return f"Permission denied: {error.filename or error}. Change its permissions or its owner."
+    kind = type(error).__name__
+    if kind in ("OutOfMemoryError", "MemoryError"):
+        return f"Out of memory ({error}): lower train.batch_size, hardware.predict_batch or hardware.cache_gb."
+    words = " ".join(f"{kind}: {error}".split())
+    return f"Internal error ({words}). Run the same command with --debug to see where."

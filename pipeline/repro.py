@@ -9,25 +9,39 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.config import read_params
+from pipeline.config import DataSettings, read_params
+from pipeline.data.competition_data import CompetitionData
+from pipeline.data.ingest import ensure_data
 from pipeline.errors import CarvanaError
-from pipeline.report.summary import format_summary
-from pipeline.stages.download import bring_in
 from pipeline.workspace import project_root
 
 
-def repro(arguments: Sequence[str]) -> None:
-    """Run ``dvc repro`` with ``arguments``; raises CarvanaError if DVC's files are truncated, or it fails."""
+def repro(arguments: Sequence[str]) -> bool:
+    """Run ``dvc repro`` with ``arguments``; return whether that ran the whole pipeline.
+
+    Raises CarvanaError if DVC's files are truncated, or dvc fails.
+    """
     params = read_params()
     check_dvc_lock(Path.cwd())
     if "--dry" not in arguments:
         # DVC may take the manifest from its cache, without a look at whether the files that it stands for are there.
-        bring_in(params.data, project_root())
+        provide_data(params.data, project_root())
     status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
     if status:
         raise CarvanaError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
-    if not any(argument == "--dry" or not argument.startswith("-") for argument in arguments):  # else not all of it ran
-        show_summary()
+    return not any(argument == "--dry" or not argument.startswith("-") for argument in arguments)
+
+
+def provide_data(settings: DataSettings, root: Path, *, thorough: bool = False) -> CompetitionData:
+    """Download or draw the competition's files where that is asked for and they are missing, and return them.
+
+    ``thorough`` reads every byte of what was downloaded before; otherwise size and time are trusted.
+    """
+    if settings.is_from_kaggle:
+        from pipeline.kaggle.commands import download_competition  # a third of a second, for those who need it
+
+        download_competition(settings, root, thorough=thorough)
+    return ensure_data(settings, root)
 
 
 def check_dvc_lock(project: Path) -> None:
@@ -58,13 +72,3 @@ def _is_torn(lock: Path) -> bool:
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
         return True
     return not text.endswith("\n") or not all(isinstance(entry, dict) for entry in entries)
-
-
-def show_summary() -> None:
-    """Print the scores of the last run; raises CarvanaError if there was none."""
-    try:
-        evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
-        submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CarvanaError(f"{error.filename} is missing: run 'carvana repro' first.") from error
-    print(format_summary(evaluation, submission))

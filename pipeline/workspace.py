@@ -5,6 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from pipeline.config import Params, read_params
 from pipeline.data.competition_data import CompetitionData, ImageSet, LabeledImages, data_dir, open_test, open_training
 from pipeline.data.fold_assignment import read_folds
@@ -34,6 +36,8 @@ def runs_dir(workspace: Path | None = None) -> Path:
 
 
 MANIFEST_FILE = Path("data/manifest.json")
+REPORTS_DIR = Path("reports")
+DVC_FILE = Path("dvc.yaml")
 TRUTH_FILE = Path("data/truth.csv")
 FOLDS_FILE = Path("folds/folds.csv")
 
@@ -99,6 +103,18 @@ def net_dir(model: str, fold: int) -> Path:
 def predictions_dir(split: str, model: str, fold: int) -> Path:
     """Return where a net's maps of a split lie."""
     return Path("predictions") / split / model / str(fold)
+
+
+def code_digest(stage: str) -> str:
+    """Return a digest of the code that decides a stage's result: the folders and files of ``pipeline/`` in its deps.
+
+    DVC hashes the same ones, read from dvc.yaml in the working folder.
+    """
+    deps = YAML(typ="safe").load(DVC_FILE.read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    code = [Path(dep) for dep in deps if dep.startswith("pipeline/")]
+    files = [file for path in code for file in ([path] if path.is_file() else path.rglob("*"))]
+    wanted = sorted(file for file in files if file.suffix in (".py", ".j2"))
+    return sha256_of(*(part for file in wanted for part in (str(file).encode(), file.read_bytes())))
 
 
 def net_digest(folder: Path, weights: str) -> str:

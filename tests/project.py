@@ -94,7 +94,7 @@ def stage_process(stage: str, parent: int) -> psutil.Process | None:
     """Return the process that runs a stage below ``parent``, or None."""
     for process in psutil.Process(parent).children(recursive=True):
         try:
-            if f"pipeline.stages.{stage}" in process.cmdline():
+            if f"\0stage\0{stage}\0" in "\0".join([*process.cmdline(), ""]):
                 return process
         except psutil.Error:
             continue

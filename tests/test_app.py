@@ -23,6 +23,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from pipeline import workspace
+from pipeline.ablation.runner import scoring_groups
 from pipeline.app import cached_predictions, launch, page_parts
 from pipeline.app.cached_predictions import CachedImage
 from pipeline.app.launch import LOOPBACK
@@ -43,7 +44,6 @@ from pipeline.report.tables import read_table, rows_of_split
 from pipeline.segment import segmenter
 from pipeline.segment.image_loader import load_image
 from pipeline.segment.segmenter import Segmenter
-from pipeline.stages.ablate import scoring_groups
 from tests.drawn_reports import DrawnReports
 from tests.project import Project
 from tests.test_pipeline import TINY

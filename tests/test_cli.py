@@ -16,9 +16,9 @@ from pipeline import repro
 from pipeline.cli import main
 from pipeline.competition.image_ids import format_image_id
 from pipeline.config import read_params
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, report_errors
+from pipeline.report import summary
 from pipeline.stages import download
-from pipeline.stages.runner import report_errors, run_stage
 from pipeline.utils.run_state import acquire_run_state
 
 ROOT = Path(__file__).parents[1]
@@ -177,8 +177,8 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(repro.subprocess, "run", run)
-    monkeypatch.setattr(repro, "show_summary", lambda: None)
-    monkeypatch.setattr(repro, "bring_in", lambda settings, home: calls.append([f"bring in {settings.source}"]))
+    monkeypatch.setattr(summary, "show_summary", lambda: None)
+    monkeypatch.setattr(repro, "provide_data", lambda settings, home: calls.append([f"bring in {settings.source}"]))
     return calls
 
 
@@ -186,7 +186,7 @@ WHOLE_LOCK = """\
 schema: '2.0'
 stages:
   folds:
-    cmd: python -m pipeline.stages.folds
+    cmd: carvana stage folds
     deps:
     - path: pipeline/stages/folds.py
       hash: md5
@@ -259,7 +259,7 @@ def test_repro_says_how_to_mend_a_torn_rwlock(carvana: Run, project: Path, dvc: 
 def test_repro_shows_the_scores_of_whole_runs_only(
     carvana: Run, dvc: list[list[str]], monkeypatch: pytest.MonkeyPatch, arguments: list[str], shown: bool
 ) -> None:
-    monkeypatch.setattr(repro, "show_summary", lambda: print("scores"))
+    monkeypatch.setattr(summary, "show_summary", lambda: print("scores"))
     assert carvana("repro", *arguments)[:2] == (0, "scores\n" if shown else "")
 
 
@@ -402,18 +402,17 @@ def test_ctrl_c_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_stage_whose_disk_is_full_says_so(
     project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All the way through a stage's own run, as ``python -m pipeline.stages.download`` takes it."""
+    """All the way through a stage's own run, as ``carvana stage download`` takes it."""
 
     def fill_up(target: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    monkeypatch.setattr(download, "bring_in", lambda settings, home: None)
+    monkeypatch.setattr(download, "provide_data", lambda settings, home: None)
     monkeypatch.setattr(download, "build_manifest", lambda source, on_corrupt: {"suspect_test_images": {}})
     monkeypatch.setattr(download, "write_truth", lambda source, target: None)
     monkeypatch.setattr(download, "write_json", fill_up)
-    monkeypatch.setattr(sys, "argv", ["download"])
     with pytest.raises(SystemExit) as end:
-        run_stage(download.run, "Words.")
+        main(["stage", "download"])
     assert end.value.code == 1
     err = capfd.readouterr().err
     assert err.startswith("error: The disk is full (")
@@ -441,8 +440,10 @@ def test_a_stage_run_too_early_says_what_to_run_first(
 
 
 def test_an_old_command_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="carvana segment"):
+    with pytest.raises(SystemExit) as left:
         main(["predict", "car.jpg"])
+    assert left.value.code == 2
+    assert "carvana segment" in capsys.readouterr().err
 
 
 def test_a_stage_runs_through_the_program(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -568,7 +568,7 @@ class TestWithoutTorch:
         code = f"""
 import numpy as np
 from pathlib import Path
-from pipeline.exporting.runtime import OnnxPredictor
+from pipeline.inference.onnx_predictor import OnnxPredictor
 predictor = OnnxPredictor(Path({str(exported[name].path)!r}), views=["identity", "scale:0.75"])
 np.save("said.npy", predictor(np.load("image.npy")))
 assert "torch" not in sys.modules

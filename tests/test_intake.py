@@ -16,10 +16,9 @@ from PIL import Image
 from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import DataSettings, SampleSettings
-from pipeline.data.competition_data import DRAWING, CompetitionData, data_dir, open_test, open_training
+from pipeline.data.competition_data import CompetitionData, data_dir, open_test, open_training
 from pipeline.data.ingest import build_manifest, ensure_data, write_truth
 from pipeline.errors import CarvanaError
-from pipeline.stages.code import imports
 
 Files = dict[str, dict[str, bytes]]
 """Members by zip."""
@@ -424,17 +423,11 @@ def test_the_directory_alone_overrides_the_sample(tmp_path: Path, files: Files) 
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_a_sample_drawn_by_other_code_or_settings_lies_elsewhere(tmp_path: Path) -> None:
-    drawn_by = files_below("pipeline/data/sample.py") - {"pipeline/data/settings.py"}
-    assert {f"pipeline/data/{name}" for name in DRAWING} == {file for file in drawn_by if "/data/" in file}
+def test_a_sample_of_other_settings_has_another_folder(tmp_path: Path) -> None:
     folders = {
         data_dir(DataSettings(source="sample", sample=SampleSettings(seed=seed)), tmp_path) for seed in (0, 0, 1)
     }
     assert len(folders) == 2
-
-
-def files_below(file: str) -> set[str]:
-    return {file}.union(*(files_below(other) for other in imports(file) if not other.endswith("__init__.py")))
 
 
 def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path, files: Files) -> None:

@@ -473,7 +473,7 @@ def test_retry_after_as_a_number_a_date_or_neither() -> None:
 
 FETCH = """
 from pathlib import Path
-from pipeline.kaggle_api.commands import download_competition
+from pipeline.kaggle.commands import download_competition
 from tests.kaggle_server import FROM_KAGGLE, QUICK
 download_competition(FROM_KAGGLE, Path(), patience=QUICK)
 """

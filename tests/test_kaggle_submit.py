@@ -647,7 +647,7 @@ class TestOnce:
 
 HEAD = """
 from pathlib import Path
-from pipeline.kaggle_api.commands import show_submissions, submit
+from pipeline.kaggle.commands import show_submissions, submit
 from tests.kaggle_server import FROM_KAGGLE, QUICK
 """
 SUBMIT = f"{HEAD}submit(Path('submissions/submission.csv.gz'), 'killed', FROM_KAGGLE, Path(), patience=QUICK)"

@@ -218,14 +218,14 @@ class TestErrors:
         ],
     )
     def test_what_does_not_exist(self, done: Project, arguments: list[str], words: str) -> None:
-        printed = done.run("python", "-m", f"pipeline.stages.{arguments[0]}", *arguments[1:], status=1)
+        printed = done.run("carvana", "stage", *arguments, status=1)
         assert words in printed
         assert "Traceback" not in printed
 
     def test_a_gpu_where_there_is_none(self, done: Project) -> None:
         done.put({"hardware.device": "gpu"})
         try:
-            command = ("python", "-m", "pipeline.stages.predict", "--model", "small", "--fold", "0", "--split", "test")
+            command = ("carvana", "stage", "predict", "--model", "small", "--fold", "0", "--split", "test")
             blind = ("env", "CUDA_VISIBLE_DEVICES=", *command)
             assert "A GPU is asked for" in done.run(*blind, status=1)
         finally:
@@ -306,7 +306,7 @@ def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, t
 def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) -> None:
     project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample), "train.epochs": 2})
     project.repro("folds")
-    command = ("python", "-m", "pipeline.stages.train", "--model", "small", "--fold", "0")
+    command = ("carvana", "stage", "train", "--model", "small", "--fold", "0")
     both = [
         subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -321,7 +321,7 @@ def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) 
 def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(tiny_sample: Path, tmp_path: Path) -> None:
     project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample), "train.epochs": 15})
     project.repro("folds")
-    command = ("python", "-m", "pipeline.stages.train", "--model", "small", "--fold", "0")
+    command = ("carvana", "stage", "train", "--model", "small", "--fold", "0")
     orphan = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.DEVNULL)
     while orphan.poll() is None and not any(project.folder.glob(".resume/train/small/0/*/unfinished")):
         time.sleep(0.05)

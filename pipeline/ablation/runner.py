@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.ablation.fast_dice import AmbiguousPixels, MapStack, SettingScorer
-from pipeline.ablation.search_space import AblationSpace, EnsembleConfig
+from pipeline.ablation.search_space import OWN_FOLD, AblationSpace, EnsembleConfig
 from pipeline.ablation.statistics import ABLATION_COLUMNS, AblationScores, AblationStatistics, best_settings
 from pipeline.competition.dice import confusion_counts
 from pipeline.competition.image_ids import parse_image_id
-from pipeline.config import SCORED_SPLITS, NetId, ScoredSplit, Steps
+from pipeline.config import SCORED_SPLITS, NetId, Params, ScoredSplit, Steps
+from pipeline.data.fold_assignment import HOLDOUT_FOLD, images_in_folds
 from pipeline.ensemble.evaluation import MaskLoader
 from pipeline.ensemble.merge import MergeRule
 from pipeline.ensemble.postprocess import ImageLoader, MaskBuilder
@@ -24,6 +25,7 @@ from pipeline.errors import CarvanaError
 from pipeline.inference.prediction_store import PredictionStore
 from pipeline.inference.probability_map import CompressedMap, ProbabilityMap, sum_maps
 from pipeline.utils.parallel import parallel_map
+from pipeline.workspace import net_digest, net_dir, predictions_dir
 
 
 @dataclass(frozen=True)
@@ -280,3 +282,35 @@ def pooled_cost(panels: Sequence[ScoringGroup]) -> dict[tuple[NetId, str], float
 
 def _size(view: str) -> str:
     return view.partition("scale:")[2] or "1"
+
+
+def scoring_groups(
+    params: Params, image_ids: Sequence[str], fold_by_car: dict[str, int], split: ScoredSplit
+) -> list[ScoringGroup]:
+    """Return the maps of a split, that of each fold by itself out of fold; raises CarvanaError for stale ones."""
+    models, active = params.models.active, params.folds.active
+    if split == "holdout":
+        nets = [(model, fold) for model in models for fold in active]
+        return [_scoring_group(params, split, nets, nets, images_in_folds(image_ids, fold_by_car, [HOLDOUT_FOLD]))]
+    return [
+        _scoring_group(
+            params,
+            split,
+            [(model, OWN_FOLD) for model in models],
+            [(model, fold) for model in models],
+            images_in_folds(image_ids, fold_by_car, [fold]),
+        )
+        for fold in active
+    ]
+
+
+def _scoring_group(
+    params: Params, split: ScoredSplit, names: Sequence[NetId], nets: Sequence[NetId], image_ids: Sequence[str]
+) -> ScoringGroup:
+    panel = ScoringGroup(names, [PredictionStore(predictions_dir(split, *net)) for net in nets])
+    panel.validate(
+        image_ids,
+        getattr(params.predict.tta, split),
+        [net_digest(net_dir(*net), params.predict.checkpoint) for net in nets],
+    )
+    return panel

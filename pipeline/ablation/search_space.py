@@ -7,15 +7,7 @@ from itertools import combinations, product
 from math import gcd
 from typing import Any, Literal, TypeVar
 
-from pipeline.config import (
-    MIN_HOLDOUT_CARS,
-    AblationSettings,
-    EnsembleSettings,
-    MergeName,
-    NetId,
-    Params,
-    ScoredSplit,
-)
+from pipeline.config import MIN_HOLDOUT_CARS, AblationSettings, EnsembleSettings, MergeName, NetId, Params, ScoredSplit
 from pipeline.ensemble.merge import MergeRule
 from pipeline.errors import CarvanaError
 

@@ -15,7 +15,7 @@ from pipeline.config import PARAMS_FILE, read_params
 from pipeline.data.competition_data import ImageSet, LabeledImages, data_dir
 from pipeline.errors import CarvanaError
 from pipeline.report.tables import read_table
-from pipeline.workspace import project_root
+from pipeline.workspace import REPORTS_DIR, project_root
 
 _FOLDERS = re.compile(r"(?<![\w./\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
 """The folders of an absolute path; before the first slash stands something in a relative one, a slash in an address."""
@@ -64,7 +64,7 @@ _DARK = ("#56b4e9", "#e69f00", "#2fc295", "#e29bc4", "#f0e442", "#ff8a50", "#9db
 
 
 def chart_config() -> dict[str, Any]:
-    """Return Vega-Lite's ``config`` of colors, and of the styles that ``reporting/charts.py`` names."""
+    """Return Vega-Lite's ``config`` of colors, and of the styles that ``report/charts.py`` names."""
     night = st.context.theme.type == "dark"
     paper, ink, soft = ("#14181e", "#e4e8ee", "#9aa6b4") if night else ("#ffffff", "#1c2430", "#5b6675")
     word = {"fontSize": 12, "fontWeight": 600}
@@ -81,8 +81,6 @@ def chart_config() -> dict[str, Any]:
         },
     }
 
-
-REPORTS_DIR = Path("reports")
 
 FileFingerprint = tuple[tuple[str, int, int], ...]
 """Path, time of change and size of files: another stamp, other content."""

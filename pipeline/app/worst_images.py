@@ -9,10 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from pipeline import workspace
-from pipeline.ablation.runner import ScoringGroup, score_settings
+from pipeline.ablation.runner import ScoringGroup, score_settings, scoring_groups
 from pipeline.ablation.search_space import EnsembleConfig
 from pipeline.app import page_parts
-from pipeline.app.page_parts import REPORTS_DIR, FileFingerprint, escape_markdown, file_fingerprint
+from pipeline.app.page_parts import FileFingerprint, escape_markdown, file_fingerprint
 from pipeline.config import PARAMS_FILE, EnsembleSettings, ScoredSplit, read_params
 from pipeline.data.competition_data import LabeledImages
 from pipeline.ensemble.disagreement import ImagePredictions, MemberPredictions
@@ -22,7 +22,7 @@ from pipeline.inference.probability_map import CompressedMap
 from pipeline.report import overlays
 from pipeline.report.overlays import Figure
 from pipeline.report.tables import describe_setting, rows_of_split, worst_images
-from pipeline.stages.ablate import scoring_groups
+from pipeline.workspace import REPORTS_DIR
 
 OnProgress = Callable[[float], object]
 """Told how much is done, 0 to 1."""

@@ -16,8 +16,7 @@ from pipeline.data.decoding import UInt8Array, check_jpeg_header, decode_jpeg, d
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.utils.files import sha256_of
 
-DRAWING = ("sample.py", "drawing.py", "car_design.py", "car_model.py", "car_texture.py")
-"""Files beside this one that decide what a sample looks like."""
+_SYNTHETIC = Path(__file__).parents[1] / "synthetic"
 
 
 def data_dir(settings: DataSettings, home: Path) -> Path:
@@ -25,8 +24,8 @@ def data_dir(settings: DataSettings, home: Path) -> Path:
     if settings.directory is not None:
         return (home / Path(settings.directory).expanduser()).resolve()
     if settings.source == "sample":
-        # Other settings and other code draw other pictures: these stay beside them.
-        code = (Path(__file__).with_name(name).read_bytes() for name in DRAWING)
+        # Other settings and other code draw other images: these stay beside them.
+        code = (file.read_bytes() for file in sorted(_SYNTHETIC.glob("*.py")))
         return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
     return kaggle_data_dir(settings, home)
 

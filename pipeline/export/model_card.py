@@ -35,7 +35,7 @@ def describe_net(folder: Path, net: SegmentationModel, own_scores: Mapping[str, 
 def render_card(card: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """Return the card of ``card.json`` in Markdown; ``words`` say what each format is."""
     environment = Environment(
-        loader=PackageLoader("pipeline.exporting", "."),
+        loader=PackageLoader("pipeline.export", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -14,7 +14,7 @@ BUILTIN_TTA = "ensemble"
 
 
 class BasePredictor(ABC):
-    """A net that turns pictures into probabilities: ``inference.Predictor``, ``exporting.runtime.OnnxPredictor``."""
+    """A net that turns pictures into probabilities: ``TorchPredictor`` and ``OnnxPredictor``."""
 
     views: list[str]
     """What it looks at, in the order of its levels."""

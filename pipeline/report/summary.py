@@ -1,5 +1,6 @@
 """The run in numbers: headline scores, metrics.json, the terminal summary."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isnan
@@ -12,6 +13,7 @@ import pandas as pd
 from pipeline.ablation.bootstrap import MIN_CLUSTERS, studentized_ci
 from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.errors import CarvanaError
 from pipeline.report.ablation_text import format_dice, format_int, pluralize
 from pipeline.report.overlays import SheetTile, UInt8Array
 from pipeline.report.tables import SPLIT_TITLES, rows_of_split
@@ -161,3 +163,13 @@ def _rounded(values: Any) -> Any:
     if isinstance(values, Mapping):
         return {key: _rounded(value) for key, value in values.items()}
     return round(values, 6) if isinstance(values, float) else values
+
+
+def show_summary() -> None:
+    """Print the scores of the last run; raises CarvanaError if there was none."""
+    try:
+        evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
+        submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CarvanaError(f"{error.filename} is missing: run 'carvana repro' first.") from error
+    print(format_summary(evaluation, submission))

@@ -11,12 +11,11 @@ from pipeline.ensemble.evaluation import build_mask_builder, cv_dice
 from pipeline.ensemble.postprocess import no_image
 from pipeline.ensemble.submission_writer import mean_mask_rows, write_submission
 from pipeline.inference.prediction_store import PredictionStore
-from pipeline.stages.code import digest
-from pipeline.stages.runner import run_stage
 from pipeline.submission import validation
 from pipeline.utils.files import publish_tree, write_json
 from pipeline.utils.run_state import acquire_run_state
 from pipeline.workspace import (
+    code_digest,
     predictions_dir,
     project_root,
     read_json,
@@ -35,7 +34,7 @@ def run(params: Params) -> None:
     stores = [PredictionStore(predictions_dir("test", *net)) for net in nets]
     images, edges = training_images(params), "refine_edges" in settings.postprocess
     facts = {
-        "code": digest("ensemble"),
+        "code": code_digest("ensemble"),
         "maps": [store.digest for store in stores],
         "settings": settings.model_dump(mode="json"),
         "nets": nets,
@@ -75,7 +74,3 @@ def run(params: Params) -> None:
         score = validation.score_submission(CSV, known, partial(progress, desc="Scoring"))
         description["test"] = {"dice": score.mean, "iou": score.mean_iou, "accuracy": score.mean_accuracy}
     write_json(CSV.with_name("submission.json"), description)
-
-
-if __name__ == "__main__":
-    run_stage(run, __doc__)

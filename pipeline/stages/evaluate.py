@@ -1,15 +1,10 @@
 """Score nets on cars that they never saw: reports/evaluation.json, images.csv, cars.csv and worst.jpg."""
 
-from pathlib import Path
-
 from pipeline.config import Params
 from pipeline.ensemble.evaluation import Evaluation, ensemble_context
 from pipeline.report.overlays import SheetTile, write_contact_sheet
-from pipeline.stages.runner import run_stage
 from pipeline.utils.files import write_json, write_text
-from pipeline.workspace import read_manifest, training_images
-
-REPORTS_DIR = Path("reports")
+from pipeline.workspace import REPORTS_DIR, read_manifest, training_images
 
 
 def run(params: Params) -> None:
@@ -29,7 +24,3 @@ def run(params: Params) -> None:
     write_contact_sheet(
         REPORTS_DIR / "worst.jpg", tiles, "The worst validation images: true outline green, missed orange, too much red"
     )
-
-
-if __name__ == "__main__":
-    run_stage(run, __doc__)

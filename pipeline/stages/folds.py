@@ -4,7 +4,6 @@ from pathlib import Path
 
 from pipeline.config import Params
 from pipeline.data.fold_assignment import assign_folds, mean_areas, write_folds
-from pipeline.stages.runner import run_stage
 from pipeline.workspace import training_images
 
 
@@ -14,7 +13,3 @@ def run(params: Params) -> None:
     settings = params.folds
     areas = mean_areas(images.ids(), images.mask)
     write_folds(Path("folds/folds.csv"), assign_folds(areas, settings.count, settings.holdout_cars, settings.seed))
-
-
-if __name__ == "__main__":
-    run_stage(run, __doc__)

@@ -12,11 +12,10 @@ from pipeline.inference.prediction_store import Timing, WarmupAndRest
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
 from pipeline.models.tensors import device_label
-from pipeline.stages.code import digest
-from pipeline.stages.runner import run_stage
 from pipeline.utils.parallel import available_cpus
 from pipeline.utils.run_state import acquire_run_state, package_versions
 from pipeline.workspace import (
+    code_digest,
     net_digest,
     net_dir,
     predictions_dir,
@@ -38,7 +37,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     )
     job = PredictJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
     facts = {
-        "code": digest("predict"),
+        "code": code_digest("predict"),
         "libraries": package_versions("torch", "timm", "segmentation-models-pytorch", "opencv-python-headless"),
         "net": job.net,
         "images": read_manifest()["test" if split == "test" else "train"]["digest"],
@@ -76,7 +75,3 @@ def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Calla
     return images_in_folds(
         images.ids(), read_fold_by_car(), [HOLDOUT_FOLD if split == "holdout" else fold]
     ), images.image
-
-
-if __name__ == "__main__":
-    run_stage(run, __doc__)

@@ -23,11 +23,8 @@ from pipeline.report.summary import (
     with_final_dice,
 )
 from pipeline.report.tables import read_table, suspected_label_errors, worst_images
-from pipeline.stages.runner import run_stage
 from pipeline.utils.files import write_json, write_text
-from pipeline.workspace import competition_files, net_dir, read_json, test_images, training_images
-
-REPORTS_DIR = Path("reports")
+from pipeline.workspace import REPORTS_DIR, competition_files, net_dir, read_json, test_images, training_images
 
 SHOWN = 8
 """Photographs of either kind on the page."""
@@ -100,7 +97,3 @@ def _draw(
         by_image = {str(row["image_id"]): row for row in part.to_dict("records")}
         drawn |= {o.image_id: figure(by_image[o.image_id], o) for o in opinions.iter_images(str(split), by_image)}
     return [drawn[image_id] for image_id in rows["image_id"]]
-
-
-if __name__ == "__main__":
-    run_stage(run, __doc__)

@@ -8,14 +8,13 @@ from pipeline.data.fold_assignment import images_in_folds, training_folds
 from pipeline.errors import CarvanaError
 from pipeline.models.networks import init_checkpoint_path, initial_weights_digest
 from pipeline.models.tensors import device_label, resolve_device, resolve_precision
-from pipeline.stages.code import digest
-from pipeline.stages.runner import run_stage
 from pipeline.training.callbacks import run_dir
 from pipeline.training.module import TrainJob
 from pipeline.training.trainer import train
 from pipeline.utils.run_state import acquire_run_state, package_versions
 from pipeline.workspace import (
     CONFIG,
+    code_digest,
     net_dir,
     project_root,
     read_fold_by_car,
@@ -60,7 +59,7 @@ def run(params: Params, model: str, fold: int) -> None:
     device = resolve_device(params.hardware.device)
     dtype = resolve_precision(design.train.precision, device)
     facts = {
-        "code": digest("train"),
+        "code": code_digest("train"),
         "libraries": package_versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
         "precision": str(dtype),
         "starts_from": initial_weights_digest(design.spec, job.init_checkpoint),
@@ -81,7 +80,3 @@ def _fold_of(weights: Path) -> int | None:
     """Return the fold of the net in whose folder the weights lie, None if they lie alone."""
     config = weights.parent / CONFIG
     return read_json(config).get("fold") if config.is_file() else None
-
-
-if __name__ == "__main__":
-    run_stage(run, __doc__)
