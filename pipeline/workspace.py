@@ -37,7 +37,6 @@ def runs_dir(workspace: Path | None = None) -> Path:
 
 MANIFEST_FILE = Path("data/manifest.json")
 REPORTS_DIR = Path("reports")
-DVC_FILE = Path("dvc.yaml")
 TRUTH_FILE = Path("data/truth.csv")
 FOLDS_FILE = Path("folds/folds.csv")
 
@@ -105,16 +104,16 @@ def predictions_dir(split: str, model: str, fold: int) -> Path:
     return Path("predictions") / split / model / str(fold)
 
 
-def code_digest(stage: str) -> str:
-    """Return a digest of the code that decides a stage's result: the folders and files of ``pipeline/`` in its deps.
+def code_digest(stage: str, root: Path = Path(__file__).parents[1]) -> str:
+    """Return a digest of the code that decides a stage's result: the parts of ``pipeline/`` among its deps.
 
-    DVC hashes the same ones, read from dvc.yaml in the working folder.
+    Those are the ones that DVC hashes, read from dvc.yaml beside the code that runs.
     """
-    deps = YAML(typ="safe").load(DVC_FILE.read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    code = [Path(dep) for dep in deps if dep.startswith("pipeline/")]
+    deps = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    code = [root / dep for dep in deps if dep.startswith("pipeline/")]
     files = [file for path in code for file in ([path] if path.is_file() else path.rglob("*"))]
     wanted = sorted(file for file in files if file.suffix in (".py", ".j2"))
-    return sha256_of(*(part for file in wanted for part in (str(file).encode(), file.read_bytes())))
+    return sha256_of(*(part for file in wanted for part in (str(file.relative_to(root)).encode(), file.read_bytes())))
 
 
 def net_digest(folder: Path, weights: str) -> str:

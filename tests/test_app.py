@@ -26,9 +26,8 @@ from pipeline import workspace
 from pipeline.ablation.runner import scoring_groups
 from pipeline.app import cached_predictions, launch, page_parts
 from pipeline.app.cached_predictions import CachedImage
-from pipeline.app.launch import LOOPBACK
+from pipeline.app.launch import LOOPBACK, PAGE
 from pipeline.app.page_parts import error_markdown, escape_markdown
-from pipeline.app.server import PAGE
 from pipeline.app.worst_images import score_images, setting_of
 from pipeline.competition import rle
 from pipeline.config import EnsembleSettings, InputSettings, UNetConfig, read_params
@@ -95,7 +94,7 @@ class TestServe:
         port = free_port()
         launch.serve_app(LOOPBACK, port)
         (command,) = started
-        assert command[:3] == [sys.executable, "-m", "pipeline.app.server"]
+        assert command[:3] == [sys.executable, "-m", "pipeline.app.launch"]
         assert PAGE.is_file()
         expected = {
             "server.address=127.0.0.1",
@@ -206,10 +205,10 @@ class TestTry:
         return here
 
     def test_without_a_net_it_says_what_to_run(self, here: Path) -> None:
-        assert "`carvana repro`" in words(page("tryout"))
+        assert "`carvana repro`" in words(page("try_page"))
 
     def test_without_data_there_is_the_upload_alone(self, net: Path) -> None:
-        drawn = page("tryout")
+        drawn = page("try_page")
         said = words(drawn)
         assert "There are no test images" in said
         assert "`dvc repro --force download`" in said
@@ -217,7 +216,7 @@ class TestTry:
         assert not drawn.slider
 
     def test_a_picture_and_what_changes_its_mask(self, net: Path) -> None:
-        drawn = page("tryout")
+        drawn = page("try_page")
         drawn.file_uploader[0].set_value(("car.png", png(noise(60, 90)), "image/png")).run()
         assert "of the picture is car" in words(drawn)
         before = share(drawn)
@@ -228,7 +227,7 @@ class TestTry:
         assert [button.label for button in drawn.get("download_button")] == ["Mask", "Cut-out", "Run lengths"]
 
     def test_several_nets_are_merged(self, net: Path) -> None:
-        drawn = page("tryout")
+        drawn = page("try_page")
         drawn.file_uploader[0].set_value(("car.png", png(noise(60, 90)), "image/png")).run()
         assert not drawn.radio
         pills(drawn, "Folds").set_value(["0", "1"]).run()
@@ -245,13 +244,13 @@ class TestTry:
         ],
     )
     def test_what_is_no_picture(self, net: Path, data: bytes, told: str) -> None:
-        drawn = page("tryout")
+        drawn = page("try_page")
         drawn.file_uploader[0].set_value(("[car](x).png", data, "image/png")).run()
         assert told in drawn.error[0].value
         assert r"\[car\]" in drawn.error[0].value
 
     def test_a_decompression_bomb(self, net: Path) -> None:
-        drawn = page("tryout")
+        drawn = page("try_page")
         bomb = io.BytesIO()
         Image.new("1", (8000, 8000)).save(bomb, "PNG")
         assert len(bomb.getvalue()) < 1 << 16
@@ -364,7 +363,7 @@ class TestTry:
         write_onnx(networks.load_model(net / "folds/small/0")[0], facts, net / "0.onnx")
         facts = OnnxMetadata(kind="ensemble", model="small", folds=(0,), input=SIZE, threshold=0.3)
         write_ensemble([net / "0.onnx"], facts, exports / "ensemble.onnx")
-        drawn = page("tryout")
+        drawn = page("try_page")
         drawn.file_uploader[0].set_value(("car.png", png(noise(60, 90)), "image/png")).run()
         assert drawn.slider[0].value == 0.5
         pills(drawn, "Nets").set_value(["exports/small/ensemble.onnx"]).run()
@@ -382,7 +381,7 @@ class TestTry:
         assert sight.display_HWC.shape == (sight.shape[1], sight.shape[0], 3)
 
     def test_a_tall_picture(self, net: Path) -> None:
-        drawn = page("tryout")
+        drawn = page("try_page")
         drawn.file_uploader[0].set_value(("tall.png", png(noise(1027, 481)), "image/png")).run()
         assert "of the picture is car" in words(drawn)
 
@@ -417,13 +416,13 @@ def put_reports(folder: Path, drawn: DrawnReports) -> None:
 
 class TestCompare:
     def test_without_reports_it_says_what_to_run(self, here: Path) -> None:
-        said = words(page("compare"))
+        said = words(page("ablation_page"))
         assert "`carvana repro`" in said
         assert "`dvc repro ablate`" in said
 
     def test_all_settings_and_those_of_a_filter(self, here: Path) -> None:
         put_reports(here, FULL)
-        drawn = page("compare")
+        drawn = page("ablation_page")
         rows = rows_of_split(FULL.settings(), "oof")
         table = drawn.dataframe[0].value
         assert len(table) == len(rows)
@@ -439,20 +438,20 @@ class TestCompare:
 
     def test_held_out_cars_have_folds(self, here: Path) -> None:
         put_reports(here, FULL)
-        drawn = page("compare")
+        drawn = page("ablation_page")
         assert "folds" not in drawn.dataframe[0].value
         pills(drawn, "Cars").set_value("holdout").run()
         assert {"0", "0 1 2"} <= set(drawn.dataframe[0].value["folds"])
 
     def test_what_was_refused_says_why(self, here: Path) -> None:
         put_reports(here, ONE_CAR)
-        drawn = page("compare")
+        drawn = page("ablation_page")
         pills(drawn, "Cars").set_value("holdout").run()
         assert "set folds.holdout_cars to 2 or more, and run `dvc repro`" in words(drawn).replace("\\_", "_")
 
     def test_without_the_photographs_all_but_them(self, here: Path) -> None:
         put_reports(here, FULL)
-        drawn = page("compare")
+        drawn = page("ablation_page")
         assert len(drawn.error) == 1
         assert "bring the data in again" in drawn.error[0].value
         assert str(here) not in drawn.error[0].value
@@ -461,14 +460,14 @@ class TestCompare:
     def test_a_report_of_another_version(self, here: Path) -> None:
         put_reports(here, FULL)
         (here / "reports/ablation.json").write_text("{}", encoding="utf-8")
-        assert "`dvc repro ablate`" in page("compare").error[0].value
+        assert "`dvc repro ablate`" in page("ablation_page").error[0].value
 
     @pytest.mark.parametrize("name", ["ablation.csv", "ablation.json"])
     def test_a_torn_report(self, here: Path, name: str) -> None:
         put_reports(here, FULL)
         path = here / "reports" / name
         path.write_bytes(path.read_bytes()[:-7] + b"\xff")
-        drawn = page("compare")
+        drawn = page("ablation_page")
         assert name in drawn.error[0].value
         assert "`dvc repro`" in drawn.error[0].value
 
@@ -500,13 +499,13 @@ class TestSubmissions:
     def test_without_a_ledger_it_says_what_to_run(self, here: Path, header: bool) -> None:
         if header:
             shutil.copytree(ROOT / "submissions", here / "submissions")
-        assert "`carvana submit" in words(page("submissions"))
+        assert "`carvana submit" in words(page("submissions_page"))
 
     def test_own_dice_beside_the_scores(self, here: Path) -> None:
         ledger = Ledger(here / "submissions/ledger.csv")
         for number in range(4):
             ledger.add(ledger_row(number))
-        drawn = page("submissions")
+        drawn = page("submissions_page")
         table = drawn.dataframe[0].value
         assert table["description"].tolist() == ["try 3", "try 2", "try 1", "try 0"]
         assert table.loc[table["description"] == "try 1", "public"].item() == pytest.approx(0.9906)
@@ -519,19 +518,19 @@ class TestSubmissions:
     def test_what_waits_for_its_score(self, here: Path) -> None:
         waiting = ledger_row(0, status="pending", public_score="", private_score="")
         Ledger(here / "submissions/ledger.csv").add(waiting)
-        drawn = page("submissions")
+        drawn = page("submissions_page")
         assert "`carvana submissions` fetches the scores" in words(drawn)
         assert not drawn.get("vega_lite_chart")
 
     def test_rows_added_by_hand(self, here: Path) -> None:
         Ledger(here / "submissions/ledger.csv").add(ledger_row(0, description="", time_utc=""))
-        drawn = page("submissions")
+        drawn = page("submissions_page")
         assert len(drawn.get("vega_lite_chart")) == 2 and words(drawn)
 
     def test_errors_name_no_folder_of_the_server(self, here: Path) -> None:
         refused = "Kaggle refused the credentials from /home/alice/.kaggle/kaggle.json (401)"
         Ledger(here / "submissions/ledger.csv").add(ledger_row(0, status="error", error=refused))
-        assert page("submissions").dataframe[0].value["error"].tolist() == [
+        assert page("submissions_page").dataframe[0].value["error"].tolist() == [
             "Kaggle refused the credentials from kaggle.json (401)"
         ]
 
@@ -540,7 +539,7 @@ class TestSubmissions:
         ledger.add(ledger_row(0))
         with ledger.file.open("a", encoding="utf-8") as lines:
             lines.write("1,2,3\n")
-        drawn = page("submissions")
+        drawn = page("submissions_page")
         assert "line 3" in drawn.error[0].value
 
 

@@ -33,17 +33,16 @@ def test_a_stage_is_run_by_its_command(stage: str) -> None:
     ]
 
 
-def test_the_code_digest_changes_with_files_in_the_deps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_code_digest_changes_with_files_in_the_deps_only(tmp_path: Path) -> None:
     for file in ("models/unet.py", "models/notes.txt", "report/page.py", "stages/train.py"):
         path = tmp_path / "pipeline" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1")
-    Path("dvc.yaml").write_text("stages: {train: {deps: [data/x, pipeline/models/, pipeline/stages/train.py]}}")
-    before = code_digest("train")
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {deps: [data/x, pipeline/models/, pipeline/stages/train.py]}}")
+    before = code_digest("train", tmp_path)
     for file, changed in (("models/notes.txt", False), ("report/page.py", False), ("models/unet.py", True)):
-        Path("pipeline", file).write_text("2")
-        assert (code_digest("train") != before) == changed
+        (tmp_path / "pipeline" / file).write_text("2")
+        assert (code_digest("train", tmp_path) != before) == changed
 
 
 def test_the_default_has_at_most_20_stages() -> None:

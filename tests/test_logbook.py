@@ -30,7 +30,7 @@ from pipeline.errors import CarvanaError
 from pipeline.models.networks import SegmentationModel, build_model, load_model
 from pipeline.report import overlays
 from pipeline.stages import train as stage
-from pipeline.training import callbacks, prediction_grid, trainer
+from pipeline.training import callbacks, module, prediction_grid, trainer
 from pipeline.training.callbacks import GradientNormMonitor, run_dir
 from pipeline.training.prediction_grid import PredictionGrid, pick_images
 from pipeline.training.trainer import train
@@ -191,7 +191,7 @@ class TestDrawnNet:
 
             return noted
 
-        monkeypatch.setattr(trainer, "update_bn_stats", noting("calibrate", trainer.update_bn_stats))
+        monkeypatch.setattr(module, "update_bn_stats", noting("calibrate", trainer.update_bn_stats))
         monkeypatch.setattr(PredictionGrid, "draw", noting("draw", PredictionGrid.draw))
         train(job(epochs=3, validate_every=3), tmp_path)
         assert done == ["calibrate", "draw"] * 3

@@ -54,10 +54,10 @@ def findings(drawn: DrawnReports, folder: Path, **changes: Any) -> ReportData:
     for name in parts:
         getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
         read[name] = tables.read_table(folder / name)
-    summary = json.loads(json.dumps(drawn.summary()))
+    ablation = json.loads(json.dumps(drawn.summary()))
     read["images"] = summary.rows_as_submitted(read["images"], submission)
     read["doubts"] = summary.with_final_dice(read["doubts"], read["images"])
-    whole = ReportData(summary, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
+    whole = ReportData(ablation, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
     return replace(whole, **changes)
 
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.ablation.search_space import EnsembleConfig
 from pipeline.config import NetId
-from pipeline.ensemble.merge import LevelLut, UnsignedArray, apply_lut, level_lut, smallest_dtype
+from pipeline.ensemble.merge import LevelLut, apply_lut, level_lut, smallest_dtype
 from pipeline.inference.probability_map import MAX_LEVEL, ProbabilityMap
-
-BoxSlices = tuple[slice, slice]
+from pipeline.utils.arrays import BoxSlices, UnsignedArray
 
 _CERTAIN = 230
 """Level from which a net is certain that a pixel is car; as far from 0 it is certain that it is none."""

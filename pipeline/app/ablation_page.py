@@ -12,11 +12,16 @@ from pipeline.app.page_parts import chart_config, escape_markdown, show_errors
 from pipeline.config import ScoredSplit
 from pipeline.errors import CarvanaError
 from pipeline.report import ablation_text, charts
-from pipeline.report.tables import MERGE_TITLES, SPLIT_TITLES, best_and_current, best_at_each_cost, rows_of_split
+from pipeline.report.tables import (
+    MERGE_TITLES,
+    SPLIT_TITLES,
+    TableRow,
+    best_and_current,
+    best_at_each_cost,
+    rows_of_split,
+)
 from pipeline.report.tables import describe_setting as told
 from pipeline.workspace import REPORTS_DIR
-
-TableRow = Mapping[Any, Any]
 
 _MEANING = {
     "oof": "Each car is scored by nets that never saw it: those of its own fold.",

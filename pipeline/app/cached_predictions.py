@@ -14,9 +14,9 @@ from pipeline.config import Device, Params, Precision
 from pipeline.errors import CarvanaError
 from pipeline.inference.base_predictor import BUILTIN_TTA, BasePredictor
 from pipeline.inference.probability_map import ProbabilityMap
-from pipeline.models.resize import UInt8Array
 from pipeline.report.overlays import CropBox, crop_photo, data_uri
 from pipeline.segment.segmenter import FOLDS_DIR, RawPredictions, Segmenter, load_predictor
+from pipeline.utils.arrays import UInt8Array
 
 DISPLAY_WIDTH, DISPLAY_HEIGHT = 1280, 960
 """Of what is shown, at most, but for rounding: as much as a screen has room for."""

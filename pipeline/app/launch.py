@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 
 from tensorboard import default, program
 
@@ -56,6 +57,9 @@ def _why_not(error: OSError, address: str, port: int) -> str:
     return f"Port {port} of {address} can't be had ({error.strerror}): give this machine's own with --address."
 
 
+PAGE = Path(__file__).with_name("main.py")
+"""The script that Streamlit runs."""
+
 UPLOAD_MB = 32
 """Of one picture, at most: the competition's largest has 1 MB, a telephone's some 10."""
 
@@ -78,7 +82,7 @@ def serve_app(address: str, port: int) -> None:
             file=sys.stderr,
         )
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "pipeline.app.server", *streamlit_options(address, port, local)])
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline.app.launch", *streamlit_options(address, port, local)])
 
 
 def streamlit_options(address: str, port: int, local: bool) -> list[str]:
@@ -148,3 +152,23 @@ def _start(address: str, port: int) -> None:
         board.launch()
     except program.TensorBoardServerException as error:
         raise CarvanaError(f"{error.msg}: choose another port with --port.") from error
+
+
+def run_streamlit() -> None:
+    """Run Streamlit with the options of this process, and leave at once when it stops; does not return."""
+    os.environ["TQDM_DISABLE"] = "1"  # the page has bars of its own
+    from streamlit import net_util
+    from streamlit.web import cli
+
+    net_util.get_external_ip = lambda: None  # else each foreign site that tries the page has it ask another host for it
+    try:
+        cli.main(["run", str(PAGE), *sys.argv[1:]], prog_name="carvana app")
+    except SystemExit as end:
+        # Nothing is left to be saved, and a library's thread that is at work would abort the usual way out.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+
+
+if __name__ == "__main__":
+    run_streamlit()

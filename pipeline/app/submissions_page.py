@@ -1,7 +1,6 @@
 """The page Submissions: the ledger, and how far an own Dice foretells Kaggle's scores."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -9,9 +8,15 @@ import pandas as pd
 import streamlit as st
 
 from pipeline.app.page_parts import chart_config, hide_folders, show_errors
-from pipeline.kaggle.ledger import CV_COLUMNS, MIN_SUBMISSIONS, CvLbCorrelation, Ledger, LedgerRow, cv_lb_correlation
-
-LEDGER_FILE = Path("submissions/ledger.csv")
+from pipeline.kaggle.ledger import (
+    CV_COLUMNS,
+    LEDGER_FILE,
+    MIN_SUBMISSIONS,
+    CvLbCorrelation,
+    Ledger,
+    LedgerRow,
+    cv_lb_correlation,
+)
 
 _OWN = {"holdout_dice": "on held-out cars", "oof_dice": "out of fold"}
 _SCORES = {"public_score": "public", "private_score": "private"}

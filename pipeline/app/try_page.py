@@ -17,13 +17,13 @@ from pipeline.app.page_parts import SliderImages, compare, error_markdown, escap
 from pipeline.competition.image_ids import parse_image_id
 from pipeline.config import EnsembleSettings, MergeName, Params, PostStep, read_params
 from pipeline.errors import CarvanaError
-from pipeline.models.resize import UInt8Array
 from pipeline.report.overlays import data_uri, heatmap_overlay
 from pipeline.report.tables import MERGE_TITLES
 from pipeline.segment.image_loader import ImageLimits, load_image
 from pipeline.segment.outputs import cutout_png, mask_png, overlay, rle_row
 from pipeline.segment.segmenter import EXPORTS_DIR, SegmentationResult, Segmenter, list_models, model_of
 from pipeline.submission.csv_file import CSV_HEADER
+from pipeline.utils.arrays import UInt8Array
 
 MAX_UPLOAD_PIXELS = 25_000_000
 """Of an upload, at most: for each net and view, as many levels are kept as the picture has pixels."""

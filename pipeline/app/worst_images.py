@@ -21,7 +21,7 @@ from pipeline.errors import CarvanaError
 from pipeline.inference.probability_map import CompressedMap
 from pipeline.report import overlays
 from pipeline.report.overlays import Figure
-from pipeline.report.tables import describe_setting, rows_of_split, worst_images
+from pipeline.report.tables import TableRow, describe_setting, rows_of_split, worst_images
 from pipeline.workspace import REPORTS_DIR
 
 OnProgress = Callable[[float], object]
@@ -117,8 +117,6 @@ def _figure_of_setting(row: Mapping[Any, Any], opinion: ImagePredictions, images
         row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.disagreement_HW
     )
 
-
-TableRow = Mapping[Any, Any]
 
 _KEPT = 8
 """Settings whose scores a session remembers: on the whole competition they are some MB each."""

@@ -12,8 +12,9 @@ from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename, mask_filename, parse_image_id
 from pipeline.config import DataSettings
 from pipeline.data.archives import Archive, open_archive
-from pipeline.data.decoding import UInt8Array, check_jpeg_header, decode_jpeg, decode_mask
+from pipeline.data.decoding import check_jpeg_header, decode_jpeg, decode_mask
 from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import sha256_of
 
 _SYNTHETIC = Path(__file__).parents[1] / "synthetic"

@@ -4,13 +4,11 @@ import io
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.errors import CorruptFileError
-
-UInt8Array = NDArray[np.uint8]
+from pipeline.utils.arrays import UInt8Array
 
 
 def decode_jpeg(data: bytes, name: str) -> UInt8Array:

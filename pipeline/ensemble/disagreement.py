@@ -10,8 +10,7 @@ from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import NetId
 from pipeline.ensemble.evaluation import EnsembleContext
 from pipeline.inference.probability_map import MAX_LEVEL, ProbabilityMap
-
-BoolArray = NDArray[np.bool_]
+from pipeline.utils.arrays import BoolArray
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import MergeName
 from pipeline.inference.probability_map import MAX_LEVEL, ProbabilityMap
+from pipeline.utils.arrays import UnsignedArray
 
 _LOGIT_SCALE = 1 << 16
 """Whole numbers a unit of logit: a thousand for each step of level."""
@@ -128,9 +129,6 @@ class MergeRule:
 
 LevelLut = NDArray[np.int64] | int
 """From level to whole number; a factor stands for a straight one."""
-
-UnsignedArray = NDArray[np.unsignedinteger]
-"""Levels, or what they are worth."""
 
 
 def level_lut(name: MergeName, threshold: float, count: int, factor: int = 1) -> LevelLut:

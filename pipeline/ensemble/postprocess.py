@@ -15,10 +15,7 @@ from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import PostStep
 from pipeline.ensemble.merge import MergedMargin, MergeRule
 from pipeline.inference.probability_map import ProbabilityMap
-
-BoolArray = NDArray[np.bool_]
-Float32Array = NDArray[np.float32]
-BoxSlices = tuple[slice, slice]
+from pipeline.utils.arrays import BoolArray, BoxSlices, Float32Array
 
 ImageLoader = Callable[[str], NDArray[np.uint8]]
 """Photograph, RGB (1280, 1918, 3), by image id."""

@@ -17,7 +17,7 @@ from pipeline.export.verification import ExportContext, LoadedExport, full_size_
 from pipeline.export.writers import quiet, write_int8, write_program, write_torchscript
 from pipeline.inference.onnx_predictor import OnnxPredictor, require_onnx, require_quantization
 from pipeline.models import networks
-from pipeline.models.resize import UInt8Array
+from pipeline.utils.arrays import UInt8Array
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from pipeline.inference.onnx_predictor import OnnxMetadata
 from pipeline.inference.probability_map import MAX_LEVEL, ProbabilityMap, sum_views
 from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.models.networks import SegmentationModel
-from pipeline.models.resize import Float32Array, UInt8Array, clamped_sigmoid, to_network_input, upsample_logits
+from pipeline.models.resize import clamped_sigmoid, to_network_input, upsample_logits
 from pipeline.models.tta import TTATransform
+from pipeline.utils.arrays import BoolArray, Float32Array, UInt8Array
 from pipeline.utils.parallel import available_cpus
 from pipeline.workspace import WEIGHTS
 
@@ -36,8 +37,6 @@ MAX_DICE_DROP = 0.003
 
 CHECK_IMAGES = 16
 """Images that exports are checked on."""
-
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

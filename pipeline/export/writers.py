@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.inference.onnx_predictor import OnnxMetadata, onnx, quantization
 from pipeline.models.networks import SegmentationModel
-from pipeline.models.resize import UInt8Array
+from pipeline.utils.arrays import UInt8Array
 
 OPSET = 18
 """Of ONNX: the first in which ``Resize`` is antialiased."""

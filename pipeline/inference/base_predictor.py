@@ -7,7 +7,8 @@ from typing import Self
 import numpy as np
 
 from pipeline.config import InputSettings
-from pipeline.models.resize import Float32Array, UInt8Array, to_network_input
+from pipeline.models.resize import to_network_input
+from pipeline.utils.arrays import Float32Array, UInt8Array
 
 BUILTIN_TTA = "ensemble"
 """The one view of an ensemble's file, which looks in all its views itself."""

@@ -14,8 +14,9 @@ from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import InputSettings, StrictModel
 from pipeline.errors import CarvanaError
 from pipeline.inference.base_predictor import BUILTIN_TTA, BasePredictor
-from pipeline.models.resize import Float32Array, UInt8Array, quantize_logits, quantize_probabilities, upsample_logits
+from pipeline.models.resize import quantize_logits, quantize_probabilities, upsample_logits
 from pipeline.models.tta import TTATransform
+from pipeline.utils.arrays import Float32Array, UInt8Array
 from pipeline.utils.parallel import available_cpus
 
 

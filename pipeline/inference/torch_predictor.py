@@ -19,7 +19,6 @@ from pipeline.config import Device, Precision
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.inference.base_predictor import BasePredictor
 from pipeline.models.networks import load_model
-from pipeline.models.resize import UInt8Array
 from pipeline.models.tensors import (
     memory_format,
     quantize_logits_tensor,
@@ -29,6 +28,7 @@ from pipeline.models.tensors import (
     upsample_logits_tensor,
 )
 from pipeline.models.tta import TTATransform
+from pipeline.utils.arrays import UInt8Array
 
 
 @dataclass

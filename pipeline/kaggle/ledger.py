@@ -17,6 +17,8 @@ from filelock import FileLock
 from pipeline.errors import CarvanaError
 from pipeline.utils.files import write_text
 
+LEDGER_FILE = Path("submissions/ledger.csv")
+
 LEDGER_COLUMNS = (
     "time_utc",
     "reference",

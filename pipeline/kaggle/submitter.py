@@ -17,6 +17,7 @@ from pipeline.kaggle import client
 from pipeline.kaggle.api_errors import KaggleError, NotSentError, OutcomeUnknownError, RejectedError, printable
 from pipeline.kaggle.client import KaggleClient
 from pipeline.kaggle.ledger import (
+    LEDGER_FILE,
     NOT_SENT,
     PENDING,
     Ledger,
@@ -31,7 +32,6 @@ from pipeline.submission import csv_file
 from pipeline.utils.files import atomic_write, link_or_copy, remove_path
 
 SUBMISSIONS_DIR = Path("submissions")
-LEDGER_FILE = SUBMISSIONS_DIR / "ledger.csv"
 SENT_DIR = SUBMISSIONS_DIR / "sent"
 
 _LONGEST_MESSAGE = 250

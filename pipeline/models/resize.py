@@ -4,16 +4,12 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.config import InputSettings
+from pipeline.utils.arrays import Float32Array, UInt8Array
 
 LOGIT_CLAMP = 4.0
 """Logits beyond this count as certain, either way. Measured on real nets and masks: see docs/design.md."""
-
-UInt8Array = NDArray[np.uint8]
-
-Float32Array = NDArray[np.float32]
 
 
 def to_network_input(image_HWC: UInt8Array, input: InputSettings) -> UInt8Array:

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from pipeline.config import Device, Precision
 from pipeline.errors import CarvanaError
-from pipeline.models.resize import LOGIT_CLAMP, Float32Array, UInt8Array, quantize_logits, upsample_logits
+from pipeline.models.resize import LOGIT_CLAMP, quantize_logits, upsample_logits
+from pipeline.utils.arrays import Float32Array, UInt8Array
 
 
 def to_batch(inputs: list[UInt8Array], device: torch.device) -> Tensor:

@@ -14,9 +14,8 @@ from PIL import Image
 
 from pipeline.report.ablation_text import format_dice, format_int, pluralize
 from pipeline.report.tables import SPLIT_TITLES
+from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import atomic_write
-
-UInt8Array = NDArray[np.uint8]
 
 _TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
 _COLUMNS = 4

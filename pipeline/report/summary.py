@@ -15,9 +15,10 @@ from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.errors import CarvanaError
 from pipeline.report.ablation_text import format_dice, format_int, pluralize
-from pipeline.report.overlays import SheetTile, UInt8Array
+from pipeline.report.overlays import SheetTile
 from pipeline.report.tables import SPLIT_TITLES, rows_of_split
 from pipeline.submission.csv_file import read_rows
+from pipeline.utils.arrays import UInt8Array
 
 MERGED = "ensemble"
 """Model of the rows of images.csv where nets of several models, or of held-out cars all nets, are merged."""

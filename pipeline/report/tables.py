@@ -8,6 +8,9 @@ import pandas as pd
 
 from pipeline.errors import CarvanaError
 
+TableRow = Mapping[Any, Any]
+"""A row of a report's table, by column."""
+
 SPLIT_TITLES = {"oof": "Out of fold", "holdout": "Held-out cars"}
 """Splits of cars with masks that no scoring net learned from, by the words for them."""
 

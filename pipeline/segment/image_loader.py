@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import CorruptFileError
-
-UInt8Array = NDArray[np.uint8]
+from pipeline.utils.arrays import UInt8Array
 
 # On damaged EXIF, and large pictures: whoever sent the picture reads no stderr, and the limits here are lower.
 warnings.filterwarnings("ignore", module=r"PIL\.")

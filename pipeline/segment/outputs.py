@@ -9,13 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.competition import rle
 from pipeline.errors import CarvanaError
-from pipeline.models.resize import UInt8Array
-
-BoolArray = NDArray[np.bool_]
+from pipeline.utils.arrays import BoolArray, UInt8Array
 
 _TINT = (40, 220, 120)
 """Color, RGB, of what is car."""

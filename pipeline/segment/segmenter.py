@@ -23,7 +23,7 @@ from pipeline.ensemble.postprocess import MaskBuilder
 from pipeline.errors import CarvanaError
 from pipeline.inference.base_predictor import BUILTIN_TTA, BasePredictor
 from pipeline.inference.probability_map import ProbabilityMap, sum_maps
-from pipeline.models.resize import UInt8Array
+from pipeline.utils.arrays import UInt8Array
 
 FOLDS_DIR, EXPORTS_DIR = "folds", "exports"
 

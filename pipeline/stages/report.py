@@ -1,8 +1,7 @@
 """Gather what the run reached: reports/index.html, metrics.json, curves.csv and predictions.jpg."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,14 +21,12 @@ from pipeline.report.summary import (
     rows_as_submitted,
     with_final_dice,
 )
-from pipeline.report.tables import read_table, suspected_label_errors, worst_images
+from pipeline.report.tables import TableRow, read_table, suspected_label_errors, worst_images
 from pipeline.utils.files import write_json, write_text
 from pipeline.workspace import REPORTS_DIR, competition_files, net_dir, read_json, test_images, training_images
 
 SHOWN = 8
 """Photographs of either kind on the page."""
-
-TableRow = Mapping[Any, Any]
 
 
 def run(params: Params) -> None:

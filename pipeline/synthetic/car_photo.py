@@ -15,9 +15,8 @@ from pipeline.competition.image_ids import ANGLES, HEIGHT, WIDTH
 from pipeline.synthetic.car_design import design_car
 from pipeline.synthetic.car_shape import Triangles, build_car
 from pipeline.synthetic.car_texture import paint_texture
+from pipeline.utils.arrays import Float32Array, UInt8Array
 
-UInt8Array = NDArray[np.uint8]
-Float32Array = NDArray[np.float32]
 Points3D = NDArray[np.float64]
 
 MARGIN = 24

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.synthetic.car_design import CarDesign, Float64Array, Proportions
+from pipeline.synthetic.car_design import CarDesign, Proportions
 from pipeline.synthetic.car_texture import end_uv, side_uv, swatch_uv, wheel_uv
+from pipeline.utils.arrays import Float64Array
 
 
 @dataclass(frozen=True)

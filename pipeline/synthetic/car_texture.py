@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.synthetic.car_design import CarDesign, Float64Array, Proportions
+from pipeline.synthetic.car_design import CarDesign, Proportions
+from pipeline.utils.arrays import Float64Array
 
 Color = tuple[float, float, float, float]
 """Red, green and blue in sRGB, then the share of light that the surface mirrors head-on; all from 0 to 255."""

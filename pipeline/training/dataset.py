@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from pipeline.config import AugmentSettings, InputSettings, TrainSettings
-from pipeline.models.resize import UInt8Array, soft_target, to_network_input
+from pipeline.models.resize import soft_target, to_network_input
+from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.parallel import available_cpus
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network

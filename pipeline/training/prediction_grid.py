@@ -10,9 +10,10 @@ import torch
 
 from pipeline.config import InputSettings
 from pipeline.models.networks import SegmentationModel
-from pipeline.models.resize import UInt8Array, soft_target, to_network_input
+from pipeline.models.resize import soft_target, to_network_input
 from pipeline.models.tensors import quantize_logits_tensor, to_batch
 from pipeline.training.dataset import ImageReader
+from pipeline.utils.arrays import UInt8Array
 
 FALSE_NEGATIVE, FALSE_POSITIVE = (255, 140, 0), (235, 30, 60)
 """Colors, RGB, of errors: those of ``reporting/pictures.py``, which this room does not know; a test compares them."""
