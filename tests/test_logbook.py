@@ -191,7 +191,7 @@ class TestDrawnNet:
 
             return noted
 
-        monkeypatch.setattr(module, "update_bn_stats", noting("calibrate", trainer.update_bn_stats))
+        monkeypatch.setattr(module, "update_bn_stats", noting("calibrate", module.update_bn_stats))
         monkeypatch.setattr(PredictionGrid, "draw", noting("draw", PredictionGrid.draw))
         train(job(epochs=3, validate_every=3), tmp_path)
         assert done == ["calibrate", "draw"] * 3
