@@ -13,9 +13,15 @@ help:  ## this list
 
 setup: $(VENV)/.ready  ## make .venv from requirements.lock
 
+# An environment that was left half made, or whose Python is gone, is made again.
+SUPPORTED := (3, 11) <= sys.version_info < (3, 15)
+ifneq ($(shell $(VENV)/bin/python -c 'import sys, pip; print($(SUPPORTED))' 2> /dev/null),True)
+.PHONY: $(VENV)/.ready
+endif
+
 $(VENV)/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; sys.exit(not $(SUPPORTED) and "Python 3.11 to 3.14 is needed, such as: make PYTHON=python3.12")'
+	$(VENV)/bin/python -c 'import sys, pip; sys.exit(not $(SUPPORTED))' 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

@@ -1,6 +1,7 @@
 """The ``carvana`` command: each function parses options and makes one call; packages are imported when called."""
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     2 for a wrong command line, 1 for an error, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may be ASCII
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         _run_the_code_of_this_folder(given)
@@ -70,21 +74,43 @@ def _repeat_options(arguments: Iterable[str]) -> list[str]:
     return spread
 
 
-def _command(name: str, panel: str | None = None, group: typer.Typer = app, **how: Any) -> Callable[[Any], Any]:
-    """Register a command whose errors are printed in a sentence and give an exit status."""
+def _command(
+    name: str, panel: str | None = None, group: typer.Typer = app, *, anywhere: bool = False, **how: Any
+) -> Callable[[Any], Any]:
+    """Register a command whose errors are printed in a sentence and give an exit status.
+
+    It runs in the project's folder only, unless it may run ``anywhere``.
+    """
 
     def register(call: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(call)
         def checked(*args: Any, **kwargs: Any) -> None:
             from pipeline.errors import report_errors
 
-            status = report_errors(lambda: call(*args, **kwargs), debug=_debug)
+            def run() -> None:
+                if not anywhere:
+                    _check_folder()
+                call(*args, **kwargs)
+
+            status = report_errors(run, debug=_debug)
             if status:
                 raise typer.Exit(status)
 
         return group.command(name, rich_help_panel=panel, **how)(checked)
 
     return register
+
+
+def _check_folder() -> None:
+    """Raise CarvanaError outside the project's folder."""
+    from pipeline.errors import CarvanaError
+
+    here = Path.cwd()
+    if not (here / "params.yaml").is_file():
+        above = next(
+            (str(folder) for folder in here.parents if (folder / "params.yaml").is_file()), "the project's folder"
+        )
+        raise CarvanaError(f"{here} has no params.yaml. Run this in {above}.")
 
 
 @app.callback()
@@ -152,7 +178,7 @@ _Csv = Annotated[Path, typer.Argument(metavar="CSV")]
 _SUBMISSION = Path("submissions/submission.csv.gz")
 
 
-@_command("check", _INSPECT)
+@_command("check", _INSPECT, anywhere=True)
 def _check(csv: _Csv = _SUBMISSION) -> None:
     """Validate a submission CSV: every image once, every run-length code valid."""
     from pipeline.submission.validation import coverage_warnings, validate_submission
@@ -169,7 +195,7 @@ def _check(csv: _Csv = _SUBMISSION) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-@_command("score", _INSPECT)
+@_command("score", _INSPECT, anywhere=True)
 def _score(
     csv: _Csv, truth: Annotated[Path, typer.Option(metavar="CSV", help="True masks, in the same format.")]
 ) -> None:

@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.errors import CarvanaError
+from pipeline.utils.files import read_versioned
 
 T = TypeVar("T")
 
@@ -606,7 +607,7 @@ class Params(StrictModel):
 def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
     """Return the settings; raises CarvanaError that names the file, the key and what is wrong with it."""
     try:
-        return parse_params(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+        return parse_params(YAML(typ="safe").load(read_versioned(path)))
     except OSError as error:
         raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except (YAMLError, UnicodeDecodeError) as error:

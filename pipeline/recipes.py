@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.config import PARAMS_FILE, parse_params
 from pipeline.errors import CarvanaError
-from pipeline.utils.files import write_text
+from pipeline.utils.files import read_versioned, write_text
 
 RECIPES_DIR = Path("recipes")
 
@@ -21,7 +21,7 @@ _BASE_KEY = "recipe"
 
 def recipe_names() -> dict[str, str]:
     """Return every recipe with the first line of its head; raises CarvanaError if there is none."""
-    heads = ((path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(RECIPES_DIR.glob("*.yaml")))
+    heads = ((path, read_versioned(path).partition("\n")[0]) for path in sorted(RECIPES_DIR.glob("*.yaml")))
     found = {path.stem: head.lstrip("# ") for path, head in heads}
     if not found:
         raise CarvanaError(f"There is no recipe in {RECIPES_DIR}/: run this in the project's folder.")

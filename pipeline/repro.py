@@ -1,6 +1,8 @@
-"""``carvana repro``: dvc repro between a look at DVC's files and the scores."""
+"""``carvana repro``: check what DVC would only notice after the work, then run ``dvc repro``."""
 
+import getpass
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +15,10 @@ from pipeline.config import DataSettings, read_params
 from pipeline.data.competition_data import CompetitionData
 from pipeline.data.ingest import ensure_data
 from pipeline.errors import CarvanaError
+from pipeline.utils.files import read_versioned
 from pipeline.workspace import project_root
+
+DVC_FILE = "dvc.yaml"
 
 
 def repro(arguments: Sequence[str]) -> bool:
@@ -23,12 +28,15 @@ def repro(arguments: Sequence[str]) -> bool:
     """
     params = read_params()
     check_dvc_lock(Path.cwd())
+    check_outputs(Path.cwd())
     if "--dry" not in arguments:
-        # DVC may take the manifest from its cache, without a look at whether the files that it stands for are there.
+        # DVC may take the manifest from its cache without checking that the files it describes are there.
         provide_data(params.data, project_root())
-    status = subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", *arguments], env=dvc_environment(), check=False
+    ).returncode
     if status:
-        raise CarvanaError("dvc repro stopped: the message above says why. Run the same again; what is done is kept.")
+        raise CarvanaError("dvc repro failed; the message above says why. Finished stages are kept.")
     return not any(argument == "--dry" or not argument.startswith("-") for argument in arguments)
 
 
@@ -44,26 +52,63 @@ def provide_data(settings: DataSettings, root: Path, *, thorough: bool = False) 
     return ensure_data(settings, root)
 
 
+def dvc_environment() -> dict[str, str]:
+    """Return the environment for DVC, whose stages call ``carvana``: that of this interpreter comes first.
+
+    A user without a name, as in many containers, gets one, which DVC asks for.
+    """
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        environment["LOGNAME"] = str(os.getuid())
+    return environment
+
+
+def check_outputs(project: Path) -> None:
+    """Raise CarvanaError for an output that DVC would refuse after the work: a symbolic link, or a file in git."""
+    stages = YAML(typ="safe").load((project / DVC_FILE).read_text(encoding="utf-8"))["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("outs", ())]
+    cached = {str(out).partition("/${")[0] for out in outs if not isinstance(out, dict)}
+    for out in sorted({part for name in cached for part in (name, *map(str, Path(name).parents)) if part != "."}):
+        if (project / out).is_symlink():
+            raise CarvanaError(
+                f"{out} is a symbolic link, where DVC stores no results. To use a larger disk, move the whole project "
+                f"there, or remove the link and mount the disk at {out}."
+            )
+    tracked = subprocess.run(
+        ["git", "ls-files", "--", *sorted(out for out in cached if (project / out).is_file())],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for name in tracked.stdout.splitlines() if tracked.returncode == 0 else ():
+        if name in cached:
+            raise CarvanaError(f"{name} is in git, but DVC writes it. Run 'git rm --cached {name}'.")
+
+
 def check_dvc_lock(project: Path) -> None:
-    """Raise CarvanaError if a killed DVC left one of its files truncated, with the way to fix it."""
+    """Raise CarvanaError if dvc.lock has a merge conflict, or a killed DVC left a part of one of its files."""
     lock = project / "dvc.lock"
-    if lock.is_file() and _is_torn(lock):
+    if lock.is_file() and _is_incomplete(lock):
         raise CarvanaError(
-            f"{lock} is truncated: a run was killed while DVC wrote it. Take back the last whole one with "
-            "'git checkout dvc.lock', or delete it if git has none: finished stages are taken up, not run again."
+            f"{lock} is incomplete; probably a run was killed while DVC wrote it. Restore the last complete one "
+            "with 'git checkout dvc.lock', or delete it. Finished stages are not run again."
         )
     guard = project / ".dvc" / "tmp" / "rwlock"
     if guard.is_file():
         try:
             json.loads(guard.read_text(encoding="utf-8") or "{}")
         except ValueError as error:
-            raise CarvanaError(f"{guard} is truncated: if no other dvc runs in this project, delete it.") from error
+            raise CarvanaError(f"{guard} is incomplete. If no other dvc runs in this project, delete it.") from error
 
 
-def _is_torn(lock: Path) -> bool:
-    """Return whether a file is other than DVC writes it; one cut between two whole entries is sound to DVC too."""
+def _is_incomplete(lock: Path) -> bool:
+    """Return whether a file is other than DVC writes it; one cut between two entries is valid to DVC too."""
     try:
-        text = lock.read_text(encoding="utf-8")
+        text = read_versioned(lock)
         entries = [
             entry
             for stage in YAML(typ="safe").load(text)["stages"].values()

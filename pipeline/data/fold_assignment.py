@@ -1,6 +1,7 @@
 """Cars dealt to folds. A car never straddles two, or the out-of-fold score would be a lie."""
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.competition.image_ids import car_id
 from pipeline.errors import CarvanaError
-from pipeline.utils.files import write_text
+from pipeline.utils.files import read_versioned, write_text
 
 HOLDOUT_FOLD = -1
 """Fold of the cars that no net trains on."""
@@ -56,8 +57,8 @@ def write_folds(path: Path, folds: FoldByCar) -> None:
 def read_folds(path: Path) -> dict[str, int]:
     """Return the fold of every car; raises CarvanaError if the file is missing or is none of ours."""
     try:
-        with path.open(newline="", encoding="utf-8") as handle:
-            folds = {row["car"]: int(row["fold"]) for row in csv.DictReader(handle)}
+        rows = csv.DictReader(io.StringIO(read_versioned(path)))
+        folds = {row["car"]: int(row["fold"]) for row in rows}
         if not folds:
             raise ValueError("it has no rows")
         return folds

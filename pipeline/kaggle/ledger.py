@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import CarvanaError
-from pipeline.utils.files import write_text
+from pipeline.utils.files import read_versioned, write_text
 
 LEDGER_FILE = Path("submissions/ledger.csv")
 
@@ -102,7 +102,7 @@ class Ledger:
 
     def _read(self) -> tuple[list[str], list[LedgerRow]]:
         try:
-            text = self.file.read_text(encoding="utf-8-sig")  # with the mark that spreadsheets set
+            text = read_versioned(self.file)
         except FileNotFoundError:
             return list(LEDGER_COLUMNS), []
         except (OSError, UnicodeDecodeError) as error:
@@ -117,8 +117,8 @@ class Ledger:
             for row in reader:
                 if None in row or None in row.values():
                     raise CarvanaError(
-                        f"{self.file}, line {reader.line_num}, has more or fewer cells than the header: fix it "
-                        f"(a merge of two branches, maybe), {_FROM_GIT}."
+                        f"{self.file}, line {reader.line_num}, has more or fewer cells than the header. Fix that line "
+                        f"(probably a bad Git merge), {_FROM_GIT}."
                     )
                 rows.append(dict(row))
         except csv.Error as error:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import CarvanaError
+
 _LINK_FROM_BYTES = 1 << 20
 
 
@@ -37,6 +39,21 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write indented JSON; the file appears whole or not at all."""
     write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+def read_versioned(path: Path) -> str:
+    """Return the UTF-8 text of a file that is kept in git, with or without a byte order mark.
+
+    Raises OSError and UnicodeDecodeError, and CarvanaError for the marks of a merge conflict.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+            raise CarvanaError(
+                f"{path}, line {number}: unresolved merge conflict. Edit the file, or take one side with "
+                f"'git checkout --ours {path}' or '--theirs', then 'git add {path}'."
+            )
+    return text
 
 
 def sha256_of(*parts: bytes) -> str:
