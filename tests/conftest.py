@@ -8,13 +8,14 @@ import pytest
 
 from pipeline.config import SampleSettings
 from pipeline.synthetic.sample_competition import draw_sample
-from tests.kaggle_server import TOKEN, KaggleServer
+from tests import ROOT
+from tests.fakes.fake_kaggle import TOKEN, KaggleServer
 
 
 @pytest.fixture(scope="session")
 def real_carvana() -> Path:
     """The folder of real competition zips beside the checkout; a test that asks for it is skipped without them."""
-    folder = Path(__file__).parents[2] / "shared" / "carvana"
+    folder = ROOT.parent / "shared" / "carvana"
     if not (folder / "train_masks.csv.zip").exists():
         pytest.skip(f"needs the competition's own files in {folder}")
     return folder
@@ -45,7 +46,7 @@ def environment(server: KaggleServer, tmp_path: Path) -> Iterator[dict[str, str]
             "http_proxy": address,
             "HOME": str(tmp_path / "home"),
             "XDG_CONFIG_HOME": str(tmp_path / "home" / ".config"),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(ROOT),
         }
 
 
@@ -56,3 +57,11 @@ def kaggle(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def net_folder(tmp_path: Path) -> Path:
+    """The folder of an untrained net of 32 x 48 pixels, for this test alone."""
+    from tests.fakes.tiny_nets import save_tiny_net
+
+    return save_tiny_net(tmp_path)

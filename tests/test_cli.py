@@ -20,8 +20,8 @@ from pipeline.errors import CarvanaError, report_errors
 from pipeline.report import summary
 from pipeline.stages import download
 from pipeline.utils.run_state import acquire_run_state
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 IDS = [format_image_id("00087a6bd4dc", angle) for angle in (1, 2, 3)]
 
 Run = Callable[..., tuple[int, str, str]]

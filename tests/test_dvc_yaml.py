@@ -9,8 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.workspace import code_digest
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 NO_RESULT = ("config", "errors", "workspace", "utils", "kaggle", "repro")
 """Modules that say where files are, how settings are read and errors are worded: they decide no result."""

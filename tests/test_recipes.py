@@ -17,7 +17,7 @@ from pipeline.report import recipe_results
 from pipeline.report.recipe_results import keep_results, show_results
 from pipeline.stages import download, ensemble, evaluate, folds, predict, train
 from pipeline.submission.validation import validate_submission
-from tests.project import ROOT
+from tests import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 

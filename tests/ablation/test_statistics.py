@@ -1,0 +1,101 @@
+"""What an ablation concludes, and what it leaves open."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.ablation.search_space import EnsembleConfig
+from pipeline.ablation.statistics import ABLATION_COLUMNS, AblationStatistics
+from tests.fakes.fake_ablation import VIEWS, trial_of
+
+
+def folds_setting(count: int, views: Sequence[str] = ("identity",), threshold: float = 0.5) -> EnsembleConfig:
+    return EnsembleConfig(("net",), tuple(range(count)), tuple(views), "mean_probability", (1,), threshold)
+
+
+SECONDS = {(("net", fold), view): 0.1 for fold in range(5) for view in VIEWS}
+
+
+class TestVerdict:
+    settings = (folds_setting(3), folds_setting(1), folds_setting(5), folds_setting(5, VIEWS), folds_setting(2))
+
+    def verdict(self, cars: int = 10) -> AblationStatistics:
+        """Now 0.99; one fold loses, five gain, more views and two folds change next to nothing."""
+        random = np.random.default_rng(3)
+        base_C = 0.99 + random.normal(0, 0.003, cars)
+        noise_SC = random.normal(0, 0.00005, (5, cars))
+        gains_S1 = np.array([[0.0], [-0.001], [0.0005], [0.00052], [0.0]])
+        return AblationStatistics("holdout", trial_of(base_C + gains_S1 + noise_SC, self.settings), SECONDS)
+
+    def test_the_table(self) -> None:
+        table = self.verdict().table
+        assert tuple(table.columns) == ABLATION_COLUMNS
+        assert table["current"].tolist() == [True, False, False, False, False]
+        assert table["passes"].tolist() == [3, 1, 5, 15, 2]
+        assert table["seconds"].tolist() == pytest.approx([0.3, 0.1, 0.5, 1.5, 0.2])
+        assert table["disk_bytes"].tolist() == [3000, 1000, 5000, 15000, 2000]
+        assert (table["difference"] == table["dice"] - table["dice"][0]).all()
+        assert table["low"].isna().tolist() == [True, False, False, False, False]
+        assert ((table["low"] <= table["difference"]) & (table["difference"] <= table["high"]))[1:].all()
+        assert (table["low"][2:4] > 0).all()
+        assert table["high"][1] < 0
+        assert table.loc[1, "worse"] == 160
+        assert table.loc[2, "better"] == 160
+        assert table["kind"].tolist() == ["folds", "single net", "folds", "folds", "folds"]
+
+    def test_paired_intervals_are_far_narrower_than_those_of_means(self) -> None:
+        verdict = self.verdict()
+        current = verdict.summary()["current"]
+        row = verdict.table.iloc[2]
+        assert current["high"] - current["low"] > 10 * (row["high"] - row["low"])
+
+    def test_the_cheapest_that_is_as_good_as_the_best(self) -> None:
+        summary = self.verdict().summary()
+        assert summary["best"]["passes"] == 15
+        assert summary["indistinguishable"] == 2
+        assert summary["cheapest"]["passes"] == 5
+
+    def test_the_front(self) -> None:
+        table = self.verdict().table
+        assert table["front"][[1, 2, 3]].all()
+        dominated = table[~table["front"]]
+        for row in dominated.itertuples():
+            assert ((table["dice"] >= row.dice) & (table["seconds"] <= row.seconds)).sum() > 1
+
+    def test_without_seconds_passes_count(self) -> None:
+        verdict = replace(self.verdict(), seconds={})
+        assert verdict.table["seconds"].isna().all()
+        assert verdict.summary()["cheapest"]["passes"] == 5
+
+    @pytest.mark.parametrize("cars", [1, 7])
+    def test_few_cars_have_no_intervals_and_it_says_why(self, cars: int) -> None:
+        summary = self.verdict(cars).summary()
+        assert f"{cars} car" in summary["no_interval"]
+        assert summary["current"]["low"] is None
+        assert summary["indistinguishable"] is None
+        assert summary["cheapest"] is None
+        assert summary["best"]["low"] is None
+        assert summary["advice"] is None
+        assert (summary["selection"] is None) == (cars == 1)
+
+    def test_chosen_from_noise_the_best_looks_better_than_it_is(self) -> None:
+        random = np.random.default_rng(0)
+        settings = [folds_setting(1, threshold=0.3 + n / 1000) for n in range(300)]
+        optimistic, honest = [], []
+        for _ in range(20):
+            verdict = AblationStatistics(
+                "holdout", trial_of(0.99 + random.normal(0, 0.001, (300, 12)), settings), SECONDS
+            )
+            selection = verdict.summary()["selection"]
+            optimistic.append(selection["optimistic"] - 0.99)
+            honest.append(selection["honest"] - 0.99)
+        assert np.mean(optimistic) > 0.0005  # of 300 equal settings the luckiest
+        assert abs(np.mean(honest)) < 0.0002
+
+    def test_choosing_a_setting_that_is_better_is_honest_too(self) -> None:
+        selection = self.verdict().summary()["selection"]
+        assert selection["honest"] == pytest.approx(selection["optimistic"], abs=5e-5)
+        assert selection["difference"] > 0.0003
+        assert selection["groups"] == 10

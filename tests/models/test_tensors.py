@@ -1,0 +1,40 @@
+"""Devices and precisions."""
+
+import pytest
+import torch
+
+from pipeline.errors import CarvanaError
+from pipeline.models.tensors import (
+    device_label,
+    resolve_device,
+    resolve_precision,
+)
+
+
+class TestDevices:
+    def test_half_precision_is_for_gpus(self) -> None:
+        with pytest.raises(CarvanaError, match="precision: 16 needs a GPU"):
+            resolve_precision("16", torch.device("cpu"))
+
+    def test_words(self) -> None:
+        assert device_label(torch.device("cpu"), torch.bfloat16) == "the CPU in bfloat16"
+
+    def test_no_gpu_where_one_was_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(CarvanaError, match=r"device: gpu.*nvidia-smi"):
+            resolve_device("gpu")
+
+    @pytest.mark.parametrize(
+        ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+    )
+    def test_auto_precision_on_gpus(
+        self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        assert resolve_precision("auto", torch.device("cuda")) == dtype
+
+    @pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+    def test_auto_precision_on_cpus(self, monkeypatch: pytest.MonkeyPatch, amx: bool, dtype: torch.dtype) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+        assert resolve_precision("auto", torch.device("cpu")) == dtype

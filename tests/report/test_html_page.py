@@ -1,0 +1,804 @@
+"""reports/index.html: what stands on it, that it fetches nothing, and the charts, words and pictures it is made of."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.competition.image_ids import HEIGHT, WIDTH
+from pipeline.config import EnsembleSettings
+from pipeline.data.competition_data import read_car_makes
+from pipeline.ensemble.disagreement import MemberPredictions
+from pipeline.ensemble.evaluation import EnsembleContext
+from pipeline.errors import CarvanaError
+from pipeline.inference.prediction_store import PredictionStore
+from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.probability_map import CompressedMap, ProbabilityMap
+from pipeline.report import ablation_text, charts, overlays, summary, tables
+from pipeline.report.html_page import ReportData, build_comparison, render_page
+from pipeline.report.overlays import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH, CropBox, Figure, FigureImage
+from tests.fakes.fake_reports import FakeReports
+
+FULL = FakeReports()
+BARE = FakeReports(models=("small",), folds=(0,), cars=("0" * 12, "1" * 12), held_out=(), seconds=False)
+"""One model, one fold, too few cars for intervals, no held-out car, nothing timed."""
+
+MAKES = dict(zip((*FULL.cars, *FULL.held_out), ["Acura", "BMW", "Estrada Motors"] * 8, strict=True))
+SUBMISSION: dict[str, Any] = {
+    "rows": 64,
+    "nets": [f"{model}/{fold}" for model in FULL.models for fold in FULL.folds],
+    "views": ["identity", "hflip"],
+    "postprocess": [],
+    "test": {"dice": 0.987654},
+}
+ALONE: dict[str, Any] = {"rows": 64, "nets": ["small/0"], "views": ["identity", "hflip"], "postprocess": []}
+
+
+def findings(drawn: FakeReports, folder: Path, **changes: Any) -> ReportData:
+    """The files of a run, written and read as the stages do."""
+    parts = ("settings", "postprocess", "fold_worth", "doubts", "images")
+    submission, read = changes.pop("submission", SUBMISSION), {}
+    for name in parts:
+        getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
+        read[name] = tables.read_table(folder / name)
+    ablation = json.loads(json.dumps(drawn.summary()))
+    read["images"] = summary.rows_as_submitted(read["images"], submission)
+    read["doubts"] = summary.with_final_dice(read["doubts"], read["images"])
+    whole = ReportData(ablation, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
+    return replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+    return findings(FULL, tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+    return findings(BARE, tmp_path_factory.mktemp("bare"), submission=ALONE, makes={})
+
+
+def box(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+    mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask_HW[top:bottom, left:right] = 1
+    return mask_HW
+
+
+GREY = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+
+
+def figure(title: str = "0123456789ab_01") -> Figure:
+    return Figure(
+        title, ["Dice 0.99000", "car 0123456789ab (Kia)"], [FigureImage("data:image/jpeg;base64,AA==", "errors", 4, 3)]
+    )
+
+
+class Document(HTMLParser):
+    """Texts, ids and addresses of a page, scripts and styles apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.policy = ""
+        self._within = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._within = tag
+        self.tags.append(tag)
+        named = {name: value or "" for name, value in attributes}
+        self.ids += [named["id"]] if "id" in named else []
+        self.addresses += [named[name] for name in ("src", "href", "srcset", "data", "action") if name in named]
+        if named.get("http-equiv") == "Content-Security-Policy":
+            self.policy = named["content"]
+
+    def handle_data(self, data: str) -> None:
+        if self._within in ("script", "style"):
+            self.scripts.append(data)
+        elif data.strip():
+            self.texts.append(" ".join(data.split()))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    @property
+    def specs(self) -> dict[str, Any]:
+        (specs,) = [json.loads(script) for script in self.scripts if script.lstrip().startswith('{"chart-')]
+        return specs
+
+
+SECTIONS = ("verdict", "cost", "folds", "threshold", "changes", "training", "cars", "worst", "suspects")
+
+
+class TestPage:
+    def test_every_section_and_chart_is_there(self, full: ReportData) -> None:
+        document = Document(render_page(full, [figure()], [figure()]))
+        assert set(SECTIONS) <= set(document.ids)
+        assert list(document.specs) == [
+            *("chart-cost-out-of-fold", "chart-cost-held-out-cars", "chart-folds-held-out-cars"),
+            *("chart-threshold-out-of-fold", "chart-threshold-held-out-cars"),
+            *(
+                "chart-training-dice-of-validation-cars",
+                "chart-training-loss",
+                "chart-angle-by-angle",
+                "chart-make-by-make",
+            ),
+        ]
+        assert set(document.specs) <= set(document.ids)
+        assert len(document.ids) == len(set(document.ids))
+        assert document.tags.count("img") == 2
+        for told in (
+            "0.98765",
+            "224 images of 14 cars",
+            "160 images of 10 cars",
+            "threshold 0.45",
+            "masks post-processed, on 224 images of 14 cars, the time with the steps",
+            "The nets were chosen by these very images.",
+            "at 14% of its cost.",
+        ):
+            assert told in document.text
+
+    def test_panels_of_training_are_as_they_lie_in_the_nets_folders(self, full: ReportData) -> None:
+        jpeg = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+        html = render_page(
+            full,
+            [],
+            [],
+            [
+                overlays.prediction_grid_figure("small/0", 0.98765, jpeg),
+                overlays.prediction_grid_figure("resnet18/0", 0.9, jpeg),
+            ],
+        )
+        document = Document(html)
+        assert document.tags.count("img") == 2
+        assert document.addresses.count(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}") == 2
+        assert 'width="40" height="30" alt="small/0, photograph, truth, prediction, error"' in html
+        assert "small/0 Dice 0.98765 on all its validation images" in document.text
+        section = html.partition('<section id="training">')[2].partition("</section>")[0]
+        for color, meaning in ((FALSE_NEGATIVE, "car that was missed"), (FALSE_POSITIVE, "what was taken for car")):
+            assert f'style="background: rgb{color}"></span>{meaning}' in section
+        assert "panel.jpg" not in Document(render_page(full, [], [])).text
+
+    def test_it_asks_nothing_of_anyone(self, full: ReportData) -> None:
+        html = render_page(full, [figure()], [figure()])
+        document = Document(html)
+        assert all(address.startswith(("data:image/", "#")) for address in document.addresses)
+        assert {"link", "iframe", "object", "embed", "base"}.isdisjoint(document.tags)
+        assert document.policy.startswith("default-src 'none'; img-src data:;")
+        assert "unsafe-eval" not in document.policy
+        style = html.partition("<style>")[2].partition("</style>")[0]
+        assert "url(" not in style and "@import" not in style
+        assert "$schema" not in json.dumps(document.specs) and "http" not in json.dumps(document.specs)
+        assert len(html) < 1_500_000
+
+    def test_the_current_setting_is_told_with_its_steps(self, full: ReportData) -> None:
+        assert (
+            "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 2.2 s "
+            "and 12 forward passes an image" in Document(render_page(full, [], [])).text
+        )
+        postprocessed = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
+        assert (
+            "threshold 0.5, post-processed with keep_largest and fill_holes; 6 nets, 2.2 s"
+            in Document(render_page(postprocessed, [], [])).text
+        )
+
+    def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: ReportData) -> None:
+        refused = full.ablation | {"holdout": {"refused": "Too few."}}
+        alone = replace(full, ablation=refused, settings=tables.rows_of_split(full.settings, "oof"))
+        text = Document(render_page(alone, [], [])).text
+        assert "folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 12 forward passes" in text
+
+    def test_scores_are_those_after_the_steps_of_the_submission(self, full: ReportData) -> None:
+        images = full.images.assign(dice=full.images["dice"] - 0.02)
+        doubts = summary.with_final_dice(full.doubts, images)
+        steps = SUBMISSION | {"postprocess": ["refine_edges"]}
+        document = Document(render_page(replace(full, images=images, doubts=doubts, submission=steps), [], []))
+        out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
+        assert f"{out_of_fold:.5f}" in document.texts
+        assert f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
+        assert document.text.count("Settings are compared before post-processing (refine_edges);") == 5
+        assert "before post-processing" not in Document(render_page(full, [], [])).text
+        angles = document.specs["chart-angle-by-angle"]
+        assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98
+
+    def test_suspects_are_counted_and_warnings_told(self, full: ReportData) -> None:
+        first = full.doubts.index < 5
+        doubts = full.doubts.assign(
+            **{
+                name: full.doubts[name].mask(first, 900 if name == "suspect" else 30)
+                for name in ("suspect", "height", "width")
+            }
+        )
+        text = Document(
+            render_page(replace(full, doubts=doubts, warnings=["2 images were left out: a, b"]), [], [figure()])
+        ).text
+        assert "5 of 384 images have one." in text
+        assert "2 images were left out: a, b" in text
+
+    def test_what_others_named_is_text_and_nothing_else(self, full: ReportData) -> None:
+        evil = '</script><script>alert("x")</script><b>'
+        doubts = full.doubts.assign(car=evil)
+        makes = {evil: evil}
+        refused = full.ablation | {"holdout": {"refused": f"Not so: {evil}"}}
+        html = render_page(replace(full, doubts=doubts, makes=makes, ablation=refused), [figure(evil)], [])
+        assert evil not in html
+        assert html.count("<script>alert") == 0
+        assert evil in Document(html).text
+        assert evil in json.dumps(Document(html).specs["chart-make-by-make"]).replace('\\"', '"')
+
+    def test_a_bare_run(self, bare: ReportData) -> None:
+        document = Document(render_page(bare, [figure()], []))
+        assert list(document.specs) == [
+            *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
+            *("chart-training-loss", "chart-angle-by-angle"),
+        ]
+        for told in (
+            "1 car is held out: set folds.holdout_cars to 2 or more",
+            "Fewer than 8 cars: no interval can be trusted",
+            "Merged folds can be scored on cars that are held out of all of them",
+            "is not among its files here",
+            "dvc repro --single-item --force report",
+            "No interval: it takes 8 cars.",
+            "There are none: nowhere do all nets contradict a label",
+        ):
+            assert told in document.text
+        assert "Test cars" not in document.text and "95 %" not in document.text
+        assert "forward passes an image" in json.dumps(document.specs["chart-cost-out-of-fold"])
+
+    @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+    def test_a_browser_draws_every_chart_and_asks_nobody(self, full: ReportData, tmp_path: Path) -> None:
+        (tmp_path / "index.html").write_text(render_page(full, [], []), encoding="utf-8")
+        arguments = (
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"),
+            *("--disable-component-update", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            *(
+                "--enable-logging=stderr",
+                "--v=0",
+                "--virtual-time-budget=20000",
+                f"--user-data-dir={tmp_path / 'home'}",
+            ),
+            *("--window-size=1200,3000", "--dump-dom", f"file://{tmp_path / 'index.html'}"),
+        )
+        run = subprocess.run(["chromium", *arguments], capture_output=True, text=True, timeout=300, check=True)
+        assert "CONSOLE" not in run.stderr, run.stderr
+        assert re.search(r'<html lang="en" data-drawn="9"', run.stdout)
+        assert "could not be drawn" not in run.stdout.partition("</main>")[0]
+        assert run.stdout.count('role="graphics-document"') == 9
+
+
+class TestTables:
+    def test_columns_are_read_as_they_were_written(self, full: ReportData, tmp_path: Path) -> None:
+        settings = full.settings
+        assert set(settings.loc[settings["split"] == "oof", "folds"]) == {""}
+        assert {"0", "0 1 2"} <= set(settings["folds"])
+        assert settings["current"].sum() == 2
+        assert settings["front"].dtype == bool
+        (tmp_path / "truncated").write_text("split,dice\noof,much\n")
+        with pytest.raises(CarvanaError, match=r"truncated can't be read .*dvc repro"):
+            tables.read_table(tmp_path / "truncated")
+        with pytest.raises(CarvanaError, match="dvc repro"):
+            tables.read_table(tmp_path / "none")
+
+    def test_blank_numbers_are_none_and_blank_texts_are_blank(self, bare: ReportData) -> None:
+        assert bare.settings["seconds"].isna().all() and bare.settings["low"].isna().all()
+        assert (bare.settings["weights"] == "").all()
+        assert tables.with_cost(bare.settings) == "passes"
+
+    def test_a_setting_without_seconds_makes_all_count_passes(self, full: ReportData) -> None:
+        assert tables.with_cost(full.settings) == "seconds"
+        assert (
+            tables.with_cost(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
+            == "passes"
+        )
+
+    def test_one_setting_a_cost_the_best_and_the_current(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "holdout")
+        shown = tables.best_at_each_cost(rows)
+        keys = ["models", "views"]
+        folds = shown["folds"].str.split().str.len()
+        best = shown.groupby([*(shown[key] for key in keys), folds])["dice"].max()
+        of_all = rows.groupby([*(rows[key] for key in keys), rows["folds"].str.split().str.len()])["dice"].max()
+        assert best.tolist() == of_all.tolist()
+        assert shown["current"].sum() == 1
+        assert set(rows.index[rows["front"]]) <= set(shown.index)
+        assert len(shown) <= len(of_all) + 1 + rows["front"].sum()
+
+    def test_one_change_at_a_time(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "oof")
+        changes = tables.one_factor_changes(rows, 3)
+        current = rows[rows["current"]].iloc[0]
+        assert changes["changed"].value_counts().to_dict() == {"models": 2, "views": 3, "merge": 2, "threshold": 3}
+        for row in changes.to_dict("records"):
+            assert [name for name in ("models", "views", "threshold") if row[name] != current[name]] == (
+                [row["changed"]] if row["changed"] != "merge" else []
+            )
+
+    def test_a_single_net_merges_with_nothing_and_is_one_change_away(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "oof").copy()
+        rows["current"] = (
+            (rows["models"] == "small resnet18") & (rows["merge"] == "mean_logit") & (rows["threshold"] == 0.5)
+        )
+        rows["current"] &= rows["views"] == "identity hflip"
+        assert rows["current"].sum() == 1
+        assert set(tables.one_factor_changes(rows, 3).query("changed == 'models'")["models"]) == {"small", "resnet18"}
+
+    def test_the_best_with_the_current_at_its_rank(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "holdout")
+        shown = tables.best_and_current(rows, 15)
+        assert len(shown) == 16
+        assert shown["dice"].is_monotonic_decreasing
+        last = shown.iloc[-1]
+        assert last["current"] and last["rank"] == 1 + (rows["dice"] > last["dice"]).sum()
+        assert len(tables.best_and_current(rows.sort_values("current", ascending=False).head(3), 15)) == 3
+
+    def test_the_worst_are_not_all_of_one_car(self) -> None:
+        doubts = pd.DataFrame(
+            {"car": ["a"] * 5 + ["b"] * 2, "image_id": list("1234567"), "dice": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}
+        )
+        assert tables.worst_images(doubts, 3, of_a_car=2)["image_id"].tolist() == ["1", "2", "6"]
+
+    def test_suspects_are_large_and_broad(self) -> None:
+        sizes = [(900, 30, 30), (499, 30, 30), (2000, 400, 5), (500, 50, 10)]
+        doubts = pd.DataFrame(
+            [(str(n), *size) for n, size in enumerate(sizes)], columns=["image_id", "suspect", "height", "width"]
+        )
+        assert tables.suspected_label_errors(doubts)["image_id"].tolist() == ["0", "3"]
+
+
+def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return spec.get("layer", [spec])
+
+
+def values(spec: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data of a layer, which Altair may keep at the top by name."""
+    data = layer.get("data", spec.get("data", {}))
+    return spec["datasets"][data["name"]] if "name" in data else data["values"]
+
+
+class TestCharts:
+    def test_cost_has_a_front_that_rises_and_one_current_setting(self, full: ReportData) -> None:
+        rows = tables.rows_of_split(full.settings, "holdout")
+        spec = charts.accuracy_by_cost(rows)
+        front, *now, points = layers(spec)
+        line = values(spec, front)
+        assert front["mark"]["interpolate"] == "step-after"
+        assert [p["seconds"] for p in line] == sorted({p["seconds"] for p in line})
+        assert [p["dice"] for p in line] == sorted({p["dice"] for p in line})
+        shown = values(spec, points)
+        assert max(p["dice"] for p in shown) == line[-1]["dice"] == round(rows["dice"].max(), 6)
+        assert len(shown) < 100 < len(rows)
+        assert {p["kind"] for p in shown} == {"single net", "folds", "models"}
+        for layer in now:
+            (ring,) = values(spec, layer)
+            assert ring["setting"].startswith(
+                "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities"
+            )
+        assert {"color", "shape"} <= points["encoding"].keys()
+        assert points["encoding"]["y"]["scale"]["zero"] is False
+        assert points["encoding"]["x"]["title"] == "seconds an image"
+        out_of_fold = charts.accuracy_by_cost(tables.rows_of_split(full.settings, "oof"))
+        assert layers(out_of_fold)[-1]["encoding"]["x"]["title"] == "seconds an image, by a fold's nets"
+
+    def test_cost_in_passes_where_there_are_no_seconds(self, bare: ReportData) -> None:
+        spec = charts.accuracy_by_cost(bare.settings)
+        assert layers(spec)[-1]["encoding"]["x"]["title"] == "forward passes an image, by a fold's nets"
+        assert "NaN" not in json.dumps(spec)
+        assert all("seconds" not in point for point in values(spec, layers(spec)[-1]))
+
+    def test_fold_worth_has_all_subsets_and_their_mean(self, full: ReportData) -> None:
+        spec = charts.fold_worth(full.fold_worth)
+        band, _, points = layers(spec)
+        assert {v["count"] for v in values(spec, band)} == {1, 2}, (
+            "all three folds are one subset, which spreads nowhere"
+        )
+        assert len(values(spec, points)) == len(full.fold_worth) == 14
+        small = full.fold_worth.query("models == 'small' and count == 2")["dice"]
+        (mean,) = [v for v in values(spec, band) if v["models"] == "small" and v["count"] == 2]
+        assert mean["mean"] == pytest.approx(small.mean(), abs=1e-6)
+        assert mean["high"] - mean["mean"] == pytest.approx(small.std(), abs=2e-6)
+
+    def test_threshold_has_a_line_a_merge_of_the_current_setting(self, full: ReportData) -> None:
+        spec = charts.threshold_curve(tables.rows_of_split(full.settings, "holdout"))
+        points = pd.DataFrame(values(spec, layers(spec)[0]))
+        assert points.groupby("merge").size().to_dict() == {
+            "mean of probabilities": 7,
+            "mean of logits": 7,
+            "majority_vote": 7,
+        }
+
+    def test_training_leaves_out_epochs_without_a_value(self) -> None:
+        spec = charts.training_curves(FULL.curves(), "dice", "Dice")
+        points = pd.DataFrame(values(spec, spec))
+        assert set(points["epoch"]) == {4, 8, 12, 16}
+        assert set(points["color"]) == {"small", "resnet18"}
+        assert set(pd.DataFrame(values(spec, spec))["net"]) == {f"{m}/{f}" for m in FULL.models for f in FULL.folds}
+        alone = charts.training_curves(BARE.curves(), "loss", "loss")
+        assert {point["color"] for point in values(alone, alone)} == {"small/0"}
+
+    def test_angles_and_makes(self, full: ReportData) -> None:
+        angles = charts.dice_by_angle(full.doubts)
+        points = pd.DataFrame(values(angles, layers(angles)[1]))
+        assert len(points) == 2 * 16
+        first = full.doubts.query("split == 'oof' and angle == 1")["dice"]
+        assert points.query("split == 'Out of fold' and angle == 1")["median"].item() == pytest.approx(
+            first.median(), abs=1e-6
+        )
+        makes = charts.dice_by_make(full.doubts, {FULL.cars[0]: "Kia"})
+        cars = pd.DataFrame(values(makes, layers(makes)[1]))
+        assert set(cars["row"]) == {"Kia (1)", "make unknown (23)"}
+        assert len(cars) == 24
+        means = pd.DataFrame(values(makes, layers(makes)[0]))
+        unknown = means.query("row == 'make unknown (23)'").set_index("split")["mean"]
+        by_car = full.doubts.query("split == 'holdout'")["dice"].mean()
+        assert unknown["Held-out cars"] == pytest.approx(by_car, abs=1e-6) and len(unknown) == 2
+
+
+class TestHeadlines:
+    def test_scores_tell_interval_or_why_there_is_none(self, full: ReportData, bare: ReportData) -> None:
+        (oof, holdout, test) = summary.headline_scores(full.images, SUBMISSION)
+        assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
+        assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
+        assert oof.basis == "224 images of 14 cars"
+        assert oof.dice == f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}"
+        assert test.interval.startswith("No interval")
+        (alone,) = summary.headline_scores(bare.images, ALONE)
+        assert alone.interval == "No interval: it takes 8 cars."
+
+    def test_one_held_out_car_has_a_score_though_its_settings_are_not_compared(self, tmp_path: Path) -> None:
+        found = findings(FakeReports(held_out=("f" * 12,)), tmp_path)
+        _, holdout, _ = summary.headline_scores(found.images, SUBMISSION)
+        assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it takes 8 cars.")
+        assert "16 images of 1 car" in Document(render_page(found, [], [])).text
+
+    def test_no_bound_is_above_1(self) -> None:
+        rows = pd.DataFrame({"split": "oof", "car": [str(n) for n in range(10)], "dice": [0.5, *[1.0] * 9]})
+        (score,) = summary.headline_scores(rows, {})
+        assert score.interval.endswith("to 1.00000")
+
+    def test_the_rows_are_those_of_the_model_that_is_submitted(self) -> None:
+        images = FULL.images()
+        several = summary.rows_as_submitted(images, SUBMISSION)
+        assert set(several["model"]) == {"ensemble"} and set(several["split"]) == {"oof", "holdout"}
+        one = summary.rows_as_submitted(images, SUBMISSION | {"nets": ["small/0", "small/1"]})
+        assert set(zip(one["split"], one["model"], strict=True)) == {("oof", "small"), ("holdout", "ensemble")}
+        assert len(one) == len(several) == 384
+
+    def test_doubts_have_the_dice_after_the_steps(self) -> None:
+        images = summary.rows_as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
+        doubts = summary.with_final_dice(FULL.doubts(), images.assign(dice=images["dice"] / 2))
+        assert np.allclose(doubts["dice"], FULL.doubts()["dice"] / 2)
+        assert list(doubts["image_id"]) == list(FULL.doubts()["image_id"])
+
+
+class TestWords:
+    def verdict(self, **changes: Any) -> dict[str, ablation_text.SummaryPoint]:
+        told = FULL.summary()
+        oof, _ = ablation_text.summarize_ablation(told | {"oof": told["oof"] | changes})
+        return {point.label: point for point in oof.points}
+
+    def test_the_verdict_names_best_cheapest_and_the_honest_figure(self) -> None:
+        points = self.verdict()
+        told = FULL.summary()["oof"]
+        assert (
+            points["Best"].setting == "resnet18, identity + hflip + scale:0.75, mean of probabilities, threshold 0.45"
+        )
+        assert "at 0.93 s and 3 forward passes an image" in points["Best"].words
+        cheapest = points["Cheapest"].words
+        assert cheapest.startswith(
+            "45 settings, the best among them, can't be told apart from it, all compared at once"
+        )
+        assert re.search(r"against the current setting \(95 %: .* to .*\), 0\.00020 below the best", cheapest)
+        assert "may be up to 0.00040 below, at 0.31 s and 1 forward pass an image, by a fold's nets." in cheapest
+        assert points["Advice"].setting and points["Advice"].words.endswith("at 14% of its cost.")
+        assert "95 %" not in points["Hindsight"].words
+        for figure in ("honest", "optimistic"):
+            assert f"{told['selection'][figure]:.5f}" in points["Hindsight"].words
+        assert "No intervals" not in points
+
+    def test_the_verdict_where_little_can_be_told(self) -> None:
+        best = FULL.summary()["oof"]["best"]
+        assert "all can be told from the best" in self.verdict(indistinguishable=1, cheapest=best)["Cheapest"].words
+        assert "7 settings" in self.verdict(indistinguishable=7, cheapest=best)["Cheapest"].words
+        points = self.verdict(
+            indistinguishable=None,
+            cheapest=None,
+            advice=None,
+            advice_words=None,
+            selection=None,
+            no_interval="Few cars.",
+        )
+        assert list(points) == ["Best", "Hindsight", "No intervals"]
+        assert "is optimistic" in points["Hindsight"].words
+        now = self.verdict(best=best | {"current": True, "difference": 0.0})["Best"]
+        assert now.words.endswith("It is the current setting.")
+
+    def test_numbers(self) -> None:
+        assert ablation_text.format_signed(-0.00012) == "−0.00012"
+        assert [ablation_text.format_seconds(value) for value in (0.0123, 0.5, 2.79, 123.4)] == [
+            "0.012 s",
+            "0.5 s",
+            "2.8 s",
+            "123 s",
+        ]
+        assert ablation_text.pluralize(1, "forward pass", "forward passes") == "1 forward pass"
+        assert ablation_text.pluralize(12345, "image") == "12,345 images"
+
+
+class TestForest:
+    def test_marks_lie_in_order_on_one_axis(self, full: ReportData) -> None:
+        rows = tables.best_and_current(tables.rows_of_split(full.settings, "oof"), 15)
+        current = rows[rows["current"]].iloc[0]
+        table = build_comparison(rows, [str(n) for n in rows["rank"]], "rank", current)
+        assert table.heads == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
+        for line, (_, row) in zip(table.lines, rows.iterrows(), strict=True):
+            assert 0 <= line.mark.low <= line.mark.dot <= line.mark.high <= 150
+            assert (line.kind == "better") == (row["low"] > 0)
+            assert (line.mark.dot > table.zero) == (row["difference"] > 0) or abs(row["difference"]) < 1e-6
+            assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.heads]
+        assert table.lines[-1].current and not table.lines[-1].difference
+
+    def test_without_intervals_nothing_is_called_better(self, bare: ReportData) -> None:
+        rows = tables.best_and_current(bare.settings, 15)
+        table = build_comparison(rows, [""] * len(rows), "rank", rows[rows["current"]].iloc[0])
+        assert {line.kind for line in table.lines} == {"open"}
+        assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.lines)
+        assert not table.timed
+
+
+def near(color: NDArray[np.uint8], wanted: tuple[int, int, int], by: int = 30) -> bool:
+    return bool(np.abs(color.astype(int) - wanted).max() < by)
+
+
+class TestCrops:
+    def test_boxes(self) -> None:
+        assert CropBox.around([box(100, 200, 300, 500), box(150, 250, 400, 450)], 10) == (90, 290, 260, 510)
+        assert CropBox.around([box(0, 200, 0, 500)], 10) == (0, 0, 210, 510)
+        assert CropBox.around([box(0, 0, 0, 0)], 10) == (0, 0, HEIGHT, WIDTH)
+
+    @pytest.mark.parametrize(
+        "region",
+        [
+            CropBox(600, 900, 620, 930),
+            CropBox(0, 0, 12, 10),
+            CropBox(1270, 1900, 1280, 1918),
+            CropBox(10, 100, 20, 1500),
+        ],
+    )
+    def test_context_holds_the_region_and_stays_inside(self, region: CropBox) -> None:
+        top, left, bottom, right = region.in_context(2.5, 160, HEIGHT, WIDTH)
+        assert 0 <= top <= region.top and region.bottom <= bottom <= HEIGHT
+        assert 0 <= left <= region.left and region.right <= right <= WIDTH
+        assert bottom - top >= 80 and right - left >= 100
+
+    def test_errors_and_the_true_outline(self) -> None:
+        true, mask = box(400, 800, 400, 1200), box(400, 800, 600, 1400)
+        part = CropBox.around([true, mask], 0)
+        picture = overlays.error_overlay(GREY, mask, true, part, 500)  # half as large
+        assert picture.shape == (200, 500, 3)
+        assert near(picture[100, 50], FALSE_NEGATIVE, 1)
+        assert near(picture[100, 450], FALSE_POSITIVE, 1)
+        assert near(picture[100, 250], (128, 128, 128), 1)
+        outline = overlays.with_outlines(GREY, true, [mask], CropBox(300, 300, 900, 1500), 1200)
+        assert near(outline[100, 500], TRUTH, 1) and near(outline[300, 100], TRUTH, 1)
+        assert near(outline[300, 300], overlays.NETS, 1) and near(outline[300, 1100], overlays.NETS, 1)
+        assert near(outline[300, 600], (128, 128, 128), 1)
+
+    def test_an_outline_does_not_follow_the_border_of_the_picture(self) -> None:
+        picture = overlays.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
+        assert near(picture[0, 50], (128, 128, 128), 1) and near(picture[150, 0], (128, 128, 128), 1)
+        assert near(picture[150, 200], TRUTH, 1)
+
+    def test_doubt_glows_where_it_is_even_if_a_line(self) -> None:
+        doubt = np.zeros((HEIGHT, WIDTH), np.uint8)
+        doubt[600, 400:1200] = 255
+        picture = overlays.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
+        assert picture[150, 200].max() > 150
+        quiet = picture[50, 50]
+        assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
+
+    def test_a_frame_lies_just_outside_its_region(self) -> None:
+        picture = np.full((400, 800, 3), 128, np.uint8)
+        framed = overlays.with_frame(picture, CropBox(400, 500, 500, 700), CropBox(300, 300, 700, 1100))
+        assert near(framed[96, 300], overlays.REGION, 1) and near(framed[150, 196], overlays.REGION, 1)
+        assert near(framed[150, 300], (128, 128, 128), 1) and (picture == 128).all()
+
+    def test_pictures_stand_in_the_page(self) -> None:
+        address = overlays.data_uri(overlays.crop_photo(GREY, CropBox(0, 0, 400, 800), 200))
+        head, _, text = address.partition(",")
+        assert head == "data:image/jpeg;base64"
+        read = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
+        assert read.shape == (100, 200, 3)
+
+    def test_figures_show_the_region_and_tell_of_it(self) -> None:
+        true, mask = box(400, 800, 400, 1200), box(400, 800, 400, 1300)
+        row = {"image_id": "0123456789ab_03", "car": "0123456789ab", "angle": 3.0, "split": "oof", "dice": 0.94118}
+        row |= {
+            "nets": 2.0,
+            "disagreement": 1234.0,
+            "suspect": 40000.0,
+            "top": 400.0,
+            "left": 1200.0,
+            "height": 400.0,
+            "width": 100.0,
+        }
+        worst = overlays.worst_image_figure(row, "Kia", GREY, true, mask, np.zeros_like(true))
+        assert worst.title == "0123456789ab_03"
+        assert worst.facts == [
+            "Dice 0.94118",
+            "car 0123456789ab (Kia)",
+            "angle 3",
+            "out of fold",
+            "1,234 pixels where nets differ",
+        ]
+        assert [picture.words for picture in worst.pictures] == ["errors", "where the 2 nets differ"]
+        alone = overlays.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
+        assert alone.pictures[1].words == "where the net is undecided"
+        assert alone.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
+        suspect = overlays.label_error_figure(row, "Kia", GREY, true, [mask, mask])
+        assert suspect.facts[0] == "40,000 pixels, 100 x 400, of which both nets are certain"
+        assert [picture.words for picture in suspect.pictures] == [
+            "where it is",
+            "the photograph",
+            "label green, nets magenta, the region framed yellow",
+        ]
+        assert (
+            "its one net is certain"
+            in overlays.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
+        )
+
+
+IDS = [f"{car:012x}_{angle:02d}" for car in range(3) for angle in range(1, 16)]
+
+
+def certain(image_id: str, seed: int) -> NDArray[np.uint8]:
+    """Two views (2, H, W): a box that depends on the image, less a strip that a net of this seed misses; a speck."""
+    levels = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    levels[:, 300:400, 500 + IDS.index(image_id) : 700 - 10 * seed] = 255
+    levels[1, 300:310] //= 2
+    levels[:, 10, 10] = 255  # a speck
+    return levels
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], PredictionStore]:
+    """Models a and b, folds 0 and 1: fold 0 holds the first car, fold 1 the second, and the third is held out."""
+    folder = tmp_path_factory.mktemp("maps")
+    for split, model, fold in (("oof", m, f) for m in "ab" for f in (0, 1)):
+        _maps(folder, split, model, fold, IDS[15 * fold : 15 * fold + 15])
+    for model, fold in ((m, f) for m in "ab" for f in (0, 1)):
+        _maps(folder, "holdout", model, fold, IDS[30:])
+    return lambda split, model, fold: PredictionStore(folder / split / model / str(fold) / "maps")
+
+
+def _maps(folder: Path, split: str, model: str, fold: int, ids: list[str]) -> None:
+    work = folder / split / model / str(fold)
+    work.mkdir(parents=True)
+    seed = 2 * "ab".index(model) + (fold if split == "holdout" else 0)
+    job = PredictJob(ids, ["identity", "hflip"], shard_images=6, test=False, net="x")
+    write_predictions(job, lambda some: ((image_id, certain(image_id, seed)) for image_id in some), work)
+
+
+class TestMapsOfSomeImages:
+    def test_they_equal_what_whole_shards_hold(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        store = stores("oof", "a", 0)
+        wanted = {IDS[2], IDS[3], IDS[13]}
+        for views in (None, ["identity"], ["hflip", "identity"]):
+            every = [m for number in range(store.shard_count()) for m in store.images(number, views)]
+            expected = [level_map for level_map in every if level_map.image_id in wanted]
+            found = list(store.iter_images(wanted, views))
+            assert [m.image_id for m in found] == sorted(wanted)
+            for level_map, other in zip(found, expected, strict=True):
+                assert (level_map.view, level_map.count, level_map.box) == (other.view, other.count, other.box)
+                assert np.array_equal(level_map.probs_u8, other.probs_u8)
+        raw = [m for number in range(store.shard_count()) for m in store.shard(number) if m.image_id in wanted]
+        assert len(raw) == 2 * len(found)
+        assert list(store.iter_images(set())) == []
+        with pytest.raises(CarvanaError, match=r"no view scale:0\.5"):
+            list(store.iter_images(wanted, ["scale:0.5"]))
+
+    def test_no_other_map_is_decompressed(
+        self, stores: Callable[[str, str, int], PredictionStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unpacked: list[str] = []
+        plain = CompressedMap.decompress
+
+        def noted(packed: CompressedMap) -> ProbabilityMap:
+            unpacked.append(packed.image_id)
+            return plain(packed)
+
+        monkeypatch.setattr(CompressedMap, "decompress", noted)
+        list(stores("oof", "a", 1).iter_images({IDS[20]}))
+        assert unpacked == [IDS[20]] * 2
+
+
+class TestOpinions:
+    def opinions(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
+        nets = [(model, fold) for model in "ab" for fold in (0, 1)]
+        whole = EnsembleContext(
+            EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY
+        )
+        return MemberPredictions(replace(whole, **changes))
+
+    def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        found = {o.image_id: o for o in self.opinions(stores).iter_images("oof", [IDS[20], IDS[3]])}
+        assert {image_id: list(o.nets) for image_id, o in found.items()} == {
+            IDS[3]: ["a/0", "b/0"],
+            IDS[20]: ["a/1", "b/1"],
+        }
+        (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
+        assert list(held_out.nets) == ["a/0", "a/1", "b/0", "b/1"]
+
+    def test_masks_and_where_they_differ(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        (found,) = self.opinions(stores).iter_images("oof", [IDS[3]])
+        first, second = found.nets.values()
+        assert np.array_equal(first, certain(IDS[3], 0)[0] > 0) and np.array_equal(second, certain(IDS[3], 2)[0] > 0)
+        assert np.array_equal(found.mask_HW, first), "a mean of half is car"
+        assert np.array_equal(found.disagreement_HW > 0, first != second) and found.disagreement_HW.max() == 255
+        (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
+        assert held_out.disagreement_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], (
+            "4, 3, 2, 1, 0 of 4"
+        )
+
+    def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        only_b = self.opinions(stores, ensemble=[("b", 0)])
+        (oof,) = only_b.iter_images("oof", [IDS[20]])
+        assert list(oof.nets) == ["a/1", "b/1"]
+        assert np.array_equal(oof.mask_HW, oof.nets["b/1"]), "the model of the ensemble, with the fold of the image"
+        (held_out,) = only_b.iter_images("holdout", [IDS[31]])
+        assert np.array_equal(held_out.mask_HW, held_out.nets["b/0"])
+
+    def test_steps_after_the_merge_count_for_the_mask_of_all_alone(
+        self, stores: Callable[[str, str, int], PredictionStore]
+    ) -> None:
+        settings = EnsembleSettings(postprocess=("keep_largest",))
+        (found,) = self.opinions(stores, settings=settings).iter_images("oof", [IDS[3]])
+        assert found.nets["a/0"][10, 10] and not found.mask_HW[10, 10]
+        assert found.mask_HW.sum() == found.nets["a/0"].sum() - 1
+
+    def test_a_single_net_doubts_what_it_is_undecided_of(
+        self, stores: Callable[[str, str, int], PredictionStore]
+    ) -> None:
+        alone = self.opinions(stores, models=["a"], folds=[0], ensemble=[("a", 0)], views=["identity", "hflip"])
+        (found,) = alone.iter_images("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
+        assert found.disagreement_HW[305, 600] == pytest.approx(128, abs=2)
+        assert found.disagreement_HW[350, 600] == found.disagreement_HW[10, 10] == 0
+
+
+class TestMetadata:
+    HEADER = '"id","year","make","model","trim1","trim2"\n'
+
+    def test_makes_by_car_zipped_or_not(self, tmp_path: Path) -> None:
+        text = self.HEADER + '"0004d4463b50","2014","Acura","TL","TL","w/SE"\n"00087a6bd4dc","2014","","RLX","",""\n'
+        (tmp_path / "metadata.csv").write_text(text)
+        assert read_car_makes(tmp_path) == {"0004d4463b50": "Acura"}
+        (tmp_path / "metadata.csv").unlink()
+        with zipfile.ZipFile(tmp_path / "metadata.csv.zip", "w") as archive:
+            archive.writestr("metadata.csv", text)
+        assert read_car_makes(tmp_path) == {"0004d4463b50": "Acura"}
+
+    def test_none_where_the_file_is_not_there_and_an_error_where_it_is_another(self, tmp_path: Path) -> None:
+        assert read_car_makes(tmp_path) == {}
+        (tmp_path / "metadata.csv").write_text("car,maker\n")
+        with pytest.raises(CarvanaError, match="has no columns id and make"):
+            read_car_makes(tmp_path)

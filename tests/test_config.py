@@ -1,0 +1,346 @@
+"""params.yaml, what it refuses and how it says so, and the recipes that are laid over it."""
+
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from pipeline.config import Params, parse_params, read_params
+from pipeline.errors import CarvanaError
+from pipeline.recipes import apply_recipe, recipe_names
+from tests import ROOT
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+DELETED = object()
+SPECS: dict[str, Any] = {
+    "classic": {"architecture": "unet", "widths": [8, 16, 32]},
+    "encoder": {"architecture": "smp_unet", "encoder": "resnet34", "encoder_weights": None},
+    "small": {"architecture": "unet", "widths": [8, 16, 32], "input": {"size": [64, 96]}},
+}
+"""Two are named as the kinds of nets are, which must not confuse a message."""
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, Any]:
+    tree: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    return tree
+
+
+@pytest.fixture
+def tree(shipped: dict[str, Any]) -> dict[str, Any]:
+    """The shipped settings with folds and models that these tests know."""
+    tree = deepcopy(shipped)
+    tree["folds"] |= {"count": 3, "active": [0, 1, 2]}
+    tree["models"] = {"active": ["small", "encoder"], "specs": deepcopy(SPECS)}
+    tree["predict"]["tta"] = {split: ["identity"] for split in ("oof", "holdout", "test")}
+    return tree
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    if value is DELETED:
+        del tree[last]
+    else:
+        tree[last] = value
+
+
+# ---------------------------------------------------------------- the file that is shipped
+
+
+def test_the_shipped_settings_parse() -> None:
+    assert read_params(ROOT / "params.yaml").models.active
+
+
+def test_no_default_is_hidden(shipped: dict[str, Any]) -> None:
+    """Whatever can be set stands in params.yaml, but for the specs of models, which hold what differs."""
+    assert list(missing_keys(Params, shipped)) == []
+
+
+def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") -> list[str]:
+    missing = [f"{prefix}{name}" for name in kind.model_fields if name not in tree]
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and name in tree:
+            missing += missing_keys(field.annotation, tree[name], f"{prefix}{name}.")
+    return missing
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        # unknown and missing keys
+        ("trian", {}, "Unknown setting trian"),
+        ("train.lrr", 0.1, "Unknown setting train.lrr"),
+        ("data.sample.angles", 8, "Unknown setting data.sample.angles"),
+        ("train.augment.vflip", 0.5, "Unknown setting train.augment.vflip"),
+        # old names
+        ("machine", {}, "machine: it is now called hardware"),
+        ("train.ema", 0.9, "train.ema: it is now called ema_decay"),
+        ("predict.weights", "last", "predict.weights: it is now called checkpoint"),
+        ("models.specs.small.train", {"clip": 1}, "train.clip: it is now called gradient_clip_norm"),
+        ("train.lr", DELETED, "train.lr is missing: set it"),
+        ("predict", DELETED, "predict is missing: set it"),
+        # values of another type
+        ("folds.count", "3", "folds.count can't be '3': input should be a valid integer"),
+        ("folds.seed", True, "folds.seed can't be True: input should be a valid integer"),
+        ("train.epochs", 24.0, "train.epochs can't be 24.0"),
+        ("train.channels_last", "yes", "train.channels_last can't be 'yes'"),
+        ("train.lr", "1e-3", "train.lr can't be '1e-3'"),
+        ("train", None, "train can't be None"),
+        ("models.active", "small", "models.active can't be 'small'"),
+        # values out of range
+        ("train.lr", -1, "train.lr can't be -1: input should be greater than 0"),
+        ("train.lr", float("nan"), "train.lr can't be nan"),
+        ("ensemble.threshold", 1, "ensemble.threshold can't be 1"),
+        ("hardware.device", "tpu", "hardware.device can't be 'tpu': input should be 'auto'"),
+        ("data.source", "web", "data.source can't be 'web'"),
+        ("data.source", "directory", "data.source is 'directory', but data.directory is not set"),
+        ("train.losses", {}, "train.losses can't be {}"),
+        ("train.losses", {"bcee": 1.0}, "train.losses.bcee can't be 'bcee': input should be 'bce'"),
+        # what an ablation can't try
+        ("ablation.views", [["identity", "scale:2"]], "ablation.views has scale:2, which predict.tta.oof lacks"),
+        ("ablation.models", [["small", "large"]], "ablation.models has large, which models.active lacks"),
+        ("ablation.folds", [[0], [0, 9]], "ablation.folds has 9, which folds.active lacks"),
+        ("ablation.weights", [{"large": 2}], "ablation.weights has large, which models.active lacks"),
+        ("ablation.weights", [{"small": 0}], "ablation.weights.0.small can't be 0"),
+        ("ablation.folds", [[0, 0]], "ablation.folds.0: names 0 twice"),
+        ("ablation.folds", [], "ablation.folds can't be []"),
+        ("ablation.tolerance", -0.1, "ablation.tolerance can't be -0.1"),
+        ("ablation.merge", ["mean"], "ablation.merge.0 can't be 'mean'"),
+        ("ablation.threshold", [0.5, 1], "ablation.threshold.1 can't be 1"),
+        ("ablation.postprocess", [["smooth"]], "ablation.postprocess.0.0 can't be 'smooth'"),
+        # folds and models that are not there
+        ("folds.active", [0, 3], "folds.active has 3, but the 3 folds are 0 to 2"),
+        ("folds.active", [0, -1], "folds.active has -1"),
+        ("folds.active", [0, 0], "folds.active: names 0 twice"),
+        ("folds.active", [], "folds.active can't be []"),
+        ("models.active", ["smal"], "models.active has 'smal', but models.specs has only classic, encoder, small"),
+        ("models.active", [], "models.active can't be []"),
+        ("ensemble.models", ["classic"], "ensemble.models has classic, which models.active lacks: add it there"),
+        ("ensemble.folds", [3], "ensemble.folds has 3, which folds.active lacks: add it there"),
+        ("ensemble.weights", {"classic": 2}, "ensemble.weights has classic, which models.active lacks"),
+        ("models.active", ["small", "small"], "models.active: names small twice"),
+        ("ensemble.folds", [0, 0], "ensemble.folds: names 0 twice"),
+        ("ensemble.models", [], "ensemble.models can't be []"),
+        ("ensemble.weights", {"small": 10**7}, "ensemble.weights.small can't be 10000000"),
+        ("predict.tta.test", ["identity", "identity"], "predict.tta.test: names identity twice"),
+        ("folds.seed", -1, "folds.seed can't be -1"),
+        ("train.seed", -1, "train.seed can't be -1"),
+        # views
+        ("predict.tta.test", ["vflip"], "predict.tta.test.0 can't be 'vflip'"),
+        ("predict.tta.oof", ["scale:x"], "predict.tta.oof.0 can't be 'scale:x'"),
+        ("predict.tta.test", [], "predict.tta.test can't be []"),
+        ("predict.tta.test", ["identity", "hflip"], "predict.tta.test has hflip, which predict.tta.oof lacks"),
+        # sizes that a net can't take
+        ("input.size", [100, 240], "models.specs.encoder: input.size 100 x 240: this net needs multiples of 32"),
+        ("input.size", [160], "input.size"),
+        ("input.size", "big", "input.size can't be 'big'"),
+        ("input.size", [160, "a"], "input.size.1 can't be 'a'"),
+        ("train.crop", [62, 64], "models.specs.small: train.crop 62 x 64: this net needs multiples of 4"),
+        ("train.crop", [640, 640], "train.crop 640 x 640 is larger than what the net sees"),
+        # specs, whose nets' kinds are no part of a key
+        ("models.specs.classic.widths", "x", "models.specs.classic.widths can't be 'x'"),
+        ("models.specs.classic.wid", 1, "Unknown setting models.specs.classic.wid"),
+        ("models.specs.encoder.encoder", 3, "models.specs.encoder.encoder can't be 3"),
+        ("models.specs.small.architecture", "vit", "models.specs.small can't be"),
+        ("models.specs.small", 3, "models.specs.small can't be 3"),
+        # overrides within a spec
+        ("models.specs.small.train", {"lrr": 1}, "Unknown setting models.specs.small.train.lrr"),
+        ("models.specs.small.train", {"lr": "x"}, "models.specs.small.train.lr can't be 'x'"),
+        ("models.specs.small.train", {"augment": {"flip": 1}}, "Unknown setting models.specs.small.train.augment.flip"),
+        ("models.specs.small.train", 3, "models.specs.small.train can't be 3"),
+        ("models.specs.small.input", {"size": [62, 64]}, "models.specs.small: input.size 62 x 64"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], key: str, value: Any, words: str) -> None:
+    parse_params(tree)
+    put(tree, key, value)
+    with pytest.raises(CarvanaError) as caught:
+        parse_params(tree)
+    assert words in str(caught.value)
+    assert "[key]" not in str(caught.value) and "tuple[" not in str(caught.value)
+
+
+def test_every_fault_is_told_at_once(tree: dict[str, Any]) -> None:
+    put(tree, "train.lrr", 1)
+    put(tree, "folds.count", "3")
+    with pytest.raises(CarvanaError) as caught:
+        parse_params(tree)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any]) -> None:
+    put(tree, "predict.tta.test", ["vflip"])
+    with pytest.raises(CarvanaError) as caught:
+        parse_params(tree)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"train: [", "is not valid YAML"),
+        (b"train: {}\ntrain: {}", "is not valid YAML"),
+        (b"\xff", "is not valid YAML"),
+        (b"", "is empty"),
+        (b"- 1", "is empty"),
+        (b"folds: 2020-01-01", "folds can't be '2020-01-01'"),
+    ],
+)
+def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text)
+    with pytest.raises(CarvanaError, match=rf"params\.yaml.*{words}"):
+        read_params(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CarvanaError, match=r"params\.yaml can't be read .*run this in the project's folder"):
+        read_params(tmp_path / "params.yaml")
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_a_spec_overrides_what_it_names_and_nothing_else(tree: dict[str, Any]) -> None:
+    tree["models"]["specs"]["small"]["train"] = {"lr": 0.5, "losses": {"lovasz": 1.0}, "augment": {"hflip": 0.0}}
+    params = parse_params(tree)
+    design, plain = params.resolve_model("small"), params.resolve_model("classic")
+    assert (plain.input, plain.train) == (params.input, params.train)
+    assert design.input.size == (64, 96)
+    assert design.input.channels == params.input.channels
+    assert (design.train.lr, design.train.losses) == (0.5, {"lovasz": 1.0})
+    assert design.train.augment == params.train.augment.model_copy(update={"hflip": 0.0})
+    assert design.train.epochs == params.train.epochs
+
+
+def test_a_model_that_does_not_exist_is_named(tree: dict[str, Any]) -> None:
+    with pytest.raises(CarvanaError, match=r"There is no model 'smal': params\.yaml has classic, encoder, small"):
+        parse_params(tree).resolve_model("smal")
+
+
+def test_a_size_need_not_suit_a_net_that_is_not_active(tree: dict[str, Any]) -> None:
+    tree["models"]["specs"]["deep"] = {"architecture": "unet", "widths": [4] * 8}
+    parse_params(tree)
+    tree["models"]["active"] = ["small", "deep"]
+    with pytest.raises(CarvanaError, match=r"models\.specs\.deep: input\.size .* multiples of 128"):
+        parse_params(tree)
+
+
+def test_nets_of_the_ensemble_are_all_active_ones_or_those_chosen(tree: dict[str, Any]) -> None:
+    tree["models"]["active"] = ["small", "classic"]
+    assert len(parse_params(tree).ensemble_members()) == 6
+    tree["ensemble"] |= {"models": ["classic"], "folds": [2, 0]}
+    assert parse_params(tree).ensemble_members() == [("classic", 2), ("classic", 0)]
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with copies of params.yaml and recipes/, which is where the test then is."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def comments(path: Path) -> list[str]:
+    return [line.partition("#")[2] for line in path.read_text(encoding="utf-8").splitlines() if "#" in line]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_keeps_comments_and_is_done_at_once(project: Path, name: str) -> None:
+    path = project / "params.yaml"
+    before = comments(path)
+    changes = apply_recipe(name)
+    after = path.read_bytes()
+    assert changes
+    assert comments(path) == before
+    read_params(path)
+    assert apply_recipe(name) == []
+    assert path.read_bytes() == after
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_changes_the_lines_that_it_says_and_no_others(project: Path, name: str) -> None:
+    def code(text: str) -> list[str]:
+        return [line.partition("#")[0].rstrip() for line in text.splitlines()]
+
+    before = code((project / "params.yaml").read_text(encoding="utf-8"))
+    changed_keys = {change.partition(":")[0].rpartition(".")[2] for change in apply_recipe(name)}
+    after = code((project / "params.yaml").read_text(encoding="utf-8"))
+    for line in set(before) - set(after):
+        assert line.partition(":")[0].strip() in changed_keys, line
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_in_its_first_line_what_it_is_for(project: Path, name: str) -> None:
+    assert len(recipe_names()[name]) > 20
+
+
+def test_a_recipe_holds_only_what_differs(project: Path) -> None:
+    (project / "recipes" / "few.yaml").write_text("# few\ntrain:\n  epochs: 99\n  losses: {lovasz: 1.0}\n")
+    before = read_params()
+    changes = apply_recipe("few")
+    assert changes == [
+        f"train.epochs: {before.train.epochs} -> 99",
+        f"train.losses: {dict(before.train.losses)} -> {{'lovasz': 1.0}}",
+    ]
+    changed = before.train.model_copy(update={"epochs": 99, "losses": {"lovasz": 1.0}})
+    assert read_params() == before.model_copy(update={"train": changed})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("train: {epochs: many}", "train.epochs can't be 'many'"),
+        ("folds: {active: [99]}", "folds.active has 99"),
+        ("trian: {epochs: 3}", "Unknown setting trian"),
+        ("train: 3", "train can't be 3"),
+        ("train: [", "not valid YAML"),
+        ("# nothing", "is empty"),
+    ],
+)
+def test_a_recipe_that_fails_changes_nothing(project: Path, recipe: str, words: str) -> None:
+    before = (project / "params.yaml").read_bytes()
+    (project / "recipes" / "bad.yaml").write_text(recipe)
+    with pytest.raises(CarvanaError) as caught:
+        apply_recipe("bad")
+    assert words in str(caught.value)
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_the_full_competition_is_augmented(project: Path) -> None:
+    apply_recipe("carvana")
+    augment = read_params().resolve_model("native-r34").train.augment
+    assert all(getattr(augment, name) > 0 for name in type(augment).model_fields)
+
+
+def test_a_recipe_leaves_the_data_where_the_user_has_them(project: Path) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("directory: null", "directory: /mine"))
+    apply_recipe("carvana")
+    assert read_params().data.directory == "/mine"
+    assert not read_params().data.is_from_kaggle
+
+
+def test_an_unknown_recipe_is_answered_with_those_there_are(project: Path) -> None:
+    with pytest.raises(CarvanaError, match=r"There is no recipe 'carvan': there are .*carvana"):
+        apply_recipe("carvan")
+
+
+def test_a_recipe_outside_the_project_says_where_to_go(project: Path) -> None:
+    (project / "params.yaml").unlink()
+    with pytest.raises(CarvanaError, match=r"params\.yaml can't be read .*run this in the project's folder"):
+        apply_recipe("carvana")

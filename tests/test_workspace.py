@@ -1,0 +1,28 @@
+"""The digest of a net's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import workspace
+from pipeline.config import InputSettings
+from pipeline.errors import CarvanaError
+from pipeline.models import networks
+from tests.fakes.tiny_nets import SMALL, TINY
+
+
+class TestNetDigest:
+    def test_files_are_named_as_nets_name_them(self) -> None:
+        assert (workspace.CONFIG, workspace.WEIGHTS) == (workspace.CONFIG, workspace.WEIGHTS)
+
+    def test_architecture_and_weights_count(self, net_folder: Path) -> None:
+        digests = {workspace.net_digest(net_folder, "last")}
+        networks.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
+        digests.add(workspace.net_digest(net_folder, "last"))
+        networks.save_weights(
+            net_folder / workspace.WEIGHTS["last"], networks.build_model(TINY, SMALL, seed=6).state_dict()
+        )
+        digests.add(workspace.net_digest(net_folder, "last"))
+        assert len(digests) == 3
+        with pytest.raises(CarvanaError, match="holds no trained net"):
+            workspace.net_digest(net_folder, "best")

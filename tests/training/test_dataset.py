@@ -1,0 +1,66 @@
+"""Training images: caching, augmentation, sampling."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import AugmentSettings, InputSettings, TrainSettings
+from pipeline.training.dataset import CachedImages, DistributedEvalSampler, EpochSampler, TrainingSet
+from tests.fakes.fake_images import FakeImages
+
+
+def settings(**changes: object) -> TrainSettings:
+    values = {"epochs": 2, "batch_size": 2, "losses": {"bce": 1.0}, "lr": 0.01}
+    return TrainSettings.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def examples() -> CachedImages:
+    return CachedImages.load([str(n) for n in range(6)], FakeImages(), InputSettings(size=(32, 48)), cache_gb=1)
+
+
+class TestDataset:
+    def test_targets_are_soft(self, examples: CachedImages) -> None:
+        target = examples[0][1]
+        assert set(np.unique(target)) > {0, 255}
+
+    def test_cached_or_not_is_the_same(self, examples: CachedImages) -> None:
+        decoded = CachedImages.load(examples.image_ids, examples.reader, examples.input, cache_gb=0)
+        assert decoded.cache is None
+        assert all(np.array_equal(a, b) for a, b in zip(decoded[3], examples[3], strict=True))
+
+    def test_augmentation_follows_from_seed_epoch_and_image_alone(self, examples: CachedImages) -> None:
+        def look(seed: int, *steps: tuple[int, int]) -> torch.Tensor:
+            dataset = TrainingSet(examples, settings(), seed)
+            return [dataset[step]["image"] for step in steps][-1]
+
+        assert torch.equal(look(0, (4, 2)), look(0, (0, 1), (3, 3), (4, 2)))
+        assert not torch.equal(look(0, (4, 2)), look(0, (5, 2)))
+        assert not torch.equal(look(0, (4, 2)), look(1, (4, 2)))
+
+    def test_image_and_target_move_together(self, examples: CachedImages) -> None:
+        only_moves = AugmentSettings(shift=0.2, scale=0.2, rotate=10, brightness=0, hue=0)
+        item = TrainingSet(examples, settings(augment=only_moves), 0)[(1, 3)]
+        car = item["image"][0].float() - 60
+        assert (car / 120 - item["target"][0].float() / 255).abs().mean() < 0.02
+
+    def test_crops(self, examples: CachedImages) -> None:
+        item = TrainingSet(examples, settings(crop=(16, 24)), 0)[(0, 0)]
+        assert item["image"].shape == (3, 16, 24)
+        assert item["target"].shape == (1, 16, 24)
+
+    def test_order_follows_from_seed_and_epoch(self) -> None:
+        sampler = EpochSampler(10, seed=1)
+        first = list(sampler)
+        sampler.set_epoch(1)
+        assert [epoch for epoch, _ in sampler] == [1] * 10
+        assert [index for _, index in first] != [index for _, index in sampler]
+        assert sorted(index for _, index in sampler) == list(range(10))
+
+    @pytest.mark.parametrize("sampler", [EpochSampler, DistributedEvalSampler])
+    def test_processes_share_without_overlap(self, sampler: Callable[..., EpochSampler]) -> None:
+        shares = [list(sampler(11, *([7] if sampler is EpochSampler else []), rank, 2)) for rank in (0, 1)]
+        assert not set(shares[0]) & set(shares[1])
+        assert len(shares[0]) + len(shares[1]) == (11 if sampler is DistributedEvalSampler else 10)

@@ -1,0 +1,209 @@
+"""Training a net of seconds: what it writes, resuming to the last bit, errors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.competition.dice import confusion_counts
+from pipeline.config import HardwareSettings
+from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.inference.torch_predictor import TorchPredictor
+from pipeline.models.networks import load_model
+from pipeline.training import trainer
+from pipeline.training.module import TrainJob, lr_lambda
+from pipeline.training.trainer import train
+from tests.fakes.fake_images import FakeImages
+from tests.fakes.train_jobs import READER, Killed, job
+
+
+def test_a_trained_folder(tmp_path: Path) -> None:
+    folder = train(job(epochs=6, validate_every=4), tmp_path)
+    curves = pd.read_csv(folder / "curves.csv")
+    assert curves["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert curves["loss"].iloc[-1] < curves["loss"].iloc[0]
+    assert curves["dice"].notna().tolist() == [False, False, False, True, False, True]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["dice"] == curves["dice"].iloc[-1]
+    assert metrics["best_dice"] == pytest.approx(curves["dice"].max(), abs=1e-6)
+    assert metrics["parameters"] == sum(parameter.numel() for parameter in load_model(folder)[0].parameters())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"]["widths"] == [4, 8]
+    assert config["fold"] == 0
+    timing = json.loads((folder / "timing.json").read_text())
+    assert timing["images"] == 36
+    assert 0 < timing["training_seconds"] < timing["seconds"]
+    assert timing["images_per_second"] == pytest.approx(36 / timing["training_seconds"])
+    assert timing["peak_memory_bytes"] > 1e6
+
+
+def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) -> None:
+    # Large steps, so that it gets better and worse, and the best is not the last.
+    folder = train(job(batch_size=1, epochs=2, lr=0.4, optimizer="sgd", schedule="constant"), tmp_path)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0.5 < metrics["dice"] < metrics["best_dice"] - 0.01
+    assert metrics["best_epoch"] == 1
+    for weights, key in (("last", "dice"), ("best", "best_dice")):
+        predictor = TorchPredictor(folder, weights=weights, device="cpu", precision="32")
+        scores = [confusion_counts(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7")]
+        assert np.mean(scores) == pytest.approx(metrics[key], abs=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+@pytest.mark.parametrize("moment", ["in_epoch_2", "after_epoch_1", "before_collecting"])
+def test_a_killed_run_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, moment: str
+) -> None:
+    whole = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "whole")
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if moment == "before_collecting":
+            patch.setattr(trainer, "_write_model_dir", kill)
+        elif moment == "after_epoch_1":
+            patch.setattr(trainer.MetricsHistory, "on_train_epoch_start", _at_epoch(1, kill))
+        else:
+            patch.setattr(trainer.MetricsHistory, "on_train_batch_end", _at_epoch(1, kill))
+        with pytest.raises(Killed):
+            train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "killed")
+    killed = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "killed")
+    _same_but_for_time(whole, killed)
+
+
+def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Steps so small that the score stands still.
+    still = job(schedule="plateau", epochs=8, lr=1e-6, ema_decay=None)
+    whole = train(still, tmp_path / "whole")
+    rates = pd.read_csv(whole / "curves.csv")["lr"]
+    assert rates.iloc[-1] < rates.iloc[0]
+
+    def kill() -> None:
+        raise Killed
+
+    for epoch in (2, 3, 5):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(trainer.MetricsHistory, "on_train_epoch_start", _at_epoch(epoch, kill))
+            train(still, tmp_path / "killed")
+    killed = train(still, tmp_path / "killed")
+    _same_but_for_time(whole, killed)
+
+
+def _same_but_for_time(whole: Path, killed: Path) -> None:
+    for file in whole.iterdir():
+        if file.name == "timing.json":
+            assert json.loads(file.read_text())["images"] == json.loads((killed / file.name).read_text())["images"]
+        else:
+            assert file.read_bytes() == (killed / file.name).read_bytes(), file.name
+
+
+def _at_epoch(epoch: int, call: Any) -> Any:
+    def hook(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch >= epoch:
+            call()
+
+    return hook
+
+
+def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
+    with pytest.raises(CarvanaError, match=r"no finite number in epoch 1 \(loss_bce nan.*images \d.*lower train.lr"):
+        train(job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0), tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> None:
+    broken = job(
+        lr=1e30,
+        gradient_clip_norm=None,
+        warmup_fraction=0.0,
+        batch_size=6,
+        epochs=1,
+        ema_decay=None,
+        precision=precision,
+    )
+    with pytest.raises(CarvanaError, match=r"after epoch 1: lower train\.lr"):
+        train(broken, tmp_path)
+
+
+def test_ctrl_c_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.MetricsHistory, "on_train_batch_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(job(), tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
+    folder = train(job(optimizer=optimizer, epochs=2, ema_decay=None, lr=0.003), tmp_path)
+    loss = pd.read_csv(folder / "curves.csv")["loss"]
+    assert loss.iloc[-1] < loss.iloc[0]
+
+
+def test_crops_and_uncached_images_in_worker_processes(tmp_path: Path) -> None:
+    made = job(crop=(16, 16), epochs=1)
+    machine = HardwareSettings(device="cpu", workers=2, cache_gb=0)
+    in_workers = train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path / "a")
+    in_memory = train(made, tmp_path / "b")
+    # Where images are decoded decides no result.
+    assert (in_workers / "model.safetensors").read_bytes() == (in_memory / "model.safetensors").read_bytes()
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    folder = train(job(precision="bf16", epochs=2), tmp_path)
+    assert torch.isfinite(torch.tensor(pd.read_csv(folder / "curves.csv")["loss"].tolist())).all()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle", "poly"])
+def test_schedules(schedule: str) -> None:
+    factor = lr_lambda(job(schedule=schedule, warmup_fraction=0.2).model.train, 100)
+    rates = [factor(step) for step in range(101)]
+    assert rates[0] == pytest.approx(1 / 20)
+    assert max(rates) == 1.0
+    assert rates[19] == 1.0
+    assert rates[100] == (1.0 if schedule == "constant" else pytest.approx(0, abs=1e-6))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> None:
+    # Three validation images: shares that differ in length must not wait for each other.
+    made = job(devices=2, batch_size=1, epochs=2)
+    folder = train(TrainJob(**{**made.__dict__, "validation_ids": ["6", "7", "8"]}), tmp_path)
+    predictor = TorchPredictor(folder, device="cpu", precision="32")
+    scores = [confusion_counts(predictor(READER.image(i)) >= 0.5, READER.mask(i)).dice for i in ("6", "7", "8")]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["dice"] == pytest.approx(np.mean(scores), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"devices": 2}, {}])
+def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+    made = job(Torn(), **changes)
+    machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
+    with pytest.raises(CarvanaError, match=r"^3 is truncated$"):
+        train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path)
+
+
+@pytest.mark.slow
+def test_too_little_memory_in_another_process_is_told_as_such(tmp_path: Path) -> None:
+    machine = HardwareSettings(device="cpu", workers=0, cache_gb=0)
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory\. Tried to allocate"):
+        train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "hardware": machine}), tmp_path)
+
+
+class Hungry(FakeImages):
+    def image(self, image_id: str) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class Torn(FakeImages):
+    def image(self, image_id: str) -> Any:
+        if image_id == "3":
+            raise CorruptFileError("3 is truncated")
+        return super().image(image_id)
