@@ -152,9 +152,10 @@ def _recipe(
 ) -> None:
     """Apply a recipe to params.yaml and show what changed."""
     from pipeline.recipes import apply_recipe, recipe_names
+    from pipeline.utils.terminal import print_table
 
     if name is None:
-        print("\n".join(f"{recipe}: {words}" for recipe, words in recipe_names().items()))
+        print_table(["recipe", "what it is for"], list(recipe_names().items()))
     else:
         print("\n".join(apply_recipe(name)) or "Nothing changed.")
 
@@ -163,10 +164,14 @@ def _recipe(
 def _clean(yes: Annotated[bool, typer.Option("--yes", help="Delete it, unfinished work too.")] = False) -> None:
     """Show or delete cached run state."""
     from pipeline.utils.run_state import delete_states, state_sizes
+    from pipeline.utils.terminal import print_table
     from pipeline.workspace import project_root
 
-    for task, size in state_sizes(project_root()).items():
-        print(f"{size / 1e6:8.1f} MB  {task}")
+    sizes = state_sizes(project_root())
+    if not sizes:
+        print("There is no run state.")
+        return
+    print_table(["MB", "run state"], [(f"{size / 1e6:.1f}", task) for task, size in sizes.items()], right=["MB"])
     if yes:
         delete_states(project_root())
         print("Deleted. Results in the project and in DVC's cache are as they were.")

@@ -57,7 +57,7 @@ def _resolve_bases(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, A
 def _load_mapping(yaml: YAML, path: Path) -> Any:
     """Return a file's settings; raises CarvanaError if it holds none."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(read_versioned(path))
     except OSError as error:
         raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
     except YAMLError as error:

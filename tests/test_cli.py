@@ -313,7 +313,7 @@ def test_summary_without_a_run(carvana: Run) -> None:
 def test_recipe_lists_and_lays_over_and_says_what_changed(carvana: Run, project: Path) -> None:
     status, out, _ = carvana("recipe")
     assert status == 0
-    assert "carvana: The full competition on one GPU" in out
+    assert "The full competition on one GPU" in out
     status, out, _ = carvana("recipe", "carvana")
     assert status == 0
     assert "hardware.device: auto -> gpu" in out
@@ -333,7 +333,7 @@ def test_clean_lists_and_removes_when_told_to(carvana: Run, project: Path) -> No
         (state.work_dir / "checkpoint").write_bytes(b"x" * 2_000_000)
     status, out, _ = carvana("clean")
     assert status == 0
-    assert "2.0 MB  .resume/train/unet/0/" in out
+    assert "2.0  .resume/train/unet/0/" in out
     assert state.work_dir.exists()
     status, out, _ = carvana("clean", "--yes")
     assert status == 0
