@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test quick check format lock bench
+.PHONY: help setup repro test quick check format lock docs bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ format: setup  ## put the code into its one format
 lock: setup  ## pin the newest versions that pyproject.toml allows
 	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --upgrade --output-file requirements.lock
+
+docs: setup  ## write the generated parts of the docs, and their pictures
+	$(VENV)/bin/python docs/make_reference.py
+	$(VENV)/bin/python docs/make_pictures.py
 
 bench: setup  ## ratios against the usual ways
 	$(VENV)/bin/python -m benchmarks

@@ -30,7 +30,7 @@ T = TypeVar("T")
 class StrictModel(BaseModel):
     """Frozen settings; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
