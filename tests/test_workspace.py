@@ -24,5 +24,5 @@ class TestNetDigest:
         )
         digests.add(workspace.net_digest(net_folder, "last"))
         assert len(digests) == 3
-        with pytest.raises(CarvanaError, match="holds no trained net"):
+        with pytest.raises(CarvanaError, match="trained"):
             workspace.net_digest(net_folder, "best")

@@ -27,18 +27,18 @@ from pipeline.inference.probability_map import ProbabilityMap, sum_views
 from pipeline.utils.files import atomic_write
 
 PredictionStream = Iterator[tuple[str, NDArray[np.uint8] | CorruptFileError]]
-"""Image ids in order, with levels (V, 1280, 1918) or with why the image can't be read."""
+"""Image ids in order, with probabilities, uint8 (V, 1280, 1918), or with the error of reading the image."""
 
 
 @dataclass(frozen=True)
 class PredictJob:
-    """Images to predict and the form of their maps."""
+    """Images to predict, and how their maps are stored."""
 
     image_ids: Sequence[str]
     views: Sequence[str]
     shard_images: int
     test: bool
-    """Views are summed, and an image that can't be read is noted; else views are kept apart, and it is an error."""
+    """Sum the views and note unreadable images. If false, store each view; an unreadable image is an error."""
 
     net: str
     """Digest of the net that predicts."""
@@ -50,9 +50,9 @@ def write_predictions(
     work: Path,
     read_timing: Callable[[], WarmupAndRest] | None = None,
 ) -> Path:
-    """Write the maps of all images and return their folder, below ``work``.
+    """Write the probability maps of all images and return their folder, below ``work``.
 
-    ``took`` tells what the predictions that were just taken to their end took; without it, no time is known.
+    ``read_timing`` returns the times of the shard that was just predicted; without it, none are stored.
     """
     folder, times = work / "maps", work / "times"
     folder.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def write_predictions(
             if not path.is_file():
                 with atomic_write(path) as temporary:
                     _write_shard(job, _counted(predict(image_ids), bar), temporary)
-                    # Before the shard has its name: no kill leaves a shard whose time is lost.
+                    # Before the shard gets its name, so that no kill leaves a shard without its times.
                     if read_timing:
                         write_warmup_and_rest(_times_of(path, times), read_timing())
             bar.update(min((number + 1) * job.shard_images, len(job.image_ids)) - bar.n)
@@ -78,8 +78,8 @@ def write_predictions(
         digests=[_sha256(path) for path in paths],
         net=job.net,
     )
-    laps = [read_warmup_and_rest(_times_of(path, times)) for path in paths]
-    write_timing(folder / TIMING_FILE, total_timing([pair for pair in laps if pair]))
+    records = [read_warmup_and_rest(_times_of(path, times)) for path in paths]
+    write_timing(folder / TIMING_FILE, total_timing([pair for pair in records if pair]))
     return folder
 
 
@@ -90,16 +90,16 @@ def _times_of(shard: Path, times: Path) -> Path:
 def _write_shard(job: PredictJob, predictions: PredictionStream, path: Path) -> None:
     unreadable: dict[str, str] = {}
     with ShardWriter(path) as writer:
-        for image_id, levels_VHW in predictions:
-            if isinstance(levels_VHW, CorruptFileError):
+        for image_id, probs_VHW in predictions:
+            if isinstance(probs_VHW, CorruptFileError):
                 if not job.test:
-                    raise levels_VHW
-                unreadable[image_id] = str(levels_VHW)
+                    raise probs_VHW
+                unreadable[image_id] = str(probs_VHW)
             elif job.test:
-                writer.add(sum_views(image_id, "+".join(job.views), levels_VHW))
+                writer.add(sum_views(image_id, "+".join(job.views), probs_VHW))
             else:
-                for view, levels_HW in zip(job.views, levels_VHW, strict=True):
-                    writer.add(ProbabilityMap.crop(image_id, view, 1, levels_HW))
+                for view, probs_HW in zip(job.views, probs_VHW, strict=True):
+                    writer.add(ProbabilityMap.crop(image_id, view, 1, probs_HW))
         writer.note_unreadable(unreadable)
 
 

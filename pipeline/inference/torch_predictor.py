@@ -1,4 +1,4 @@
-"""A trained net at work: one picture at a time, or a stream of them."""
+"""Run a trained net with torch: on batches, or on a stream of images."""
 
 import copy
 import itertools
@@ -33,7 +33,7 @@ from pipeline.utils.arrays import UInt8Array
 
 @dataclass
 class TimingRecord:
-    """Images that were predicted, the wall's seconds for them with all their views, and the device's for each view."""
+    """Number of images, wall-clock seconds for all their views, and device seconds per view."""
 
     images: int = 0
     seconds: float = 0.0
@@ -41,9 +41,9 @@ class TimingRecord:
 
 
 class DeviceSpans:
-    """Stretches of one batch's work on a device, by view.
+    """Device time of one batch, by view.
 
-    A GPU notes their borders itself, when it gets there, so that nobody waits for it.
+    A GPU records the events itself, so that no thread waits for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class DeviceSpans:
 
     @contextmanager
     def span(self, view: str) -> Iterator[None]:
-        """Count what the block gives the device to do as the view's; several blocks of a view add up."""
+        """Count the work that the block gives the device for a view; several blocks of a view add up."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
@@ -66,7 +66,7 @@ class DeviceSpans:
             self._moments.append((view, begun, self._now()))
 
     def seconds(self) -> list[tuple[str, float]]:
-        """Return view and seconds of each block; to be asked only once the device has done them all."""
+        """Return view and seconds of each block; call it once the device has finished them all."""
         milliseconds = [(view, start.elapsed_time(end)) for view, start, end in self._events]
         return [(view, t / 1000) for view, t in milliseconds] + [(view, b - a) for view, a, b in self._moments]
 
@@ -77,9 +77,9 @@ class DeviceSpans:
 
 
 class PredictionTimer:
-    """Measures streams of batches, which may come from several threads, one stream after the other.
+    """Measures streams of batches, one stream after the other; batches may come from several threads.
 
-    The first batch it ever sees is a lap of its own: it warms up memory, algorithms and the pipeline.
+    The very first batch is recorded apart: it warms up memory, algorithms and the pipeline.
     """
 
     def __init__(self, views: Sequence[str]) -> None:
@@ -89,41 +89,41 @@ class PredictionTimer:
         self.start()
 
     def start(self) -> None:
-        """Begin a stream; what was measured of the one before is forgotten."""
+        """Begin a stream; the measurements of the one before are dropped."""
         with self._lock:
             self._first, self._later = (TimingRecord(views=dict.fromkeys(self._views, 0.0)) for _ in range(2))
             self._since = time.perf_counter()
 
     def add_batch(self, images: int, spans: DeviceSpans) -> None:
-        """Count a batch that the device has done."""
+        """Add a batch that the device has finished."""
         with self._lock:
-            lap = self._later if self._warm else self._first
-            lap.images += images
+            record = self._later if self._warm else self._first
+            record.images += images
             for view, seconds in spans.seconds():
-                lap.views[view] += seconds
+                record.views[view] += seconds
             if not self._warm:
                 self._warm = True
-                self._count_to(lap)
+                self._count_to(record)
 
     def stop(self) -> None:
-        """End a stream, when all of it was taken."""
+        """End a stream, when all of it was consumed."""
         with self._lock:
             self._count_to(self._later if self._later.images else self._first)
 
     def warmup_and_rest(self) -> tuple[TimingRecord, TimingRecord]:
-        """Return what the stream's warming batch took, no images where it had none, and what the others took."""
+        """Return the records of the warm-up batch (no images if the stream had none) and of the other batches."""
         return self._first, self._later
 
-    def _count_to(self, lap: TimingRecord) -> None:
+    def _count_to(self, record: TimingRecord) -> None:
         now = time.perf_counter()
-        lap.seconds += now - self._since
+        record.seconds += now - self._since
         self._since = now
 
 
 class TorchPredictor(BasePredictor):
-    """A trained net's folder, loaded once, that turns pictures into probabilities.
+    """A trained net, loaded from its folder.
 
-    Needs neither Lightning nor the settings of training. Raises CarvanaError if the folder holds no net that fits.
+    Needs neither Lightning nor the training settings. Raises CarvanaError if the folder has no valid net.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class TorchPredictor(BasePredictor):
         self._batches = itertools.count()
 
     def with_tta(self, views: Sequence[str]) -> Self:
-        """Return the same net, with which it shares its weights but no stopwatch, that looks at other views."""
+        """Return the same net, sharing its weights but not its timer, with other views."""
         other = copy.copy(self)
         other.views = list(views)
         other._views = [TTATransform.parse(name) for name in views]
@@ -155,45 +155,45 @@ class TorchPredictor(BasePredictor):
         return other
 
     def predict_u8(self, inputs: list[UInt8Array], height: int, width: int) -> UInt8Array:
-        """Return what ``Speaker.levels`` does, and tell the stopwatch how long it took."""
+        """Return probabilities as ``BasePredictor.predict_u8`` says, and time them."""
         shape = (len(inputs), len(self.views), height, width)
-        levels_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        spans = self._forward_views(inputs, list(levels_BVHW))
-        levels = np.asarray(levels_BVHW.cpu())
+        probs_BVHW = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        spans = self._forward_views(inputs, list(probs_BVHW))
+        probs = np.asarray(probs_BVHW.cpu())
         self.timer.add_batch(len(inputs), spans)
-        return levels
+        return probs
 
     def predict_u8_at_sizes(self, inputs: list[UInt8Array], sizes: Sequence[tuple[int, int]]) -> list[UInt8Array]:
-        """Return what ``Speaker.levels_at`` does, and tell the stopwatch how long it took."""
-        levels = [torch.empty((len(self.views), *size), dtype=torch.uint8, device=self.device) for size in sizes]
-        spans = self._forward_views(inputs, levels)
-        rasters = [np.asarray(levels_VHW.cpu()) for levels_VHW in levels]
+        """Return probabilities as ``BasePredictor.predict_u8_at_sizes`` says, and time them."""
+        probs = [torch.empty((len(self.views), *size), dtype=torch.uint8, device=self.device) for size in sizes]
+        spans = self._forward_views(inputs, probs)
+        rasters = [np.asarray(probs_VHW.cpu()) for probs_VHW in probs]
         self.timer.add_batch(len(inputs), spans)
         return rasters
 
     @torch.inference_mode()
-    def _forward_views(self, inputs: list[UInt8Array], levels: Sequence[torch.Tensor]) -> DeviceSpans:
-        """Fill the ``levels`` (V, height, width) of each prepared picture."""
+    def _forward_views(self, inputs: list[UInt8Array], probs: Sequence[torch.Tensor]) -> DeviceSpans:
+        """Fill the probabilities (V, height, width) of each input."""
         pixels_BCHW = to_batch(inputs, self.device).float()
         spans = DeviceSpans(self.device)
         for index in self._view_order():
             name, view = self.views[index], self._views[index]
-            # In turn: a GPU does what it is given in that order, so that no span holds what another batch gave it.
+            # In turn: a GPU works in the order of submission, so that no span contains work of another batch.
             with self._turn, spans.span(name):
                 logits_B1HW = self._logits(view, pixels_BCHW)
                 finite = torch.isfinite(logits_B1HW).all()
             self._check_finite(finite)
             with self._turn, spans.span(name):
-                # One by one: on a CPU, a raster of floats that is used again and again stays in the cache.
-                for number, levels_VHW in enumerate(levels):
-                    height, width = levels_VHW.shape[1:]
-                    levels_VHW[index] = quantize_logits_tensor(
+                # One by one: on a CPU, a float array that is reused stays in the cache.
+                for number, probs_VHW in enumerate(probs):
+                    height, width = probs_VHW.shape[1:]
+                    probs_VHW[index] = quantize_logits_tensor(
                         upsample_logits_tensor(logits_B1HW[number : number + 1], height, width)
                     )[0]
         return spans
 
     def _view_order(self) -> list[int]:
-        """Return the views, another first each time: the first of a batch pays what all share, and time is taken."""
+        """Return the order of views, another first each time, since the first of a batch also pays shared costs."""
         first = next(self._batches)
         return [(first + index) % len(self.views) for index in range(len(self.views))]
 
@@ -204,8 +204,8 @@ class TorchPredictor(BasePredictor):
     def _check_finite(self, finite: torch.Tensor) -> None:
         if not finite:
             raise CarvanaError(
-                f"The net of {self.folder} gives no finite numbers in {self.dtype}: set predict.precision to 32, "
-                "or train it again with a lower train.lr."
+                f"The output of {self.folder} is NaN or infinite in {self.dtype}. Set predict.precision to 32, "
+                "or train again with a lower train.lr."
             )
 
 
@@ -217,10 +217,10 @@ def predict_stream(
     batch_size: int,
     threads: int,
 ) -> Iterator[tuple[str, UInt8Array | CorruptFileError]]:
-    """Yield every image id in order with its levels (V, *size), or with why it can't be read.
+    """Yield every image id in order with its probabilities, uint8 (V, *size), or with the error of reading it.
 
-    While the net works, ``threads`` read and shrink images for it, and the caller sees to the batch before; at most a
-    few batches wait in memory. What a stream that was taken to its end took, the predictor's stopwatch tells.
+    While the net runs, ``threads`` read and shrink images, and the caller handles the previous batch; a few batches
+    wait in memory at most. The predictor's timer has the times once the stream was consumed.
     """
 
     def prepared(image_id: str) -> UInt8Array | CorruptFileError:
@@ -230,12 +230,12 @@ def predict_stream(
             return error
 
     def predicted(batch: list[PreparedImage]) -> list[tuple[str, UInt8Array | CorruptFileError]]:
-        sound = [pixels for _, pixels in batch if not isinstance(pixels, CorruptFileError)]
-        levels = iter(predictor.predict_u8(sound, *size) if sound else ())
-        return [(image_id, p if isinstance(p, CorruptFileError) else next(levels)) for image_id, p in batch]
+        readable = [pixels for _, pixels in batch if not isinstance(pixels, CorruptFileError)]
+        probs = iter(predictor.predict_u8(readable, *size) if readable else ())
+        return [(image_id, p if isinstance(p, CorruptFileError) else next(probs)) for image_id, p in batch]
 
     predictor.timer.start()
-    # A GPU is kept busy by two: one uploads its batch while the other's is computed.
+    # Two threads keep a GPU busy: one uploads its batch while the other's is computed.
     at_once = 2 if predictor.device.type == "cuda" else 1
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(at_once) as net:
         running: deque[Future[list[tuple[str, UInt8Array | CorruptFileError]]]] = deque()

@@ -1,4 +1,4 @@
-"""The nets, and the folder in which a trained one explains itself."""
+"""The U-Nets, and the folder of a trained net: weights and config.json."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ StateDict = Mapping[str, Tensor]
 
 
 class SegmentationModel(nn.Module):
-    """Pixels in, logits out: normalizes, pads to the strides of its body, and takes the padding off again."""
+    """A network with normalization before it, and padding to its stride that is removed after it."""
 
     mean: Tensor
     std: Tensor
@@ -51,11 +51,11 @@ class SegmentationModel(nn.Module):
         return self.forward_padded(pixels_BCHW)
 
     def forward_padded(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return what ``forward`` does, by a way that is the same for all sizes, as exporters need it."""
+        """Return the same as ``forward``, with the same operations for every size, as exporters need them."""
         height, width = pixels_BCHW.shape[-2:]
-        # Written so that an exporter can infer that the network sees multiples of its stride.
+        # Written so that an exporter can infer that the network's input is a multiple of its stride.
         bottom, right = (self.stride * ((side + self.stride - 1) // self.stride) - side for side in (height, width))
-        # As much on each side, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
+        # The same on both sides, so that padding commutes with a flip: 1918 becomes 1 + 1918 + 1.
         top, left = bottom // 2, right // 2
         sides = left, right - left, top, bottom - top
         padded = functional.pad(self._normal(pixels_BCHW), sides, mode="replicate")
@@ -68,17 +68,19 @@ class SegmentationModel(nn.Module):
 def build_model(
     spec: ModelConfig, input: InputSettings, seed: int = 0, pretrained: bool = True, init_checkpoint: Path | None = None
 ) -> SegmentationModel:
-    """Return a new net with random weights of ``seed``, and those of ``encoder_weights`` where ``pretrained``.
+    """Return a new net: random weights from ``seed``, and ``encoder_weights`` in the encoder if ``pretrained``.
 
-    With ``init_checkpoint`` it has the weights of that file or of a trained net's folder instead. Raises CarvanaError
-    that says what does not fit.
+    With ``init_checkpoint``, a file or a trained net's folder, all weights come from there. Raises CarvanaError that
+    names the first weight that does not fit.
     """
     if init_checkpoint is not None:
         net = build_model(spec, input, seed, pretrained=False)
         try:
             load_weights(net, weights_path(init_checkpoint))
         except CarvanaError as error:
-            raise CarvanaError(f"{error} Set train.init_checkpoint to weights of this very net, or to null.") from error
+            raise CarvanaError(
+                f"{error} Set train.init_checkpoint to weights of this architecture, or to null."
+            ) from error
         return net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,22 +100,22 @@ def save_weights(path: Path, state: StateDict) -> None:
 
 
 def save_config(folder: Path, spec: ModelConfig, input: InputSettings, facts: Mapping[str, Any]) -> None:
-    """Write what ``load`` needs to build the net again, and ``facts`` about it for people."""
+    """Write what ``load_model`` needs to build the net, and ``facts`` about it for people."""
     config = {"architecture": spec.model_dump(exclude={"input", "train"}), "input": input.model_dump(), **facts}
     write_json(folder / CONFIG, config)
 
 
 def load_model(folder: Path, weights: str = "last") -> tuple[SegmentationModel, InputSettings]:
-    """Return a trained net, on the CPU, and what it wants to see.
+    """Return a trained net, on the CPU in evaluation mode, and its input settings.
 
-    Raises CarvanaError if the folder holds no net, or weights of another architecture.
+    Raises CarvanaError if the folder has no net, or weights of another architecture.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
         spec: ModelConfig = TypeAdapter(ModelConfig).validate_python(config["architecture"])
         input = InputSettings.model_validate(config["input"])
     except (OSError, ValueError, KeyError) as error:
-        raise CarvanaError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error
+        raise CarvanaError(f"{folder} has no trained net ({error}). Run 'dvc repro train'.") from error
     net = build_model(spec, input, pretrained=False)
     load_weights(net, folder / WEIGHTS[weights])
     return net.eval(), input
@@ -125,32 +127,32 @@ def load_weights(net: nn.Module, path: Path) -> None:
     unknown = sorted(set(state) - set(net.state_dict()))
     if unknown:
         raise CarvanaError(
-            f"{path} holds weights of another architecture: this net has no '{unknown[0]}' ({len(unknown)} such)."
+            f"{path} has weights of another architecture: the net has no '{unknown[0]}' ({len(unknown)} such names)."
         )
     _load_strict(net, state, path)
 
 
 def weights_path(path: Path) -> Path:
-    """Return the file of weights that a path leads to: itself, or the last weights in a trained net's folder."""
+    """Return the file of weights at a path: the file itself, or the last weights in a trained net's folder."""
     return path / WEIGHTS["last"] if path.is_dir() else path
 
 
 def read_weights(path: Path) -> StateDict:
-    """Return the weights in a .safetensors file, or in a PyTorch file that holds nothing else."""
+    """Return the weights of a .safetensors file, or of a PyTorch file with nothing but tensors."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CarvanaError(f"There are no weights at {path}: check the path.") from error
+        raise CarvanaError(f"{path} does not exist. Check the path of the weights.") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CarvanaError(f"{path} can't be read as weights ({error}).") from error
-    except Exception as error:  # torch.load raises pickle's own errors, of many types, for what it will not unpickle
-        # Not in torch's words, which advise to run whatever code the file holds.
-        raise CarvanaError(f"{path} holds more than weights, or none: save them as .safetensors.") from error
+        raise CarvanaError(f"{path} is not a file of weights ({error}). Is it complete?") from error
+    except Exception as error:  # torch.load raises errors of many types for what it does not unpickle
+        # Not torch's own message, which advises to run the code in the file.
+        raise CarvanaError(f"{path} is not a plain state dict. Save it as .safetensors.") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict):
-        raise CarvanaError(f"{path} holds no weights by name: save the state_dict of a net.")
+        raise CarvanaError(f"{path} has no named weights. Save the state_dict of a net.")
     return weights
 
 
@@ -163,7 +165,7 @@ def _load_strict(module: nn.Module, state: StateDict, path: Path) -> None:
         reason = (
             f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
         )
-        raise CarvanaError(f"{path} holds weights of another architecture: {reason} ({len(missing + unfit)} such).")
+        raise CarvanaError(f"{path} has weights of another architecture: {reason} ({len(missing + unfit)} such names).")
     broken = non_finite_name(state)
     if broken is not None:
         raise CarvanaError(f"{path}: '{broken}' contains NaN or infinity. Train the net again with a lower train.lr.")
@@ -222,7 +224,7 @@ def _norm(kind: str, channels: int) -> list[nn.Module]:
 
 
 class GrayToRGB(nn.Module):
-    """Gray pixels for an encoder that expects colors, whose pretrained weights stay as they are."""
+    """Repeats a gray image as RGB, so that the pretrained weights of an encoder stay as they are."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -234,14 +236,14 @@ class GrayToRGB(nn.Module):
 
 
 class TransposedDecoderUNet(nn.Module):
-    """A U-Net over an encoder whose features grow by one transposed convolution a level, without skip at full size."""
+    """A U-Net whose decoder has one transposed convolution per level, and no skip connection at full size."""
 
     def __init__(self, spec: SmpUNetConfig, weights: str | None) -> None:
         super().__init__()
         from segmentation_models_pytorch.encoders import get_encoder
 
         self.encoder = get_encoder(spec.encoder, depth=len(spec.decoder_channels), weights=weights)
-        # From the lowest level up; the first of all is the picture itself.
+        # From the lowest level up; the first of all is the image itself.
         lowest, *skips = self.encoder.out_channels[:0:-1]
         self.up = nn.ModuleList()
         channels = lowest
@@ -263,19 +265,19 @@ class TransposedDecoderUNet(nn.Module):
 
 def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
     """Return smp's U-Net, or one with a transposed decoder; raises CarvanaError if the encoder can't be built."""
-    # Imported here: it takes seconds, and classic nets do without.
+    # Imported here: it takes seconds, and other nets do not need it.
     import segmentation_models_pytorch as smp
 
     file = encoder_weights_path(weights)
     if spec.encoder.startswith("tu-") and not file and weights not in (None, "imagenet"):
-        # smp would take timm's default weights for any name at all.
+        # smp would load timm's default weights for any name.
         raise CarvanaError(
-            f"Encoder '{spec.encoder}' has no weights '{weights}': set encoder_weights to imagenet, a file or null."
+            f"Encoder '{spec.encoder}' has no weights '{weights}'. Set encoder_weights to imagenet, a file or null."
         )
     fetched = None if file else weights
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on how timm's encoders want their weights to be named
+            warnings.simplefilter("ignore")  # about the names of timm's weights
             if spec.upsampling == "transposed":
                 unet: nn.Module = TransposedDecoderUNet(spec, fetched)
             else:
@@ -296,21 +298,21 @@ def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
 
 
 def encoder_weights_path(weights: str | None) -> Path | None:
-    """Return the file that ``encoder_weights`` names, in the project's own root if relative; None for a set's name."""
+    """Return the file that ``encoder_weights`` names, relative to the project's root; None for the name of a set."""
     if weights is None or not ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
         return None
     return project_root() / Path(weights).expanduser()
 
 
 def init_checkpoint_path(init_checkpoint: str | None, fold: int) -> Path | None:
-    """Return the file that ``train.init_checkpoint`` leads to for a fold, in the project's own root if relative."""
+    """Return the path in ``train.init_checkpoint`` for a fold, relative to the project's root."""
     if init_checkpoint is None:
         return None
     return weights_path(project_root() / Path(init_checkpoint.replace("{fold}", str(fold))).expanduser())
 
 
 def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = None) -> str | None:
-    """Return a digest of the file that a net starts from, or None where it starts from none."""
+    """Return the SHA-256 of the file that a net starts from, or None without one."""
     key, file = "train.init_checkpoint", init_checkpoint
     if file is None:
         key, file = (
@@ -320,14 +322,14 @@ def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = Non
     if file is None:
         return None
     if not file.is_file():
-        raise CarvanaError(f"There are no weights at {file}: check {key}.")
+        raise CarvanaError(f"{file} does not exist. Check {key}.")
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
-    """Return the entries of a file under the encoder's own names, whether it holds an encoder, a whole U-Net of
-    ours or of smp's, or a classifier as timm and torchvision save it."""
+    """Return the encoder's weights under its own names, from a file of an encoder, of a whole U-Net (this project's or
+    smp's), or of a classifier as timm and torchvision save it."""
     wanted = set(encoder.state_dict())
     for prefix, replacement in (("", ""), ("network.encoder.", ""), ("encoder.", ""), ("", "model.")):
         renamed = {
@@ -339,13 +341,13 @@ def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
 
 
 def _encoder_error(encoder: str, weights: str | None, error: Exception) -> str:
-    # Hubs fail with errors of many libraries; what they have in common is that the weights were asked for.
+    # Hubs fail with errors of many libraries, so any error with weights counts as theirs.
     if weights and not isinstance(error, KeyError):
         return (
-            f"The '{weights}' weights of encoder '{encoder}' can't be fetched ({_first_line(error)}): check the "
-            "network, set encoder_weights to a local file, or to null for random weights."
+            f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({_first_line(error)}). Check the "
+            "network, or set encoder_weights to a local file, or to null for random weights."
         )
-    return f"Encoder '{encoder}' with weights '{weights}' can't be built: {_first_line(error)}"
+    return f"Encoder '{encoder}' with weights '{weights}' cannot be built: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

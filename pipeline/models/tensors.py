@@ -12,7 +12,7 @@ from pipeline.utils.arrays import Float32Array, UInt8Array
 
 
 def to_batch(inputs: list[UInt8Array], device: torch.device) -> Tensor:
-    """Return inputs (h, w, C) as one uint8 tensor (B, C, h, w), laid out as convolutions run fastest."""
+    """Return inputs (h, w, C) as one uint8 tensor (B, C, h, w) in the device's fastest memory format."""
     batch_BCHW = torch.from_numpy(np.stack(inputs)).to(device).permute(0, 3, 1, 2)
     return batch_BCHW.contiguous(memory_format=memory_format(device))
 
@@ -23,10 +23,10 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 def upsample_logits_tensor(logits_B1HW: Tensor, height: int, width: int) -> Tensor:
-    """Return logits (B, height, width) in float32, clamped and then grown by bicubic interpolation."""
+    """Return logits (B, height, width) in float32, clamped and then enlarged by bicubic interpolation."""
     logits_B1HW = logits_B1HW.float()
     if logits_B1HW.device.type == "cpu":
-        # The same cubic as torch's, nine times faster.
+        # The same interpolation as torch's, nine times faster.
         rasters = [upsample_logits(raster.numpy(), height, width) for raster in logits_B1HW[:, 0]]
         return torch.from_numpy(np.stack(rasters)) if len(rasters) > 1 else torch.from_numpy(rasters[0])[None]
     logits_B1HW = logits_B1HW.clamp(-LOGIT_CLAMP, LOGIT_CLAMP)
@@ -36,7 +36,7 @@ def upsample_logits_tensor(logits_B1HW: Tensor, height: int, width: int) -> Tens
 
 
 def quantize_logits_tensor(logits: Tensor) -> Tensor:
-    """Return probabilities as uint8 levels, rounded: 0 and 255 at the clamp and beyond, 128 from probability 0.5 on."""
+    """Return probabilities as uint8, rounded: 0 and 255 at the clamps and beyond, 128 from probability 0.5 on."""
     if logits.device.type != "cpu":
         return _quantize_tensor(logits)
     values = logits.contiguous().numpy().reshape(-1, logits.shape[-1])
@@ -49,32 +49,32 @@ def _quantize_unclamped(logits: Float32Array) -> UInt8Array:
 
 def _quantize_tensor(logits: Tensor) -> Tensor:
     highest = torch.tensor(LOGIT_CLAMP).sigmoid().item()
-    # From the middle outwards: a probability of 0.5 is 127.5 exactly, which rounds (to even) to 128.
+    # Centered, so that a probability of 0.5 is 127.5 exactly, which rounds (to even) to 128.
     stretched = (logits.sigmoid() - 0.5).mul_(127.5 / (highest - 0.5)).add_(127.5)
     return stretched.clamp_(0, 255).round_().to(torch.uint8)
 
 
 def resolve_device(wanted: Device) -> torch.device:
-    """Return the device to run on; raises CarvanaError if a GPU is asked for and there is none."""
+    """Return the device to run on; raises CarvanaError if a GPU is wanted and there is none."""
     if wanted == "gpu" and not torch.cuda.is_available():
         raise CarvanaError(
-            "A GPU is asked for (device: gpu), but torch sees none: check the driver with nvidia-smi, "
-            "or set device to auto or cpu."
+            "hardware.device is gpu, but torch finds none. Check the driver with nvidia-smi, "
+            "or set hardware.device to auto or cpu."
         )
     if wanted == "mps" and not torch.backends.mps.is_available():
-        raise CarvanaError("Apple's GPU is asked for (device: mps), but torch sees none: set device to auto or cpu.")
+        raise CarvanaError("hardware.device is mps, but torch finds no Apple GPU. Set it to auto or cpu.")
     if wanted in ("gpu", "auto") and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if wanted == "mps" else "cpu")
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
-    """Return the type that convolutions run in; ``auto`` takes the fastest that the device has units for.
+    """Return the dtype of convolutions; ``auto`` takes the fastest that the device has units for.
 
     Raises CarvanaError for 16 on a CPU, where Lightning would train in another type than prediction runs in.
     """
     if wanted == "16" and device.type == "cpu":
-        raise CarvanaError("precision: 16 needs a GPU: set it to auto, bf16 or 32.")
+        raise CarvanaError("precision: 16 needs a GPU. Set it to auto, bf16 or 32.")
     if wanted != "auto":
         return {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}[wanted]
     if device.type == "cuda":
@@ -84,7 +84,7 @@ def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
 
 
 def device_label(device: torch.device, dtype: torch.dtype) -> str:
-    """Return words for people, such as ``Tesla T4 in float16``."""
+    """Return device and dtype for people, such as ``Tesla T4 in float16``."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}"
     return f"{name} in {str(dtype).removeprefix('torch.')}"
 

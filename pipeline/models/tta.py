@@ -1,4 +1,4 @@
-"""Test-time views of a picture, and the way back from what the net says of them. torch is loaded when it is used."""
+"""Test-time augmentation: the views of an image, and how their logits are turned back. Imports torch when used."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _SCALE = re.compile(r"scale:(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class TTATransform:
-    """A way to look at a picture: mirrored left to right or not, at a scale."""
+    """One view of an image: flipped left to right or not, at a scale."""
 
     hflip: bool = False
     scale: float = 1.0
@@ -29,25 +29,25 @@ class TTATransform:
             elif word == "hflip":
                 hflip = True
             elif word != "identity":
-                raise CarvanaError(f"There is no view '{name}': use identity, hflip, scale:0.75 or hflip+scale:0.75.")
+                raise CarvanaError(f"Unknown view '{name}'. Use identity, hflip, scale:0.75 or hflip+scale:0.75.")
         return cls(hflip, scale)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which this view sees so many pixels."""
+        """Return the height and width of this view of an image."""
         return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
     def augment(self, pixels_BCHW: "Tensor") -> "Tensor":
-        """Return floating pixels as this view sees them."""
+        """Return this view of floating pixels (B, C, H, W)."""
         if self.scale != 1.0:
             from torch.nn import functional
 
             size = self.size(*pixels_BCHW.shape[-2:])
-            # Half-pixel centres, so that nothing shifts; antialiased, so that nothing flickers when shrunk.
+            # Half-pixel centers, so that nothing shifts; antialiased, since it may shrink.
             pixels_BCHW = functional.interpolate(
                 pixels_BCHW, size=size, mode="bilinear", align_corners=False, antialias=True
             )
         return pixels_BCHW.flip(-1) if self.hflip else pixels_BCHW
 
     def deaugment(self, logits_B1HW: "Tensor") -> "Tensor":
-        """Return logits the right way round; their size is left to whoever grows them, who grows them once."""
+        """Return logits with the flip undone. Their size stays: they are enlarged once, later."""
         return logits_B1HW.flip(-1) if self.hflip else logits_B1HW

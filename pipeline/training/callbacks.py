@@ -1,4 +1,4 @@
-"""What is written down of each epoch: a row of curves, a panel of pictures, and all of it for TensorBoard."""
+"""Callbacks that record each epoch: metrics, throughput, gradient norms, the prediction grid, TensorBoard."""
 
 import contextlib
 import json
@@ -27,13 +27,13 @@ from pipeline.utils.files import atomic_write
 
 
 class ThroughputMonitor(Callback):
-    """Takes the time of epochs, and apart from it that of scoring them."""
+    """Measures the time of epochs, with and without validation."""
 
     def __init__(self) -> None:
         self.total = {"seconds": 0.0, "training_seconds": 0.0, "images": 0, "peak_memory_bytes": 0}
-        """Of all epochs; ``training_seconds`` without scoring."""
+        """Of all epochs; ``training_seconds`` is without validation."""
         self.images_per_second = 0.0
-        """Of the last epoch, without scoring."""
+        """Of the last epoch, without validation."""
         self._began = self._scoring_began = self._scored = 0.0
         self._images = 0
 
@@ -44,15 +44,15 @@ class ThroughputMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count what all devices saw."""
+        """Count the images of all devices."""
         self._images += len(batch["image"]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin what is no training."""
+        """Start the time of validation."""
         self._scoring_began = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End what is no training."""
+        """Stop the time of validation."""
         self._scored += time.perf_counter() - self._scoring_began
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,25 +70,25 @@ class ThroughputMonitor(Callback):
         return dict(self.total)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the time of the checkpoint."""
+        """Restore the times."""
         self.total = dict(state_dict)
 
 
 def training_timing(state: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Return what a clock's ``state`` tells of a training on ``device``, for ``timing.json``."""
+    """Return timing.json from the state of a ``ThroughputMonitor`` and the name of the device."""
     return {**state, "images_per_second": state["images"] / state["training_seconds"], "device": device}
 
 
 def _memory(device: torch.device) -> int:
-    """Return bytes: of a GPU what torch held at most, else what this process holds now."""
+    """Return bytes: the most that torch held on a GPU, or what this process holds now."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 _POINTS = 100
-"""Batches of an epoch that are logged by themselves, at most."""
+"""Batches per epoch that are logged individually, at most."""
 
 _MEASURED = 16
-"""Training images, about, that running statistics for a panel are measured on: enough to be looked at."""
+"""Number of training images, about, for the batch-norm statistics of a prediction grid."""
 
 _TAGS = {
     "loss": "loss/sum",
@@ -99,19 +99,19 @@ _TAGS = {
     "images_per_second": "machine/images_per_second",
     "memory_gb": "machine/memory_gb",
 }
-"""Where TensorBoard shows what: it makes a group of each first part."""
+"""Tags in TensorBoard, which groups them by their first part."""
 
 
 def is_validation_epoch(trainer: Trainer) -> bool:
-    """Return whether the present epoch ends with a validation."""
+    """Return whether the current epoch ends with a validation."""
     every = trainer.check_val_every_n_epoch or 1
     return (trainer.current_epoch + 1) % every == 0
 
 
 class MetricsHistory(Callback):
-    """Keeps a row an epoch, in the checkpoint, and shows it with the time that is left.
+    """Keeps one row of metrics per epoch in the checkpoint, and shows progress.
 
-    Also has the last epoch validated, whatever ``validate_every`` says: its weights are those that are used.
+    It also makes the last epoch a validated one, whatever ``validate_every`` is, since its weights are used.
     """
 
     def __init__(self, settings: TrainSettings) -> None:
@@ -171,12 +171,12 @@ class MetricsHistory(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows of the checkpoint."""
+        """Restore the rows."""
         self.rows = list(state_dict["rows"])
 
 
 class GradientNormMonitor(Callback):
-    """Logs the gradient's norm before clipping, its mean and greatest of an epoch; stands before ``Curves``."""
+    """Logs mean and maximum of the gradient norm before clipping, per epoch; comes before ``MetricsHistory``."""
 
     def __init__(self) -> None:
         self._norms: list[Tensor] = []
@@ -186,20 +186,20 @@ class GradientNormMonitor(Callback):
         self._norms.clear()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the norm of a step; it stays on the device, which is not waited for."""
+        """Record the norm of a step; it stays on the device, without synchronization."""
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         self._norms.append(get_total_norm(gradients))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's."""
+        """Log the epoch's mean and maximum."""
         norms = torch.stack(self._norms)
         norms = norms[torch.isfinite(norms)]  # fp16 skips the step of a gradient that overflows
-        norms = norms if len(norms) else norms.new_tensor([torch.nan])  # else Lightning would tell the last epoch's
+        norms = norms if len(norms) else norms.new_tensor([torch.nan])  # else Lightning would log the last epoch's
         pl_module.log_dict({"gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}, rank_zero_only=True)
 
 
 class ValidationGridLogger(Callback):
-    """Draws the panel after each epoch, by the weights that are kept: the averaged ones, where there are such."""
+    """Draws the prediction grid after each epoch, with the weights that are kept (averaged ones, if any)."""
 
     def __init__(self, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, path: Path) -> None:
         self.image_ids, self.reader, self.input = image_ids, reader, input
@@ -207,18 +207,17 @@ class ValidationGridLogger(Callback):
         self._panel: PredictionGrid | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decode the images, once, where they will be drawn."""
+        """Decode the images once, in the process that draws."""
         if trainer.is_global_zero:
             self._panel = PredictionGrid.load(self.image_ids, self.reader, self.input)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw; the file appears whole or not at all, and before the checkpoint of its epoch."""
+        """Draw the grid, atomically, before the checkpoint of its epoch."""
         if self._panel is None:
             return
         with _averaged_weights(trainer, pl_module):
-            if not is_validation_epoch(
-                trainer
-            ):  # else just measured; averaged weights have none, and would be drawn as blank
+            # A validation has just measured them; averaged weights have none of their own.
+            if not is_validation_epoch(trainer):
                 pl_module.refresh_bn_stats(_MEASURED)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
@@ -228,7 +227,7 @@ class ValidationGridLogger(Callback):
 
 @contextlib.contextmanager
 def _averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Put the weights that the checkpoint will hold into the net, just as a validation does, and take them out."""
+    """Swap the weights that the checkpoint will have into the net, as a validation does, and back."""
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
     for callback in averaging:
         callback.on_validation_epoch_start(trainer, pl_module)
@@ -242,10 +241,10 @@ def _averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[
 
 
 class TensorBoardWriter(Callback):
-    """Writes for TensorBoard what other callbacks, which stand before it, found in an epoch.
+    """Writes what the callbacks before it recorded to TensorBoard.
 
-    In ``folder`` lie curves and panels by epoch, in ``folder/batches`` the loss by batch. A log that can't be written
-    is given up, once and in words: no training is lost for it.
+    ``folder`` has metrics and grids by epoch, ``folder/batches`` the loss by batch. If the log can't be written,
+    it stops with one warning, and training goes on.
     """
 
     def __init__(
@@ -258,13 +257,13 @@ class TensorBoardWriter(Callback):
         self._given_up = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the log, or go on with it: what it holds beyond the checkpoint is as if it had not been."""
+        """Begin the log, or continue it: entries after the checkpoint are purged."""
         if not trainer.is_global_zero:
             return
         with self._or_give_up():
             done = trainer.current_epoch
             self._epochs = SummaryWriter(self.folder, purge_step=done + 1)
-            # Apart, since a purge counts one kind of steps.
+            # In a folder of its own, since a purge counts one kind of step.
             self._batches = SummaryWriter(
                 self.folder / "batches", purge_step=done * int(trainer.num_training_batches) + 1
             )
@@ -275,13 +274,13 @@ class TensorBoardWriter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log a batch, if it is one of those: reading its loss makes a GPU wait."""
+        """Log some of the batches: reading the loss synchronizes a GPU."""
         batches = int(trainer.num_training_batches)
         if self._batches is None or (batch_idx + 1) % -(-batches // _POINTS):
             return
         step = trainer.current_epoch * batches + batch_idx + 1
         with self._or_give_up():
-            # Lightning hands over the part of it that goes into the gradient.
+            # Lightning passes the loss divided by the accumulated batches.
             self._batches.add_scalar("batch/loss", float(outputs["loss"]) * trainer.accumulate_grad_batches, step)
             self._batches.add_scalar("batch/lr", trainer.optimizers[0].param_groups[0]["lr"], step)
 
@@ -297,7 +296,7 @@ class TensorBoardWriter(Callback):
         with self._or_give_up():
             for name, value in row.items():
                 self._epochs.add_scalar(_TAGS.get(name, name.replace("_", "/", 1)), value, epoch)
-            # As it is: add_image would make a PNG of it, five times as large.
+            # As a JPEG: add_image would make a PNG, five times as large.
             panel = Summary(value=[Summary.Value(tag="panel", image=picture)])
             self._epochs.file_writer.add_summary(panel, epoch)  # type: ignore[attr-defined]
             self._epochs.flush()
@@ -325,11 +324,14 @@ class TensorBoardWriter(Callback):
         except OSError as error:
             self._epochs = self._batches = None
             if not self._given_up:
-                print(f"warning: {self.folder} can't be written ({error}): training goes on unlogged.", file=sys.stderr)
+                print(
+                    f"warning: {self.folder} can't be written ({error}). Training continues without a log.",
+                    file=sys.stderr,
+                )
             self._given_up = True
 
 
 def run_dir(runs: Path, digest: str) -> Path:
-    """Return the folder for the log of a training: the one of this ``digest`` in ``runs``, else one named by now."""
+    """Return the log folder of a training: the existing one with its ``digest``, or a new one named by the time."""
     earlier = sorted(runs.glob(f"*_{digest[:8]}"))
     return earlier[-1] if earlier else runs / f"{datetime.now():%Y-%m-%d_%H-%M}_{digest[:8]}"

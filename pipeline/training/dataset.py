@@ -1,4 +1,4 @@
-"""Training and validation images, decoded once where they fit, changed at random by (seed, epoch, image) alone."""
+"""Training and validation images: decoded once if they fit in memory, augmented by (seed, epoch, image)."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from pipeline.models.resize import soft_target, to_network_input
 from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.parallel import available_cpus
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import checks for updates otherwise
 
 _GIGABYTE = 1 << 30
 
@@ -28,10 +28,10 @@ Step = tuple[int, int]
 
 
 class ImageReader(Protocol):
-    """Where rasters come from, by image id."""
+    """Reads images and masks by image id."""
 
     def image(self, image_id: str) -> UInt8Array:
-        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+        """Return an image, uint8 RGB (1280, 1918, 3)."""
 
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
@@ -39,7 +39,7 @@ class ImageReader(Protocol):
 
 @dataclass(frozen=True)
 class CachedImages:
-    """What a net sees of some images, and soft targets; all in memory where ``cache_gb`` allows."""
+    """A net's inputs and soft targets for some images; all in memory if ``cache_gb`` allows."""
 
     image_ids: Sequence[str]
     reader: ImageReader
@@ -50,7 +50,7 @@ class CachedImages:
     def load(
         cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, cache_gb: float
     ) -> "CachedImages":
-        """Return examples, decoded and shrunk by now if they fit into ``cache_gb``."""
+        """Return the images, decoded and shrunk at once if they fit into ``cache_gb`` GiB."""
         examples = cls(image_ids, reader, input)
         size = len(image_ids) * input.height * input.width * (input.channel_count + 1)
         return cls(image_ids, reader, input, examples._decode_all()) if size <= cache_gb * _GIGABYTE else examples
@@ -83,14 +83,14 @@ class CachedImages:
         def fill(index: int) -> None:
             images[index], targets[index] = self._decode(index)
 
-        # Decoders let other threads run.
+        # Decoders release the GIL.
         with ThreadPoolExecutor(available_cpus()) as pool:
             list(tqdm(pool.map(fill, range(len(self))), desc="Decoding images", total=len(self), unit="image"))
         return images, targets
 
 
 class TrainingSet(Dataset[dict[str, Tensor]]):
-    """Examples under augmentation, by (epoch, index)."""
+    """Augmented images, by (epoch, index)."""
 
     def __init__(self, examples: CachedImages, train: TrainSettings, seed: int) -> None:
         self.examples = examples
@@ -104,7 +104,7 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
         """Return ``image`` (C, h, w) and ``target`` (1, h, w), uint8, and the ``index`` of the image."""
         epoch, index = step
         image_hwC, target_hw = self.examples[index]
-        # From (seed, epoch, image), so that a resumed run sees what an uninterrupted one would have seen.
+        # From (seed, epoch, image), so that a resumed run equals an uninterrupted one.
         self.augment.set_random_seed(int(_random_generator(self.seed, epoch, index).integers(1 << 31)))
         changed = self.augment(image=image_hwC, mask=target_hw)
         image = torch.from_numpy(np.atleast_3d(changed["image"])).permute(2, 0, 1)
@@ -112,7 +112,7 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
 
 
 class ValidationSet(Dataset[dict[str, Tensor]]):
-    """Examples as they are, with true masks at full size, since that is where Kaggle scores."""
+    """Images without augmentation, with true masks at full size, where Kaggle scores."""
 
     def __init__(self, examples: CachedImages) -> None:
         self.examples = examples
@@ -128,14 +128,14 @@ class ValidationSet(Dataset[dict[str, Tensor]]):
 
 
 class EpochSampler(Sampler[Step]):
-    """Yields (epoch, index) in an order of (seed, epoch), the same number for each of several processes."""
+    """Yields (epoch, index) in an order drawn from (seed, epoch), equally many in each process."""
 
     def __init__(self, size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.size, self.seed, self.rank, self.processes = size, seed, rank, processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the epoch from the trainer, which calls this before each."""
+        """Set the epoch; the trainer calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ class EpochSampler(Sampler[Step]):
 
 
 class DistributedEvalSampler(Sampler[int]):
-    """Yields each index once, in one of several processes; nothing is repeated to make shares equal."""
+    """Yields each index once, in one of several processes; none is repeated to make shares equal."""
 
     def __init__(self, size: int, rank: int = 0, processes: int = 1) -> None:
         self.indices = range(rank, size, processes)
@@ -164,7 +164,7 @@ def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, color:
     steps: list[Any] = [A.RandomCrop(*crop)] if crop else []
     steps.append(A.HorizontalFlip(p=settings.hflip))
     if settings.shift or settings.scale or settings.rotate:
-        # Soft masks are interpolated like the image, and the studio goes on beyond the border.
+        # Soft masks are interpolated like the image; beyond the border the studio is reflected.
         steps.append(
             A.Affine(
                 scale=(1 - settings.scale, 1 + settings.scale),
@@ -186,15 +186,15 @@ def augmentation(settings: AugmentSettings, crop: tuple[int, int] | None, color:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Processes that load images, at most one a processor."""
+    """Processes that load images, at most one per CPU."""
 
     wanted: int
     gpu: bool
-    """Whether a GPU waits for what they load."""
+    """Whether they feed a GPU."""
 
     def loader_kwargs(self, cached: bool) -> dict[str, Any]:
-        """Return them as options of a loader of images that are in memory already, or not."""
-        # What is in memory is augmented faster than it is passed between processes, unless a GPU waits for it.
+        """Return the options of a DataLoader, for images that are in memory (``cached``) or not."""
+        # Augmenting an image in memory is faster than passing it between processes, unless a GPU waits.
         count = 0 if cached and not self.gpu else min(self.wanted, available_cpus())
         if not count:
             return {"num_workers": 0}
@@ -211,7 +211,7 @@ class LoaderOptions:
 def training_loader(
     examples: CachedImages, train: TrainSettings, workers: LoaderOptions, seed: int, rank: int, processes: int
 ) -> DataLoader[Any]:
-    """Return shuffled batches; the last incomplete one is left to another epoch, unless it is the only one."""
+    """Return shuffled batches; an incomplete last one is dropped, unless it is the only one."""
     sampler = EpochSampler(len(examples), seed, rank, processes)
     return DataLoader(
         TrainingSet(examples, train, seed),
@@ -225,7 +225,7 @@ def training_loader(
 def validation_loader(
     examples: CachedImages, batch_size: int, workers: LoaderOptions, rank: int, processes: int
 ) -> DataLoader[Any]:
-    """Return every image once, the last batch being what is left."""
+    """Return every image once; the last batch may be smaller."""
     sampler = DistributedEvalSampler(len(examples), rank, processes)
     return DataLoader(
         ValidationSet(examples), batch_size, sampler=sampler, **workers.loader_kwargs(examples.cache is not None)

@@ -23,13 +23,13 @@ from pipeline.training.callbacks import is_validation_epoch
 from pipeline.training.dataset import ImageReader
 
 _BN_IMAGES = 64
-"""Training images, about, that running statistics are measured on."""
+"""Number of training images, about, that batch-norm statistics are measured on."""
 
 _NAN_HINT = "lower train.lr, set train.gradient_clip_norm to 1.0, or train.precision to 32"
-"""What to do about numbers that are not finite."""
+"""What to do about NaN and infinity."""
 
 _BORDER_RADIUS = 3
-"""Pixels from an outline that ``border_bce`` still counts as near."""
+"""Distance from an outline, in pixels, that ``border_bce`` still counts as near."""
 
 
 def compute_losses(
@@ -37,9 +37,9 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Return every loss as ``loss_<name>``, and their weighted sum as ``loss``; scalars in float32.
 
-    ``target`` is the part of each pixel that is car, 0 to 1.
+    ``target_B1HW`` is the share of foreground in each pixel, 0 to 1.
     """
-    # Half precision overflows in sums over a raster, so that masks come out blank: leave autocast here.
+    # Sums over all pixels overflow in half precision, and masks come out blank: no autocast here.
     with torch.autocast(logits_B1HW.device.type, enabled=False):
         logits, target = logits_B1HW.float(), target_B1HW.float()
         parts = {name: _losses(border_weight)[name](logits, target) for name in weights}
@@ -48,7 +48,7 @@ def compute_losses(
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """One minus the soft Dice of each image, averaged; an empty target is no division by zero."""
+    """Return one minus the soft Dice of each image, averaged; smoothed by 1, for empty targets."""
     probability, dims = logits.sigmoid(), (1, 2, 3)
     overlap = (probability * target).sum(dims)
     total = probability.sum(dims) + target.sum(dims)
@@ -56,7 +56,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def border_bce(logits: Tensor, target: Tensor, border_weight: float) -> Tensor:
-    """Cross-entropy that counts pixels near an outline ``1 + border_weight`` times, as a weighted mean."""
+    """Return the cross-entropy, as a mean in which pixels near an outline count ``1 + border_weight`` times."""
     size = 2 * _BORDER_RADIUS + 1
     highest = functional.max_pool2d(target, size, stride=1, padding=_BORDER_RADIUS)
     lowest = -functional.max_pool2d(-target, size, stride=1, padding=_BORDER_RADIUS)
@@ -65,7 +65,7 @@ def border_bce(logits: Tensor, target: Tensor, border_weight: float) -> Tensor:
 
 
 def lovasz(logits: Tensor, target: Tensor) -> Tensor:
-    """Lovász hinge of the IoU, an image at a time, against the target rounded to 0 or 1."""
+    """Return the Lovász hinge of the IoU, per image, with the target rounded to 0 or 1."""
     from segmentation_models_pytorch.losses import LovaszLoss
 
     return LovaszLoss("binary", per_image=True)(logits, (target >= 0.5).float())  # type: ignore[no-any-return]
@@ -82,11 +82,10 @@ def _losses(border_weight: float) -> dict[LossName, Callable[[Tensor, Tensor], T
 
 @no_grad()
 def update_bn_stats(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the running statistics of ``net`` to the mean of those of ``batches`` of pixels (B, C, H, W).
+    """Set the batch-norm statistics of ``net`` to the mean over ``batches`` of pixels (B, C, H, W).
 
-    What training leaves behind are statistics of weights that are no longer: of averaged weights they never were, and
-    after a few dozen steps those of the first, random ones are still among them ("precise BN": Wu and Johnson,
-    Rethinking "Batch" in BatchNorm, 2021). All else of the net runs as in prediction.
+    Those that training leaves belong to older weights, and averaged weights never had any ("precise BN": Wu and
+    Johnson, Rethinking "Batch" in BatchNorm, 2021). All other layers run as in prediction.
     """
     layers = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     if not layers:
@@ -106,7 +105,7 @@ def update_bn_stats(net: nn.Module, batches: Iterable[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One net to train: the design, the images to learn from and those to be scored on."""
+    """One net to train: its model, training images and validation images."""
 
     model: ResolvedModel
     seed: int
@@ -115,9 +114,9 @@ class TrainJob:
     reader: ImageReader
     hardware: HardwareSettings
     init_checkpoint: Path | None = None
-    """Weights to start from: see ``models.build``."""
+    """Weights to start from: see ``build_model``."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Written into the net's config.json, for people."""
+    """Written into the net's config.json."""
 
 
 class SegmentationModule(LightningModule):
@@ -134,12 +133,12 @@ class SegmentationModule(LightningModule):
             self.net.to(memory_format=memory_format(device))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Draw dropout from (seed, step, process), so that a resumed run draws what an uninterrupted one would."""
+        """Seed dropout from (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""
         step = np.random.default_rng((self.seed, self.current_epoch, batch_idx, self.global_rank))
         torch.manual_seed(int(step.integers(1 << 31)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; raises CarvanaError if it is no finite number."""
+        """Return the loss of a batch; raises CarvanaError if it is NaN or infinite."""
         settings = self.settings
         logits_B1HW = self.net(batch["image"])
         parts = compute_losses(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
@@ -151,7 +150,7 @@ class SegmentationModule(LightningModule):
         return parts["loss"]
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a new mean, with running statistics of the weights that are scored, the same in every process."""
+        """Start a new mean, with batch-norm statistics of the weights that are scored, equal in all processes."""
         self.dice_sum, self.dice_count = 0.0, 0
         if self.trainer.is_global_zero:
             self.refresh_bn_stats(_BN_IMAGES)
@@ -164,7 +163,7 @@ class SegmentationModule(LightningModule):
         """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
         logits_B1HW = self.net(batch["image"])
         if not torch.isfinite(logits_B1HW).all():
-            raise CarvanaError(f"The net gives no finite numbers after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
+            raise CarvanaError(f"Model output is NaN or infinite after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
         logits_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH)
         for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
             total = int(mask_HW.sum()) + int(true_HW.sum())
@@ -176,7 +175,7 @@ class SegmentationModule(LightningModule):
         self.log("dice", self.validation_dice(), rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
-        """Let ``plateau`` see the epoch's score, if there is one."""
+        """Pass the epoch's score to the schedule ``plateau``, if there is one."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) and is_validation_epoch(self.trainer):
             schedule.step(self.validation_dice())
@@ -197,7 +196,7 @@ class SegmentationModule(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         if self.settings.schedule == "plateau":
             plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
-            # Lightning would step it after the checkpoint is written, which would then lack the epoch's step.
+            # Lightning steps it after the checkpoint is written, which would then lack this epoch's step.
             never = self.settings.epochs + 1
             rule = {"scheduler": plateau, "interval": "epoch", "frequency": never, "monitor": "dice", "strict": False}
             return {"optimizer": optimizer, "lr_scheduler": rule}
@@ -217,7 +216,7 @@ class SegmentationModule(LightningModule):
             )
 
     def _bn_batches(self, count: int) -> Iterator[Tensor]:
-        """Yield batches of about so many training images, evenly spaced, as this epoch changes them."""
+        """Yield batches of about ``count`` training images, evenly spaced, with this epoch's augmentation."""
         images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         chosen = range(0, len(images), max(1, len(images) // count))
         for start in range(0, len(chosen), self.settings.batch_size):
@@ -229,7 +228,7 @@ class SegmentationModule(LightningModule):
         values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items() if name != "loss")
         images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
         return (
-            f"The loss is no finite number in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
+            f"The loss is NaN or infinite in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
             f"{_NAN_HINT}."
         )
 

@@ -1,4 +1,4 @@
-"""The same few validation images after each epoch: photograph, truth, what the net says, and where it errs."""
+"""The prediction grid: a few validation images after each epoch, with truth, prediction and errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.training.dataset import ImageReader
 from pipeline.utils.arrays import UInt8Array
 
 FALSE_NEGATIVE, FALSE_POSITIVE = (255, 140, 0), (235, 30, 60)
-"""Colors, RGB, of errors: those of ``reporting/pictures.py``, which this room does not know; a test compares them."""
+"""Colors of errors, RGB; the same as in ``report/overlays.py``, which may not be imported here (a test compares)."""
 
 _IMAGES = 6
 _HEIGHT, _WIDTH, _GAP, _CAPTION = 160, 240, 4, 20
@@ -24,33 +24,33 @@ _BACK = (24, 24, 24)
 _ROWS = ("photograph", "truth", "prediction", "error")
 _JPEG = (
     *(cv2.IMWRITE_JPEG_QUALITY, 85),
-    # Color at full resolution: halved, as is usual, it would wash out thin errors.
+    # No chroma subsampling, which would wash out thin errors.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
 
 
 def pick_images(image_ids: Sequence[str]) -> list[str]:
-    """Return 6 of the ids, or all where there are fewer, spread over cars and angles; the same ones each time."""
+    """Return up to 6 of the ids, spread over cars and angles; the same ones each time."""
     ids, count = sorted(image_ids), min(_IMAGES, len(image_ids))
-    # Steps a little longer than a sixth of all, or the cars of some folds would all be seen from one angle.
+    # Steps a little longer than a sixth: otherwise all cars of some folds would have the same angle.
     return [ids[number * len(ids) * (count + 1) // count**2] for number in range(count)]
 
 
 @dataclass(frozen=True)
 class PredictionGrid:
-    """A few images, decoded and shrunk once, to be drawn with what a net says of them."""
+    """A few images, decoded and shrunk once, to be drawn with a net's predictions."""
 
     image_ids: Sequence[str]
     inputs: Sequence[UInt8Array]
-    """What the net sees, uint8 (h, w, C)."""
+    """Inputs of the net, uint8 (h, w, C)."""
     targets: Sequence[UInt8Array]
-    """The part of each of the net's pixels that is car, uint8 (h, w), 0 to 255."""
+    """Share of foreground in each input pixel, uint8 (h, w), 0 to 255."""
     photographs: Sequence[UInt8Array]
-    """In color, as large as they are drawn, uint8."""
+    """Photographs at the size of a cell, uint8 RGB."""
 
     @classmethod
     def load(cls, image_ids: Sequence[str], reader: ImageReader, input: InputSettings) -> Self:
-        """Return the panel of the images that ``choose`` takes from the ids."""
+        """Return the grid of the images that ``pick_images`` chooses."""
         ids = pick_images(image_ids)
         images = [reader.image(image_id) for image_id in ids]
         targets = [soft_target(reader.mask(image_id), input) for image_id in ids]
@@ -60,22 +60,22 @@ class PredictionGrid:
 
     @torch.inference_mode()
     def draw(self, net: SegmentationModel, device: torch.device) -> bytes:
-        """Return the panel as a JPEG: a column an image. ``net`` is on ``device``, in the mode for evaluation."""
+        """Return the grid as a JPEG, one column per image. ``net`` is on ``device`` in evaluation mode."""
         columns = []
-        # One by one: six native images at once would not fit beside the state of training.
+        # One by one: six native images would not fit beside the training state.
         for image_id, pixels, target, photograph in zip(
             self.image_ids, self.inputs, self.targets, self.photographs, strict=True
         ):
-            levels_hw = quantize_logits_tensor(net(to_batch([pixels], device))[0, 0].float().cpu()).numpy()
-            columns.append(_column(image_id, photograph, target, levels_hw))
+            probs_hw = quantize_logits_tensor(net(to_batch([pixels], device))[0, 0].float().cpu()).numpy()
+            columns.append(_column(image_id, photograph, target, probs_hw))
         for number, words in enumerate(_ROWS):
             _write(columns[0], words, 6, _CAPTION + number * (_HEIGHT + _GAP) + 16)
         data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR), _JPEG)[1]
         return data.tobytes()
 
 
-def _column(image_id: str, photograph_HWC: UInt8Array, target_hw: UInt8Array, levels_hw: UInt8Array) -> UInt8Array:
-    tiles = (photograph_HWC, _gray(target_hw), _gray(levels_hw), _error_image(photograph_HWC, target_hw, levels_hw))
+def _column(image_id: str, photograph_HWC: UInt8Array, target_hw: UInt8Array, probs_hw: UInt8Array) -> UInt8Array:
+    tiles = (photograph_HWC, _gray(target_hw), _gray(probs_hw), _error_image(photograph_HWC, target_hw, probs_hw))
     column_HWC = np.full((_CAPTION + len(tiles) * (_HEIGHT + _GAP), _WIDTH + _GAP, 3), _BACK[0], np.uint8)
     _write(column_HWC, image_id, 6, 14)
     for number, tile_HWC in enumerate(tiles):
@@ -84,13 +84,13 @@ def _column(image_id: str, photograph_HWC: UInt8Array, target_hw: UInt8Array, le
     return column_HWC
 
 
-def _error_image(photograph_HWC: UInt8Array, target_hw: UInt8Array, levels_hw: UInt8Array) -> UInt8Array:
-    """Return the photograph, dark and grey, with the net's errors over it."""
-    grey_HW = cv2.cvtColor(photograph_HWC, cv2.COLOR_RGB2GRAY)
-    drawn_HWC = np.repeat(0.55 * grey_HW[..., None].astype(np.float32), 3, axis=2)
-    true_hw, said_hw = target_hw >= 128, levels_hw >= 128
-    for wrong_hw, color in ((true_hw & ~said_hw, FALSE_NEGATIVE), (said_hw & ~true_hw, FALSE_POSITIVE)):
-        # By the root: of a native image, an error one pixel wide fills an eighth of a tile's pixel, and must be seen.
+def _error_image(photograph_HWC: UInt8Array, target_hw: UInt8Array, probs_hw: UInt8Array) -> UInt8Array:
+    """Return the photograph, dark and gray, with the net's errors over it."""
+    gray_HW = cv2.cvtColor(photograph_HWC, cv2.COLOR_RGB2GRAY)
+    drawn_HWC = np.repeat(0.55 * gray_HW[..., None].astype(np.float32), 3, axis=2)
+    true_hw, predicted_hw = target_hw >= 128, probs_hw >= 128
+    for wrong_hw, color in ((true_hw & ~predicted_hw, FALSE_NEGATIVE), (predicted_hw & ~true_hw, FALSE_POSITIVE)):
+        # Square root: an error one native pixel wide fills an eighth of a cell's pixel, and must stay visible.
         share_HW1 = np.sqrt(_grid_cell(wrong_hw * np.uint8(255))[..., None] / np.float32(255))
         drawn_HWC = drawn_HWC * (1 - share_HW1) + np.asarray(color, np.float32) * share_HW1
     return np.rint(drawn_HWC).astype(np.uint8)

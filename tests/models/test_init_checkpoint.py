@@ -85,7 +85,7 @@ def test_a_relative_path_is_of_the_projects_own_root(tmp_path: Path, monkeypatch
 
 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"There are no weights at .*/none\.safetensors: check train\.init"):
+    with pytest.raises(CarvanaError, match=r"none\.safetensors.*train\.init"):
         initial_weights_digest(SPEC, tmp_path / "none.safetensors")
 
 
@@ -94,7 +94,7 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     [
         ({"widths": (8, 16)}, r"'network\.down\.0\.0\.weight' is \[4, 3, 3, 3\], not \[8, 3, 3, 3\]"),
         ({"widths": (4, 8, 16)}, r"'network\.down\.2\.0\.weight' is missing"),
-        ({"norm": "none"}, r"this net has no 'network\.down\.0\.1\.bias'"),
+        ({"norm": "none"}, r"'network\.down\.0\.1\.bias'"),
     ],
 )
 def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reason: str) -> None:
@@ -106,15 +106,13 @@ def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reaso
 
 
 def test_weights_of_another_number_of_channels(weights: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"is \[4, 3, 3, 3\], not \[4, 1, 3, 3\] \(1 such\)\. Set train\.init"):
+    with pytest.raises(CarvanaError, match=r"\[4, 3, 3, 3\].*\[4, 1, 3, 3\].*train\.init"):
         build_model(SPEC, InputSettings(size=(32, 48), channels="gray"), init_checkpoint=weights)
 
 
 def test_more_weights_than_the_net_has(weights: Path) -> None:
     save_file({**load_file(weights), "teacher.weight": torch.zeros(3)}, weights)
-    with pytest.raises(
-        CarvanaError, match=r"this net has no 'teacher\.weight' \(1 such\)\. Set train\.init_checkpoint to"
-    ):
+    with pytest.raises(CarvanaError, match=r"'teacher\.weight'.*train\.init_checkpoint"):
         build_model(SPEC, INPUT, init_checkpoint=weights)
 
 

@@ -111,7 +111,7 @@ def _at_epoch(epoch: int, call: Any) -> Any:
 
 
 def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"no finite number in epoch 1 \(loss_bce nan.*images \d.*lower train.lr"):
+    with pytest.raises(CarvanaError, match=r"loss_bce.*train\.lr"):
         train(job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0), tmp_path)
 
 
