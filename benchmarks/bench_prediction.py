@@ -17,10 +17,11 @@ from pipeline.data.competition_data import CompetitionData
 from pipeline.inference.prediction_store import ShardWriter
 from pipeline.inference.probability_map import sum_views
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
-from pipeline.models.networks import build_model, save_config, save_weights
+from pipeline.models.networks import build_model
 from pipeline.models.resize import soft_target
 from pipeline.models.tensors import to_batch
 from pipeline.models.tta import TTATransform
+from pipeline.models.weights import save_config, save_weights
 
 SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
 NATIVE = SmpUNetConfig(architecture="smp_unet", encoder="resnet34")

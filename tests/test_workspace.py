@@ -7,7 +7,7 @@ import pytest
 from pipeline import workspace
 from pipeline.config import InputSettings
 from pipeline.errors import CarvanaError
-from pipeline.models import networks
+from pipeline.models import networks, weights
 from tests.fakes.tiny_nets import SMALL, TINY
 
 
@@ -17,9 +17,9 @@ class TestNetDigest:
 
     def test_architecture_and_weights_count(self, net_folder: Path) -> None:
         digests = {workspace.net_digest(net_folder, "last")}
-        networks.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
+        weights.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
         digests.add(workspace.net_digest(net_folder, "last"))
-        networks.save_weights(
+        weights.save_weights(
             net_folder / workspace.WEIGHTS["last"], networks.build_model(TINY, SMALL, seed=6).state_dict()
         )
         digests.add(workspace.net_digest(net_folder, "last"))

@@ -6,8 +6,8 @@ from pathlib import Path
 from pipeline.config import Params
 from pipeline.data.fold_assignment import images_in_folds, training_folds
 from pipeline.errors import CarvanaError
-from pipeline.models.networks import init_checkpoint_path, initial_weights_digest
 from pipeline.models.tensors import device_label, resolve_device, resolve_precision
+from pipeline.models.weights import init_checkpoint_path, initial_weights_digest
 from pipeline.training.callbacks import run_dir
 from pipeline.training.module import TrainJob
 from pipeline.training.trainer import train

@@ -17,8 +17,9 @@ from torch.optim import Optimizer, lr_scheduler
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import HardwareSettings, LossName, ResolvedModel, TrainSettings
 from pipeline.errors import CarvanaError
-from pipeline.models.networks import SegmentationModel, non_finite_name
+from pipeline.models.networks import SegmentationModel
 from pipeline.models.tensors import memory_format, upsample_logits_tensor
+from pipeline.models.weights import non_finite_name
 from pipeline.training.callbacks import is_validation_epoch
 from pipeline.training.dataset import ImageReader
 

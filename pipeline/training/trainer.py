@@ -20,8 +20,9 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pipeline.config import TrainSettings
 from pipeline.errors import CarvanaError
-from pipeline.models.networks import build_model, save_config, save_weights
+from pipeline.models.networks import build_model
 from pipeline.models.tensors import device_label, resolve_device, resolve_precision
+from pipeline.models.weights import save_config, save_weights
 from pipeline.training.callbacks import (
     GradientNormMonitor,
     MetricsHistory,

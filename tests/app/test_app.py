@@ -37,7 +37,7 @@ from pipeline.export.writers import write_onnx
 from pipeline.inference.base_predictor import BasePredictor
 from pipeline.inference.onnx_predictor import OnnxMetadata
 from pipeline.kaggle.ledger import LEDGER_COLUMNS, Ledger
-from pipeline.models import networks
+from pipeline.models import networks, weights
 from pipeline.report.charts import accuracy_by_cost
 from pipeline.report.tables import read_table, rows_of_split
 from pipeline.segment import segmenter
@@ -200,9 +200,9 @@ class TestTry:
         for fold in (0, 1):
             folder = here / f"folds/small/{fold}"
             folder.mkdir(parents=True)
-            networks.save_config(folder, NET, SIZE, {})
+            weights.save_config(folder, NET, SIZE, {})
             state = networks.build_model(NET, SIZE, seed=fold).state_dict()
-            networks.save_weights(folder / workspace.WEIGHTS["last"], state)
+            weights.save_weights(folder / workspace.WEIGHTS["last"], state)
         return here
 
     def test_without_a_net_it_says_what_to_run(self, here: Path) -> None:
@@ -283,7 +283,7 @@ class TestTry:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         state = networks.build_model(NET, SIZE, seed=7).state_dict()
-        networks.save_weights(net / "folds/small/0" / workspace.WEIGHTS["last"], state)
+        weights.save_weights(net / "folds/small/0" / workspace.WEIGHTS["last"], state)
         after = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         assert not np.array_equal(before, after)
 

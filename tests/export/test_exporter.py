@@ -44,7 +44,7 @@ from pipeline.export.writers import quiet, write_int8, write_onnx, write_torchsc
 from pipeline.inference.onnx_predictor import OnnxMetadata, OnnxPredictor
 from pipeline.inference.probability_map import sum_views
 from pipeline.inference.torch_predictor import TorchPredictor
-from pipeline.models import networks
+from pipeline.models import networks, weights
 from pipeline.models.resize import soft_target, to_network_input
 from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import write_json
@@ -100,8 +100,8 @@ def trained(reader: FakeImages, image_ids: Sequence[str], seed: int) -> networks
 
 def save(net: networks.SegmentationModel, folder: Path, fold: int, spec: ModelConfig = TINY) -> None:
     folder.mkdir(parents=True)
-    networks.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold})
-    networks.save_weights(folder / workspace.WEIGHTS["last"], net.state_dict())
+    weights.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold})
+    weights.save_weights(folder / workspace.WEIGHTS["last"], net.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -322,8 +322,8 @@ class TestEnsemble:
     def test_nets_that_see_different_pictures_are_refused(self, job: ExportJob, tmp_path: Path) -> None:
         folder = tmp_path / "other"
         folder.mkdir()
-        networks.save_config(folder, TINY, InputSettings(size=(48, 64)), {"model": "tiny", "fold": 1})
-        networks.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(TINY, INPUT).state_dict())
+        weights.save_config(folder, TINY, InputSettings(size=(48, 64)), {"model": "tiny", "fold": 1})
+        weights.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(TINY, INPUT).state_dict())
         mixed = replace(job, folders={0: job.folders[0], 1: folder})
         with pytest.raises(CarvanaError, match="folds 0 and 1 want to see different pictures"):
             next(export_net(mixed, ["ensemble"], {}, tmp_path / "exports"))

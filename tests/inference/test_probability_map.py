@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CarvanaError
-from pipeline.inference.prediction_store import (
-    PredictionStore,
-    ShardWriter,
-    read_shard,
-)
+from pipeline.inference.prediction_store import PredictionStore, ShardWriter, read_shard
 from pipeline.inference.probability_map import ProbabilityMap, sum_maps, sum_views
 from tests.fakes.fake_maps import levels
 

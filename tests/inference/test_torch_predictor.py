@@ -18,7 +18,7 @@ from pipeline.inference.torch_predictor import (
     TorchPredictor,
     predict_stream,
 )
-from pipeline.models import networks
+from pipeline.models import weights
 
 
 class TestPredictor:
@@ -66,9 +66,9 @@ class TestPredictor:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_non_finite_weights_are_refused_when_loaded(self, net_folder: Path, value: float) -> None:
         path = net_folder / workspace.WEIGHTS["last"]
-        state = dict(networks.read_weights(path))
+        state = dict(weights.read_weights(path))
         name = next(name for name, value in state.items() if value.is_floating_point())
-        networks.save_weights(path, state | {name: torch.full_like(state[name], value)})
+        weights.save_weights(path, state | {name: torch.full_like(state[name], value)})
         with pytest.raises(CarvanaError, match=name):
             TorchPredictor(net_folder, device="cpu")
 

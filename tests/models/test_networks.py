@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import workspace
 from pipeline.config import InputSettings, SmpUNetConfig, UNetConfig
 from pipeline.errors import CarvanaError
-from pipeline.models import networks
+from pipeline.models import networks, weights
 from tests.fakes.tiny_nets import SMALL, TINY
 
 ENCODER = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(32, 16, 8))
@@ -59,18 +59,18 @@ class TestModels:
 
     def test_a_folder_explains_itself(self, tmp_path: Path) -> None:
         net = networks.build_model(TINY, SMALL, seed=3)
-        networks.save_config(tmp_path, TINY, SMALL, {"fold": 0})
-        networks.save_weights(tmp_path / workspace.WEIGHTS["last"], net.state_dict())
+        weights.save_config(tmp_path, TINY, SMALL, {"fold": 0})
+        weights.save_weights(tmp_path / workspace.WEIGHTS["last"], net.state_dict())
         loaded, input = networks.load_model(tmp_path)
         pixels = torch.rand(1, 3, 64, 64) * 255
         assert input == SMALL
         assert torch.equal(loaded(pixels), net.eval()(pixels))
 
     def test_weights_of_another_architecture(self, tmp_path: Path) -> None:
-        networks.save_weights(tmp_path / "other.safetensors", networks.build_model(TINY, SMALL).state_dict())
+        weights.save_weights(tmp_path / "other.safetensors", networks.build_model(TINY, SMALL).state_dict())
         wider = networks.build_model(UNetConfig(architecture="unet", widths=(8, 8)), SMALL)
         with pytest.raises(CarvanaError, match=r"other\.safetensors"):
-            networks.load_weights(wider, tmp_path / "other.safetensors")
+            weights.load_weights(wider, tmp_path / "other.safetensors")
 
     def test_a_folder_without_a_net(self, tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match="trained"):
@@ -85,7 +85,7 @@ class TestModels:
         if ending == ".pth":
             torch.save({"state_dict": state}, path)
         else:
-            networks.save_weights(path, state)
+            weights.save_weights(path, state)
         net = networks.build_model(ENCODER.model_copy(update={"encoder_weights": str(path)}), SMALL, seed=2)
         assert torch.equal(net.network.encoder.conv1.weight, source.conv1.weight)
 
@@ -98,14 +98,14 @@ class TestModels:
         (tmp_path / "weights").mkdir()
         monkeypatch.chdir(experiment)
         with pytest.raises(CarvanaError, match=r"r18\.safetensors.*encoder_weights"):
-            networks.initial_weights_digest(spec)
+            weights.initial_weights_digest(spec)
         digests = []
         for content in (b"one", b"two"):
             (tmp_path / "weights" / "r18.safetensors").write_bytes(content)
-            digests.append(networks.initial_weights_digest(spec))
+            digests.append(weights.initial_weights_digest(spec))
         assert digests[0] != digests[1]
-        assert networks.initial_weights_digest(ENCODER) is None
-        assert networks.initial_weights_digest(ENCODER.model_copy(update={"encoder_weights": "imagenet"})) is None
+        assert weights.initial_weights_digest(ENCODER) is None
+        assert weights.initial_weights_digest(ENCODER.model_copy(update={"encoder_weights": "imagenet"})) is None
 
     def test_weights_that_cannot_be_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def offline(*_: object, **__: object) -> None:
@@ -124,10 +124,10 @@ class TestModels:
 
     def test_timm_encoders_have_one_set_of_weights(self) -> None:
         spec = ENCODER.model_copy(update={"encoder": "tu-resnet18", "encoder_weights": "imagnet"})
-        with pytest.raises(CarvanaError, match="'tu-resnet18'.*'imagnet'.*encoder_weights"):
+        with pytest.raises(CarvanaError, match=r"'tu-resnet18'.*'imagnet'.*encoder_weights"):
             networks.build_model(spec, SMALL)
 
     def test_pickles_are_refused(self, tmp_path: Path) -> None:
         torch.save(networks.build_model(TINY, SMALL), tmp_path / "net.pth")
         with pytest.raises(CarvanaError, match=r"net\.pth"):
-            networks.read_weights(tmp_path / "net.pth")
+            weights.read_weights(tmp_path / "net.pth")

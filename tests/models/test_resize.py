@@ -5,10 +5,7 @@ import torch
 
 from pipeline.config import InputSettings
 from pipeline.models.resize import soft_target, to_network_input
-from pipeline.models.tensors import (
-    quantize_logits_tensor,
-    upsample_logits_tensor,
-)
+from pipeline.models.tensors import quantize_logits_tensor, upsample_logits_tensor
 
 
 class TestPixels:

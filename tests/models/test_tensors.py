@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import CarvanaError
-from pipeline.models.tensors import (
-    device_label,
-    resolve_device,
-    resolve_precision,
-)
+from pipeline.models.tensors import device_label, resolve_device, resolve_precision
 
 
 class TestDevices:

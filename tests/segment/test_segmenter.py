@@ -36,7 +36,7 @@ from pipeline.inference.prediction_writer import PredictJob, write_predictions
 from pipeline.inference.probability_map import ProbabilityMap
 from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.inference.torch_predictor import predict_stream as competition_stream
-from pipeline.models import networks
+from pipeline.models import networks, weights
 from pipeline.models.resize import to_network_input
 from pipeline.segment import batch, segmenter
 from pipeline.segment.image_loader import ImageLimits, image_area, load_image
@@ -314,8 +314,8 @@ COLOUR_TINY = InputSettings(size=(32, 48))
 
 
 def save_net(folder: Path, spec: ModelConfig, input: InputSettings, seed: int) -> None:
-    networks.save_config(folder, spec, input, {})
-    networks.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(spec, input, seed).state_dict())
+    weights.save_config(folder, spec, input, {})
+    weights.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(spec, input, seed).state_dict())
 
 
 @pytest.fixture(scope="module", autouse=True)

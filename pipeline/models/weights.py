@@ -1,0 +1,136 @@
+"""Weights in files: read, check, match by name, write."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig
+from pipeline.errors import CarvanaError
+from pipeline.utils.files import atomic_write, write_json
+from pipeline.workspace import CONFIG, WEIGHTS, project_root
+
+StateDict = Mapping[str, Tensor]
+
+
+def save_weights(path: Path, state: StateDict) -> None:
+    """Write weights as safetensors; the file appears whole or not at all."""
+    with atomic_write(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+
+
+def save_config(folder: Path, spec: ModelConfig, input: InputSettings, facts: Mapping[str, Any]) -> None:
+    """Write what ``load_model`` needs to build the net, and ``facts`` about it for people."""
+    config = {"architecture": spec.model_dump(exclude={"input", "train"}), "input": input.model_dump(), **facts}
+    write_json(folder / CONFIG, config)
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Load weights into ``net``; raises CarvanaError that names what does not fit."""
+    state = read_weights(path)
+    unknown = sorted(set(state) - set(net.state_dict()))
+    if unknown:
+        raise CarvanaError(
+            f"{path} has weights of another architecture: the net has no '{unknown[0]}' ({len(unknown)} such names)."
+        )
+    _load_strict(net, state, path)
+
+
+def weights_path(path: Path) -> Path:
+    """Return the file of weights at a path: the file itself, or the last weights in a trained net's folder."""
+    return path / WEIGHTS["last"] if path.is_dir() else path
+
+
+def read_weights(path: Path) -> StateDict:
+    """Return the weights of a .safetensors file, or of a PyTorch file with nothing but tensors."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CarvanaError(f"{path} does not exist. Check the path of the weights.") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CarvanaError(f"{path} is not a file of weights ({error}). Is it complete?") from error
+    except Exception as error:  # torch.load raises errors of many types for what it does not unpickle
+        # Not torch's own message, which advises to run the code in the file.
+        raise CarvanaError(f"{path} is not a plain state dict. Save it as .safetensors.") from error
+    weights = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(weights, dict):
+        raise CarvanaError(f"{path} has no named weights. Save the state_dict of a net.")
+    return weights
+
+
+def _load_strict(module: nn.Module, state: StateDict, path: Path) -> None:
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    missing = sorted(set(wanted) - set(state))
+    unfit = sorted(name for name in set(wanted) & set(state) if state[name].shape != wanted[name])
+    if missing or unfit:
+        name = (missing or unfit)[0]
+        reason = (
+            f"'{name}' is missing" if missing else f"'{name}' is {list(state[name].shape)}, not {list(wanted[name])}"
+        )
+        raise CarvanaError(f"{path} has weights of another architecture: {reason} ({len(missing + unfit)} such names).")
+    broken = non_finite_name(state)
+    if broken is not None:
+        raise CarvanaError(f"{path}: '{broken}' contains NaN or infinity. Train the net again with a lower train.lr.")
+    module.load_state_dict({name: state[name] for name in wanted})
+
+
+def non_finite_name(state: StateDict) -> str | None:
+    """Return the name of the first tensor that contains NaN or infinity, None where all are finite.
+
+    Outputs alone do not show it: convolutions in bf16 on a CPU give finite numbers for infinite weights.
+    """
+    return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
+
+
+def encoder_weights_path(weights: str | None) -> Path | None:
+    """Return the file that ``encoder_weights`` names, relative to the project's root; None for the name of a set."""
+    if weights is None or not ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
+        return None
+    return project_root() / Path(weights).expanduser()
+
+
+def init_checkpoint_path(init_checkpoint: str | None, fold: int) -> Path | None:
+    """Return the path in ``train.init_checkpoint`` for a fold, relative to the project's root."""
+    if init_checkpoint is None:
+        return None
+    return weights_path(project_root() / Path(init_checkpoint.replace("{fold}", str(fold))).expanduser())
+
+
+def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = None) -> str | None:
+    """Return the SHA-256 of the file that a net starts from, or None without one."""
+    key, file = "train.init_checkpoint", init_checkpoint
+    if file is None:
+        key, file = (
+            "encoder_weights",
+            encoder_weights_path(spec.encoder_weights) if isinstance(spec, SmpUNetConfig) else None,
+        )
+    if file is None:
+        return None
+    if not file.is_file():
+        raise CarvanaError(f"{file} does not exist. Check {key}.")
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
+    """Return the encoder's weights under its own names, from a file of an encoder, of a whole U-Net (this project's or
+    smp's), or of a classifier as timm and torchvision save it."""
+    wanted = set(encoder.state_dict())
+    for prefix, replacement in (("", ""), ("network.encoder.", ""), ("encoder.", ""), ("", "model.")):
+        renamed = {
+            replacement + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+        }
+        if wanted & set(renamed):
+            return renamed
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip("\"'")[:300]
