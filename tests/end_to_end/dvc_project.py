@@ -20,7 +20,7 @@ FILES = ("pipeline", "recipes", "dvc.yaml", "params.yaml", ".dvcignore", ".gitig
 TINY = {
     "folds.count": 2,
     "folds.active": [0, 1],
-    "folds.holdout_cars": 1,
+    "folds.holdout_cars": 2,
     "input.size": [64, 96],
     "models.specs.small.widths": [4, 8, 8],
     "models.specs.small.dropout": 0.2,
@@ -45,6 +45,14 @@ class Project:
         self.put(changes)
         self.git("init", "--quiet")
         self.commit()
+
+    @classmethod
+    def copy_of(cls, original: Path, folder: Path) -> "Project":
+        """Copy a project with all that it has computed."""
+        shutil.copytree(original, folder, symlinks=True)
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
 
     def put(self, changes: Mapping[str, Any]) -> None:
         """Change settings, given as dotted keys."""

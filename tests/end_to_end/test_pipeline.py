@@ -25,12 +25,9 @@ from tests.end_to_end.dvc_project import TINY, Project, kill_when
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, tiny_sample: Path) -> Project:
+def done(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> Project:
     """A project after one run of everything on a tiny sample."""
-    project = Project(tmp_path_factory.mktemp("pipeline") / "project", TINY | {"data.directory": str(tiny_sample)})
-    project.repro()
-    project.commit()
-    return project
+    return Project.copy_of(finished_project, tmp_path_factory.mktemp("pipeline") / "project")
 
 
 @pytest.mark.slow
@@ -49,13 +46,13 @@ class TestRepro:
 
     def test_metrics_and_reports(self, done: Project) -> None:
         metrics = done.read("reports/metrics.json")
-        assert metrics["oof"]["small"]["images"] == 48
-        assert metrics["holdout"]["cars"] == 1
+        assert metrics["oof"]["small"]["images"] == 32
+        assert metrics["holdout"]["cars"] == 2
         for scores in (metrics["oof"]["small"], metrics["holdout"], metrics["test"]):
             assert 0 < scores["iou"] <= scores["dice"] <= 1
             assert 0 < scores["accuracy"] <= 1
         images = pd.read_csv(done.folder / "reports/images.csv")
-        assert images.groupby("split").size().to_dict() == {"holdout": 16, "oof": 48}
+        assert images.groupby("split").size().to_dict() == {"holdout": 32, "oof": 32}
         assert images[images["split"] == "oof"]["dice"].mean() == pytest.approx(
             metrics["oof"]["small"]["dice"], abs=1e-5
         )
@@ -231,7 +228,7 @@ class TestErrors:
 
 
 @pytest.mark.slow
-def test_a_corrupt_test_image_keeps_its_row(done: Project, tiny_sample: Path, tmp_path: Path) -> None:
+def test_a_corrupt_test_image_keeps_its_row(tiny_sample: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for file in tiny_sample.iterdir():
@@ -241,7 +238,8 @@ def test_a_corrupt_test_image_keeps_its_row(done: Project, tiny_sample: Path, tm
         truncated = old.namelist()[3]
         for name in old.namelist():
             new.writestr(name, old.read(name)[: 30_000 if name == truncated else None])
-    project = Project(tmp_path / "project", TINY | {"data.directory": str(data), "train.epochs": 1})
+    quick = {"data.directory": str(data), "train.epochs": 1, "folds.active": [0]}
+    project = Project(tmp_path / "project", TINY | quick)
     project.repro()
     image_id = Path(truncated).stem
     replaced = project.read("submissions/submission.json")["replaced_images"]
@@ -256,7 +254,7 @@ def bytes_of(project: Project) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["process", "group", "dvc"])
+@pytest.mark.parametrize("how", ["group", *(pytest.param(how, marks=pytest.mark.long) for how in ("process", "dvc"))])
 def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, tmp_path: Path, how: str) -> None:
     project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample)})
     resume = project.folder / ".resume"
@@ -290,9 +288,10 @@ def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, t
 
 
 @pytest.mark.slow
-def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample), "train.epochs": 2})
-    project.repro("folds")
+def test_two_runs_of_a_stage_share_one_state(finished_project: Path, tmp_path: Path) -> None:
+    project = Project.copy_of(finished_project, tmp_path / "project")
+    project.put({"train.epochs": 2})
+    earlier = list(project.folder.glob(".resume/train/small/0/*/result"))
     command = ("carvana", "stage", "train", "--model", "small", "--fold", "0")
     both = [
         subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True)
@@ -301,13 +300,15 @@ def test_two_runs_of_a_stage_share_one_state(tiny_sample: Path, tmp_path: Path) 
     printed = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert sum("Another run is working on train small 0" in text for text in printed) == 1
-    assert len(list((project.folder / ".resume/train/small/0").glob("*/result"))) == 1
+    assert len(list(project.folder.glob(".resume/train/small/0/*/result"))) == len(earlier) + 1
 
 
 @pytest.mark.slow
-def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(tiny_sample: Path, tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample), "train.epochs": 15})
-    project.repro("folds")
+def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    project = Project.copy_of(finished_project, tmp_path / "project")
+    project.put({"train.epochs": 15})
     command = ("carvana", "stage", "train", "--model", "small", "--fold", "0")
     orphan = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.DEVNULL)
     while orphan.poll() is None and not any(project.folder.glob(".resume/train/small/0/*/unfinished")):

@@ -2,6 +2,7 @@
 
 import io
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -51,6 +52,7 @@ from pipeline.segment.outputs import (
     rle_row,
 )
 from pipeline.segment.segmenter import RawPredictions, Segmenter
+from tests import ROOT
 from tests.end_to_end.dvc_project import Project
 from tests.import_probe import HEAVY_MODULES, loaded_modules
 
@@ -489,6 +491,7 @@ def save_onnx(path: Path, kind: Literal["net", "ensemble"] = "net", **facts: Any
 
 class TestExports:
     def test_a_net_predicts_where_there_is_no_torch(self, tmp_path: Path) -> None:
+        shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
         save_onnx(tmp_path / "dark.onnx")
         touch(tmp_path, "in/a.png")
         arguments = ["segment", "in", "--out", "out", "--net", "dark.onnx", "--views", "hflip", "scale:0.5"]

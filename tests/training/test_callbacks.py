@@ -426,6 +426,7 @@ class TestCommand:
 
     @pytest.fixture
     def project(self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
         shutil.copytree(whole / "log", tmp_path / "runs" / RUN)
         callbacks.SummaryWriter(tmp_path / "runs" / RUN, purge_step=3).close()  # as if epoch 3 began again
         monkeypatch.chdir(tmp_path)
