@@ -143,7 +143,7 @@ def test_score_of_other_images(carvana: Run) -> None:
 
 @pytest.mark.parametrize("arguments", [["--debug", "check", "none.csv"], ["check", "none.csv", "--debug"]])
 def test_debug_lets_the_traceback_through(project: Path, arguments: list[str]) -> None:
-    with pytest.raises(CarvanaError, match=r"none\.csv does not exist"):
+    with pytest.raises(CarvanaError, match=r"none\.csv"):
         main(arguments)
 
 
@@ -270,7 +270,7 @@ def test_debug_of_repro_is_not_for_dvc(project: Path, dvc: list[list[str]]) -> N
     assert left.value.code == 0
     assert dvc[-1] == [sys.executable, "-m", "dvc", "repro", "-f"]
     (project / "params.yaml").write_text("trian: {}")
-    with pytest.raises(CarvanaError, match="Unknown setting trian"):
+    with pytest.raises(CarvanaError, match="trian"):
         main(["repro", "--debug"])
 
 

@@ -180,5 +180,5 @@ class TestComparison:
         panel.validate(stored.held_out, VIEWS, ["small0"])
 
     def test_missing_maps(self, stored: Stored) -> None:
-        with pytest.raises(CarvanaError, match=r"holds no maps .*'dvc repro'"):
+        with pytest.raises(CarvanaError, match="dvc repro"):
             PredictionStore(stored.folder / "holdout/small/9")

@@ -115,7 +115,7 @@ class TestServe:
             other.bind(("127.0.0.1", 0))
             other.listen()
             port = other.getsockname()[1]
-            with pytest.raises(CarvanaError, match=rf"Port {port} .* is taken.*--port"):
+            with pytest.raises(CarvanaError, match=f"{port}"):
                 launch.serve_app(LOOPBACK, port)
         assert not started
 
@@ -322,7 +322,7 @@ class TestTry:
     def test_more_than_memory_holds_is_refused(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cached_predictions, "_MOST", 3 * 50 * 70)
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
-        with pytest.raises(CarvanaError, match="choose 3 nets times views at most"):
+        with pytest.raises(CarvanaError, match=r"\b3\b"):
             sight.predict(["small/0", "small/1"], ["identity", "hflip"], params)
 
     def test_a_net_is_not_loaded_for_what_it_has_said(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ class TestTry:
 
     def test_a_net_that_is_removed_meanwhile(self, net: Path) -> None:
         shutil.rmtree(net / "folds/small/0")
-        with pytest.raises(CarvanaError, match="There is no net 'small/0'"):
+        with pytest.raises(CarvanaError, match="small/0"):
             CachedImage("car.png", noise(50, 70)).predict(["small/0"], ["identity"], read_params())
 
     def test_an_exported_ensemble_begins_at_its_own_threshold(self, net: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_drive_that_fails_is_not_skipped(tmp_path: Path, files: Files) -> None
     source = unpacked(tmp_path, files)
     source.train.ids()
     (tmp_path / JPEG).unlink()
-    with pytest.raises(CarvanaError, match=rf"{FIRST}\.jpg can't be read \(No such file or directory\): see that its"):
+    with pytest.raises(CarvanaError, match=rf"{FIRST}\.jpg.*No such file"):
         build_manifest(source, "skip")
 
 
@@ -387,20 +387,20 @@ def test_data_that_changed_after_the_manifest_are_refused(
     files["test.zip"][f"test/{TEST[0]}.jpg"] = jpeg(99)
     write(tmp_path, files)
     open_training(CompetitionData(tmp_path), manifest)
-    with pytest.raises(CarvanaError, match=rf"test files in {tmp_path} are not those of .*dvc repro --force download"):
+    with pytest.raises(CarvanaError, match=rf"test.*{tmp_path}"):
         open_test(CompetitionData(tmp_path), manifest)
 
     files = deepcopy(original)
     files["train.zip"][JPEG] = jpeg(98)
     write(tmp_path, files)
     open_test(CompetitionData(tmp_path), manifest)
-    with pytest.raises(CarvanaError, match="train files in"):
+    with pytest.raises(CarvanaError, match="train"):
         open_training(CompetitionData(tmp_path), manifest)
 
     files = deepcopy(original)
     edit_row(files, lambda line: line.replace(b"9", b"8"))  # its size stays
     write(tmp_path, files)
-    with pytest.raises(CarvanaError, match="masks files in"):
+    with pytest.raises(CarvanaError, match="masks"):
         open_training(CompetitionData(tmp_path), manifest)
 
 
@@ -442,5 +442,5 @@ def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path
 
 
 def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"data\.directory is .*nowhere, which is no folder: give it the path"):
+    with pytest.raises(CarvanaError, match=r"data\.directory.*nowhere"):
         ensure_data(DataSettings(source="sample", directory="nowhere"), tmp_path)

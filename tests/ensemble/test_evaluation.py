@@ -88,7 +88,7 @@ class TestEvaluation:
         summary = self.evaluation(tmp_path, views=["identity", "hflip"]).score(holdout=False).summary()
         assert (summary["oof"]["good"]["dice"], summary["oof"]["bad"]["dice"]) == (1, 0)
         assert "holdout" not in summary
-        with pytest.raises(CarvanaError, match=r"no view scale:0\.5"):
+        with pytest.raises(CarvanaError, match=r"scale:0\.5"):
             self.evaluation(tmp_path, views=["scale:0.5"]).score(holdout=False)
 
     def test_the_worst_are_those_of_what_is_submitted(self, tmp_path: Path) -> None:

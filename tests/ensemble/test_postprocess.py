@@ -313,7 +313,7 @@ class TestDecision:
         )
         clear_HW = soft.ambiguous_HW & (np.abs(margin_HW) > 1e-5)
         assert np.array_equal(mask_HW[soft.box][clear_HW], margin_HW[clear_HW] >= 0)
-        with pytest.raises(ValueError, match="edges needs the photograph of a"):
+        with pytest.raises(ValueError, match="edges"):
             MaskBuilder(self.merge, ("refine_edges",)).mask(maps)
 
     def test_the_order_given_does_not_matter(self, maps: list[ProbabilityMap]) -> None:

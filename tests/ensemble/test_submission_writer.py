@@ -102,19 +102,17 @@ class TestSubmission:
     def test_nets_that_disagree_are_named(self, nets: Nets, tmp_path: Path) -> None:
         other = nets.store(1, "other")
         other.image_ids = IDS[:-1]
-        with pytest.raises(
-            CarvanaError, match=r"hold maps of different images: run 'rm -r .resume/predict', 'dvc repro --single"
-        ):
+        with pytest.raises(CarvanaError, match=r"different images.*dvc repro"):
             write_submission([nets.store(0), other], self.decision, fallback, tmp_path, tmp_path / "x.gz")
         other.image_ids, other.unreadable = IDS, {}
-        with pytest.raises(CarvanaError, match="hold maps of different images"):
+        with pytest.raises(CarvanaError, match="different images"):
             write_submission([nets.store(0), other], self.decision, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_maps_in_another_order_are_never_merged(self, nets: Nets, tmp_path: Path) -> None:
         stores = [nets.store(0), nets.store(1)]
         for store in stores:
             store.image_ids = [IDS[1], IDS[0], *IDS[2:]]
-        with pytest.raises(CarvanaError, match=f"The maps of {IDS[1]} are missing or out of order"):
+        with pytest.raises(CarvanaError, match=f"{IDS[1]}"):
             write_submission(stores, self.decision, fallback, tmp_path, tmp_path / "x.gz")
 
     def test_the_mean_mask_of_an_angle(self) -> None:

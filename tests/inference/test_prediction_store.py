@@ -78,7 +78,7 @@ class TestTiming:
         store = self.store(tmp_path)
         assert json.loads((store.folder / "timing.json").read_text())["images"] == 0
         assert store.timing() is None
-        with pytest.raises(CarvanaError, match="was not measured"):
+        with pytest.raises(CarvanaError, match="measured"):
             total_timing([]).seconds_per_image([])
 
     def test_a_torn_time_of_a_shard_stops_nobody(self, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ class TestTiming:
     def test_what_is_no_timing_is_named(self, tmp_path: Path, text: str) -> None:
         store = self.store(tmp_path)
         (store.folder / "timing.json").write_text(text)
-        with pytest.raises(CarvanaError, match=r"timing\.json can't be read"):
+        with pytest.raises(CarvanaError, match=r"timing\.json"):
             store.timing()
 
     def test_seconds_an_image_go_by_the_views_shares(self) -> None:
@@ -123,7 +123,7 @@ class TestTiming:
         assert measured.seconds_per_image(["hflip"]) == 0.5
         assert measured.seconds_per_image(["hflip", "identity"]) == 2
         assert measured.seconds_per_image([]) == 0
-        with pytest.raises(CarvanaError, match=r"How long scale:0\.5 takes was not measured"):
+        with pytest.raises(CarvanaError, match=r"scale:0\.5"):
             measured.seconds_per_image(["identity", "scale:0.5"])
 
     def test_views_too_fast_to_tell_apart_are_equal(self) -> None:

@@ -123,7 +123,7 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, content: Any) -> None:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(CarvanaError, match=r"start\.pt .* Set train\.init_checkpoint to"):
+    with pytest.raises(CarvanaError, match=r"start\.pt.*train\.init_checkpoint"):
         build_model(SPEC, INPUT, init_checkpoint=path)
 
 
@@ -184,9 +184,7 @@ def test_other_bytes_are_another_training(facts: Any, weights: Path) -> None:
 
 
 def test_the_nets_own_folder_which_is_removed_before_training(facts: Any, tmp_path: Path) -> None:
-    with pytest.raises(
-        CarvanaError, match=r"train\.init_checkpoint leads to .*folds/small/0/model.safetensors, which DVC removes"
-    ):
+    with pytest.raises(CarvanaError, match=r"train\.init_checkpoint.*folds/small/0/model\.safetensors"):
         facts("folds/small/{fold}/model.safetensors")
 
 

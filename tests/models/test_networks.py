@@ -117,7 +117,7 @@ class TestModels:
             networks.build_model(spec, SMALL)
 
     def test_unknown_encoder_and_missing_file(self) -> None:
-        with pytest.raises(CarvanaError, match="Encoder 'resnet1'"):
+        with pytest.raises(CarvanaError, match=r"resnet1\b"):
             networks.build_model(ENCODER.model_copy(update={"encoder": "resnet1"}), SMALL)
         with pytest.raises(CarvanaError, match=r"gone\.pth"):
             networks.build_model(ENCODER.model_copy(update={"encoder_weights": "./gone.pth"}), SMALL)

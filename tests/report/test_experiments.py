@@ -315,8 +315,8 @@ class TestExperiments:
         with pytest.raises(CarvanaError, match="'dvc repro' first"):
             compare()
         small.repro("--quiet", "predict")
-        with pytest.raises(CarvanaError, match=r"images\.csv is older than the maps here: run 'dvc repro' first"):
+        with pytest.raises(CarvanaError, match=r"images\.csv"):
             compare()
         (small.folder / "reports/images.csv").unlink()
-        with pytest.raises(CarvanaError, match=r"images\.csv is missing: run 'dvc repro' first"):
+        with pytest.raises(CarvanaError, match=r"images\.csv"):
             compare()

@@ -99,8 +99,8 @@ def test_the_table_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     show_results(Path("docs/results.md"))
     assert "| a | 1,862,849 |" in Path("docs/results.md").read_text()
     (RESULTS_DIR / "older.json").write_text(json.dumps({"name": "a"}))
-    with pytest.raises(CarvanaError, match=r"older\.json has no 'data': delete it"):
+    with pytest.raises(CarvanaError, match=r"older\.json.*data"):
         show_results(None)
     (RESULTS_DIR / "older.json").write_text("{")
-    with pytest.raises(CarvanaError, match=r"older\.json can't be read"):
+    with pytest.raises(CarvanaError, match=r"older\.json"):
         show_results(None)

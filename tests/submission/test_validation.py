@@ -137,12 +137,12 @@ def test_damaged_archives_are_named(tmp_path, name, damage):
     else:
         data[:] = b"img,rle_mask\n"
     path.write_bytes(data)
-    with pytest.raises(CarvanaError, match=rf"{name} can't be read"):
+    with pytest.raises(CarvanaError, match=f"{name}"):
         validation.validate_submission(path)
 
 
 def test_absent_file_is_named(tmp_path):
-    with pytest.raises(CarvanaError, match=r"b\.csv does not exist"):
+    with pytest.raises(CarvanaError, match=r"b\.csv"):
         validation.validate_submission(tmp_path / "b.csv")
 
 
@@ -151,7 +151,7 @@ def test_zip_must_hold_one_csv(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.csv", "img,rle_mask\n")
         archive.writestr("b.csv", "img,rle_mask\n")
-    with pytest.raises(CarvanaError, match="holds 2 CSVs"):
+    with pytest.raises(CarvanaError, match="2 CSVs"):
         validation.validate_submission(path)
 
 
@@ -183,11 +183,11 @@ def test_score_refuses_images_that_only_one_file_holds(tmp_path):
     both = write(tmp_path / "both.csv", {a: "1 1", b: "1 1"})
     one = write(tmp_path / "one.csv", {b: "1 1"})
     other = write(tmp_path / "other.csv", {a: "1 1", c: "1 1"})
-    with pytest.raises(CarvanaError, match=rf"one.csv has no row for 1 of the images in .*both.csv, first {a}"):
+    with pytest.raises(CarvanaError, match=rf"one\.csv.*both\.csv.*{a}"):
         validation.score_submission(one, both)
-    with pytest.raises(CarvanaError, match=rf"both.csv, row 2 \({a}.jpg\): .*one.csv has no mask"):
+    with pytest.raises(CarvanaError, match=rf"both\.csv.*row 2.*{a}.*one\.csv"):
         validation.score_submission(both, one)
-    with pytest.raises(CarvanaError, match=rf"both.csv, row 3 \({b}.jpg\): .*other.csv has no mask"):
+    with pytest.raises(CarvanaError, match=rf"both\.csv.*row 3.*{b}.*other\.csv"):
         validation.score_submission(both, other)
 
 
@@ -197,10 +197,10 @@ def test_score_refuses_second_rows_and_malformed_masks_in_either_file(tmp_path):
     bad = write(tmp_path / "bad.csv", {IDS[0]: "1 0"})
     bare = write(tmp_path / "bare.csv", {})
     for files in ((twice, good), (good, twice)):
-        with pytest.raises(CarvanaError, match=rf"twice.csv, row 3 \({IDS[0]}.jpg\): a second row"):
+        with pytest.raises(CarvanaError, match=rf"twice\.csv.*row 3.*{IDS[0]}"):
             validation.score_submission(*files)
     for files in ((bad, good), (good, bad)):
-        with pytest.raises(CarvanaError, match=rf"bad.csv, row 2 \({IDS[0]}.jpg\): .*length 0"):
+        with pytest.raises(CarvanaError, match=rf"bad\.csv.*row 2.*{IDS[0]}.*length 0"):
             validation.score_submission(*files)
     with pytest.raises(CarvanaError, match="nothing to score"):
         validation.score_submission(bare, bare)

@@ -178,7 +178,7 @@ def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pyt
 def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> None:
     holder = start(_hold_for_ever, tmp_path)
     wait_for((tmp_path / "held").exists)
-    with pytest.raises(CarvanaError, match=rf"A run is working on \.resume/{SLOT}/.*: stop it first"):
+    with pytest.raises(CarvanaError, match=rf"\.resume/{SLOT}/"):
         delete_states(tmp_path)
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
