@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Tests run side by side: a second thread of a tiny net only waits. Set before torch is imported; processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start, in any folder, import this checkout.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 
 import pytest
 from filelock import FileLock
@@ -85,7 +87,6 @@ def environment(server: KaggleServer, tmp_path: Path) -> Iterator[dict[str, str]
             "http_proxy": address,
             "HOME": str(tmp_path / "home"),
             "XDG_CONFIG_HOME": str(tmp_path / "home" / ".config"),
-            "PYTHONPATH": str(ROOT),
         }
 
 

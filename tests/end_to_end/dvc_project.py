@@ -77,7 +77,7 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         bin_folder = str(Path(sys.executable).parent)
-        return os.environ | {"PATH": bin_folder + os.pathsep + os.environ["PATH"], "PYTHONPATH": ""}
+        return os.environ | {"PATH": bin_folder + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command in a session of its own; stdout and stderr go to one pipe-less file."""

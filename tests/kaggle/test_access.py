@@ -307,7 +307,7 @@ def test_nothing_secret_is_shown_even_in_a_traceback(
     run = subprocess.run(
         [sys.executable, "-c", "from pipeline.cli import main; main()", "download", *debug],
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import os
 import subprocess
 import sys
 import tracemalloc
@@ -18,7 +17,6 @@ from pipeline.competition.dice import confusion_counts
 from pipeline.competition.image_ids import HEIGHT, WIDTH, format_image_id
 from pipeline.errors import CarvanaError
 from pipeline.submission import csv_file, validation
-from tests import ROOT
 
 PIXELS = HEIGHT * WIDTH
 IDS = [format_image_id("00087a6bd4dc", angle) for angle in range(1, 4)]
@@ -246,12 +244,10 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
     bench_check.write(tmp_path / "submission.csv.gz", 0)
     bench_check.write(tmp_path / "last.csv.gz", 1, backwards=True)  # so that all of it has to wait on disk
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for what in ("check", "compare"):
         run = subprocess.run(
             [sys.executable, "-c", code, what],
             cwd=tmp_path,
-            env=environment,
             capture_output=True,
             text=True,
             check=True,
