@@ -108,7 +108,9 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "carvana" else [pytest.mark.long]) for name in RECIPES]
+)
 def test_a_recipe_runs_to_a_checked_submission(project: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     apply(name)
     params = run_all()

@@ -80,6 +80,7 @@ class TestVerdict:
         assert summary["advice"] is None
         assert (summary["selection"] is None) == (cars == 1)
 
+    @pytest.mark.slow
     def test_chosen_from_noise_the_best_looks_better_than_it_is(self) -> None:
         random = np.random.default_rng(0)
         settings = [folds_setting(1, threshold=0.3 + n / 1000) for n in range(300)]

@@ -346,6 +346,7 @@ class TestTry:
         with pytest.raises(CarvanaError, match="small/0"):
             CachedImage("car.png", noise(50, 70)).predict(["small/0"], ["identity"], read_params())
 
+    @pytest.mark.slow
     def test_an_exported_ensemble_begins_at_its_own_threshold(self, net: Path) -> None:
         exports = net / "exports/small"
         exports.mkdir(parents=True)

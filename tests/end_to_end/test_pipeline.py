@@ -1,9 +1,7 @@
-"""The whole pipeline as users run it: dvc repro on a tiny sample, again, changed, as an experiment, and killed."""
+"""The whole pipeline as users run it: dvc repro on a tiny sample, again, changed, and as an experiment."""
 
 import gzip
 import re
-import subprocess
-import time
 import zipfile
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.submission.validation import score_submission, validate_submission
 from pipeline.utils.run_state import acquire_run_state
 from pipeline.workspace import net_digest
-from tests.end_to_end.dvc_project import TINY, Project, kill_when
+from tests.end_to_end.dvc_project import TINY, Project
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +169,11 @@ class TestRepro:
         assert "t45" in shown
         # One that trains shares the state of resumes with the workspace.
         before = {path.name for path in (done.folder / ".resume/train/small/0").iterdir()}
-        done.run("dvc", "exp", "run", "--temp", "--set-param", "train.lr=0.02", "--name", "lr")
+        done.run("dvc", "exp", "run", "--temp", "--set-param", "train.lr=0.02", "--name", "lr", "train@small-0")
         after = {path.name for path in (done.folder / ".resume/train/small/0").iterdir()}
         assert before < after
 
+    @pytest.mark.long
     def test_queued_experiments_find_data_and_state(self, done: Project) -> None:
         done.run(
             "dvc", "exp", "run", "--queue", "--set-param", "ensemble.merge=majority_vote", "--name", "majority_vote"
@@ -240,84 +239,12 @@ def test_a_corrupt_test_image_keeps_its_row(tiny_sample: Path, tmp_path: Path) -
             new.writestr(name, old.read(name)[: 30_000 if name == truncated else None])
     quick = {"data.directory": str(data), "train.epochs": 1, "folds.active": [0]}
     project = Project(tmp_path / "project", TINY | quick)
-    project.repro()
+    project.repro("evaluate", "ensemble")
     image_id = Path(truncated).stem
     replaced = project.read("submissions/submission.json")["replaced_images"]
     assert list(replaced) == [image_id]
     assert validate_submission(project.folder / "submissions/submission.csv.gz").rows == 16
     assert image_id in project.run("carvana", "summary")
-
-
-def bytes_of(project: Project) -> dict[str, bytes]:
-    names = [f"folds/small/{fold}/model.safetensors" for fold in (0, 1)]
-    return {name: (project.folder / name).read_bytes() for name in (*names, "submissions/submission.csv.gz")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["group", *(pytest.param(how, marks=pytest.mark.long) for how in ("process", "dvc"))])
-def test_killed_anywhere_the_same_submission(done: Project, tiny_sample: Path, tmp_path: Path, how: str) -> None:
-    project = Project(tmp_path / "project", TINY | {"data.directory": str(tiny_sample)})
-    resume = project.folder / ".resume"
-
-    def there(pattern: str) -> bool:
-        return any(resume.glob(pattern))
-
-    shard = "predict/test/small/0/*/unfinished/maps/shard-00000.parquet"
-    points = [
-        ("train", lambda: there("train/small/0/*/unfinished/last.ckpt")),
-        ("train", lambda: there("train/small/1/*/unfinished")),
-        ("predict", lambda: there(shard)),
-        ("evaluate", lambda: True),
-        ("ensemble", lambda: there("ensemble/*/unfinished/part-*")),
-    ]
-    for stage, ready in points:
-        dvc = project.start("dvc", "repro")
-        process = kill_when(dvc, stage, ready, how)
-        assert dvc.returncode != 0
-        if stage == "predict":
-            finished = {path: path.stat().st_mtime_ns for path in resume.glob(shard)}
-        if how == "dvc":
-            # Its child lives on, and the next run must neither disturb it nor be disturbed by it.
-            assert process.is_running()
-    project.repro()
-    assert bytes_of(project) == bytes_of(done)
-    assert not list(project.folder.rglob(".*.part")), "a kill left something half written"
-    for path, moment in finished.items():
-        kept = path.parents[2] / "result" / path.name
-        assert kept.stat().st_mtime_ns == moment, "a finished shard was made again"
-
-
-@pytest.mark.slow
-def test_two_runs_of_a_stage_share_one_state(finished_project: Path, tmp_path: Path) -> None:
-    project = Project.copy_of(finished_project, tmp_path / "project")
-    project.put({"train.epochs": 2})
-    earlier = list(project.folder.glob(".resume/train/small/0/*/result"))
-    command = ("carvana", "stage", "train", "--model", "small", "--fold", "0")
-    both = [
-        subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    printed = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
-    assert sum("Another run is working on train small 0" in text for text in printed) == 1
-    assert len(list(project.folder.glob(".resume/train/small/0/*/result"))) == len(earlier) + 1
-
-
-@pytest.mark.slow
-def test_a_stage_left_by_a_killed_dvc_does_not_publish_over_newer_settings(
-    finished_project: Path, tmp_path: Path
-) -> None:
-    project = Project.copy_of(finished_project, tmp_path / "project")
-    project.put({"train.epochs": 15})
-    command = ("carvana", "stage", "train", "--model", "small", "--fold", "0")
-    orphan = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.DEVNULL)
-    while orphan.poll() is None and not any(project.folder.glob(".resume/train/small/0/*/unfinished")):
-        time.sleep(0.05)
-    project.put({"train.lr": 0.02, "train.epochs": 1})
-    assert "Another run is working on train small 0: waiting for it" in project.run(*command)
-    assert orphan.wait() == 0
-    curves = pd.read_csv(project.folder / "folds/small/0/curves.csv")
-    assert curves["epoch"].max() == 1
 
 
 @pytest.mark.slow

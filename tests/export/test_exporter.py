@@ -60,7 +60,7 @@ SIZES = [(1, 40, 60), (3, 37, 51), (2, 64, 33), (1, 9, 90)]
 
 
 @dataclass(frozen=True)
-class FakeImages:
+class SampleImages:
     """The drawn sample's photographs and masks."""
 
     source: CompetitionData
@@ -81,7 +81,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def trained(reader: FakeImages, image_ids: Sequence[str], seed: int) -> networks.SegmentationModel:
+def trained(reader: SampleImages, image_ids: Sequence[str], seed: int) -> networks.SegmentationModel:
     """A tiny net after some seconds of learning, so that its masks are masks."""
     net = networks.build_model(TINY, INPUT, seed)
     pixels = torch.stack(
@@ -107,7 +107,7 @@ def save(net: networks.SegmentationModel, folder: Path, fold: int, spec: ModelCo
 @pytest.fixture(scope="module")
 def job(tiny_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportJob:
     """Two trained nets, and drawn photographs to check them on."""
-    folder, reader = tmp_path_factory.mktemp("folds"), FakeImages(CompetitionData(tiny_sample))
+    folder, reader = tmp_path_factory.mktemp("folds"), SampleImages(CompetitionData(tiny_sample))
     image_ids = reader.source.train.ids()
     for fold in (0, 1):
         save(trained(reader, image_ids[16 + fold :: 3], fold), folder / str(fold), fold)
@@ -168,6 +168,7 @@ def runner(path: Path) -> Run:
     return lambda pixels: net(torch.from_numpy(pixels)).detach().numpy()
 
 
+@pytest.mark.slow
 class TestFormats:
     @pytest.mark.parametrize("name", FORMATS)
     def test_each_passes_its_check_and_is_on_the_card(
@@ -241,7 +242,6 @@ class TestFormats:
         convolutions = [name for name in names if "weight" in name]
         assert len(convolutions) == 2 * len([name for name in single if "weight" in name]) > 0
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("write", [write_onnx, write_torchscript])
     @pytest.mark.parametrize(
         "spec",
@@ -268,7 +268,6 @@ class TestFormats:
                 expected = net(torch.from_numpy(pixels)).numpy()
             assert np.abs(run(pixels) - expected).max() < 1e-4, size
 
-    @pytest.mark.slow
     def test_grey_128_in_8_bits_is_at_most_2_and_a_half_megabytes(self, tmp_path: Path) -> None:
         overlay = YAML(typ="safe").load((ROOT / "recipes" / "grey-128.yaml").read_text())["models"]["specs"]["grey-128"]
         input = InputSettings.model_validate(overlay["input"])
@@ -286,6 +285,7 @@ class TestFormats:
         )
 
 
+@pytest.mark.slow
 class TestEnsemble:
     @pytest.mark.parametrize("merge", ["mean_probability", "mean_logit", "majority_vote"])
     @pytest.mark.parametrize("threshold", [0.5, 0.3])
@@ -333,6 +333,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 class TestChecks:
     @pytest.fixture
     def spoilt(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
@@ -465,6 +466,7 @@ class TestChecks:
                 assert_close("model.onnx", measured, exact=exact)
 
 
+@pytest.mark.slow
 class TestRuntime:
     @pytest.mark.parametrize("view", ["identity", "hflip", "scale:0.75", "hflip+scale:1.25", "scale:0.33"])
     def test_a_file_looks_in_every_view_as_the_net_does(
@@ -550,6 +552,7 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Pa
     return run
 
 
+@pytest.mark.slow
 class TestWithoutTorch:
     def test_the_environment_has_no_torch(self, without_torch: Callable[[str, Path], str], tmp_path: Path) -> None:
         code = "import cv2, numpy, onnxruntime\ntry:\n    import torch\nexcept ImportError:\n    print('none')"
@@ -643,7 +646,7 @@ class TestCommand:
         assert isinstance(end.value.code, int)
         return end.value.code
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_a_trained_model_leaves_in_every_format(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("tiny", "--images", "8") == 0
         lines = capsys.readouterr().out.splitlines()

@@ -481,11 +481,16 @@ download_competition(FROM_KAGGLE, Path(), patience=QUICK)
 @pytest.mark.parametrize(
     ("call", "nth", "fault"),
     [
-        ("ListDataFiles", 0, faulty.kill()),
-        ("DownloadDataFile", 0, faulty.kill()),
-        ("GET", 0, faulty.kill(0)),
+        *(
+            pytest.param(call, nth, fault, marks=pytest.mark.long)
+            for call, nth, fault in (
+                ("ListDataFiles", 0, faulty.kill()),
+                ("DownloadDataFile", 0, faulty.kill()),
+                ("GET", 0, faulty.kill(0)),
+                ("GET", 1, faulty.kill(200_000)),
+            )
+        ),
         ("GET", 0, faulty.kill(400_000)),
-        ("GET", 1, faulty.kill(200_000)),
         ("DownloadDataFile", 1, faulty.kill()),  # after the first file got its name
     ],
 )

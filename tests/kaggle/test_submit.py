@@ -658,11 +658,16 @@ LIST = f"{HEAD}show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)"
 @pytest.mark.parametrize(
     ("call", "fault"),
     [
-        ("ListSubmissions", faulty.kill()),
-        ("GetSubmissionLimits", faulty.kill()),
-        ("StartSubmissionUpload", faulty.kill()),
-        ("PUT", faulty.kill()),
-        ("PUT", faulty.kill(done=True)),
+        *(
+            pytest.param(call, fault, marks=pytest.mark.long)
+            for call, fault in (
+                ("ListSubmissions", faulty.kill()),
+                ("GetSubmissionLimits", faulty.kill()),
+                ("StartSubmissionUpload", faulty.kill()),
+                ("PUT", faulty.kill()),
+                ("PUT", faulty.kill(done=True)),
+            )
+        ),
         ("CreateSubmission", faulty.kill()),
         ("CreateSubmission", faulty.kill(done=True)),
         ("CreateSubmission", faulty.kill(5)),

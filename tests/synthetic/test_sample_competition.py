@@ -138,6 +138,7 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return component
 
 
+@pytest.mark.slow
 def test_a_threshold_does_not_solve_the_sample(tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]) -> None:
     """The best grey threshold, on the picture or on its difference from the typical picture, stays well below a net."""
     scale = (WIDTH // 8, HEIGHT // 8)
@@ -164,6 +165,7 @@ def test_a_threshold_does_not_solve_the_sample(tiny_sample: Path, masks: dict[st
     assert best < 0.95
 
 
+@pytest.mark.slow
 def test_bytes_follow_from_the_settings_alone(tiny_sample: Path, tmp_path: Path) -> None:
     """The same settings, drawn by one process over what an earlier run left, give the bytes that several gave."""
     (tmp_path / "train.zip").write_bytes(b"from an earlier run")

@@ -1,6 +1,8 @@
 """Training a net of seconds: what it writes, resuming to the last bit, errors."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,36 @@ def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) ->
         assert np.mean(scores) == pytest.approx(metrics[key], abs=1e-4)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
-@pytest.mark.parametrize("moment", ["in_epoch_2", "after_epoch_1", "before_collecting"])
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs that were not killed, by schedule, each trained once."""
+
+    @functools.cache
+    def run(schedule: str) -> Path:
+        return train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path_factory.mktemp(schedule))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("schedule", "moment"),
+    [
+        ("cosine", "in_epoch_2"),
+        pytest.param("cosine", "after_epoch_1", marks=pytest.mark.slow),
+        pytest.param("cosine", "before_collecting", marks=pytest.mark.slow),
+        pytest.param("onecycle", "in_epoch_2", marks=pytest.mark.slow),
+        pytest.param("onecycle", "after_epoch_1", marks=pytest.mark.long),
+        pytest.param("onecycle", "before_collecting", marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_run_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, moment: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[str], Path],
+    schedule: str,
+    moment: str,
 ) -> None:
-    whole = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "whole")
+    whole = uninterrupted(schedule)
 
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
@@ -76,6 +102,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
     _same_but_for_time(whole, killed)
 
 
+@pytest.mark.slow
 def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Steps so small that the score stands still.
     still = job(schedule="plateau", epochs=8, lr=1e-6, ema_decay=None)
@@ -139,6 +166,7 @@ def test_ctrl_c_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         train(job(), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
 def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
     folder = train(job(optimizer=optimizer, epochs=2, ema_decay=None, lr=0.003), tmp_path)
@@ -146,6 +174,7 @@ def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
     assert loss.iloc[-1] < loss.iloc[0]
 
 
+@pytest.mark.slow
 def test_crops_and_uncached_images_in_worker_processes(tmp_path: Path) -> None:
     made = job(crop=(16, 16), epochs=1)
     machine = HardwareSettings(device="cpu", workers=2, cache_gb=0)
