@@ -618,6 +618,7 @@ assert "torch" not in sys.modules
         assert "(1, 1, h, w)" in text
 
 
+@pytest.mark.slow
 class TestCommand:
     @pytest.fixture
     def project(self, job: ExportJob, tmp_path: Path, tiny_sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -243,6 +243,7 @@ def test_the_real_stages_note_what_is_read() -> None:
     assert list(stages["predict"]["matrix"]) == ["model", "fold", "split"]
 
 
+@pytest.mark.slow
 class TestExperiments:
     def test_they_are_compared_without_being_checked_out(
         self, small: Small, capsys: pytest.CaptureFixture[str]
@@ -292,7 +293,7 @@ class TestExperiments:
         assert f"maps {words}" in found.notes
         assert "lost has no scores in DVC's cache any more: run it again, or 'dvc exp pull' it." in found.notes
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_the_queue_is_told(self, small: Small) -> None:
         small.try_out("good", "--queue", "--set-param", "train.epochs=4")
         small.try_out("bad", "--queue", "--set-param", "train.epochs=-1")
