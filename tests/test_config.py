@@ -161,7 +161,7 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         ("models.specs.small.input", {"size": [62, 64]}, "models.specs.small: input.size 62 x 64"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], key: str, value: Any, words: str) -> None:
+def test_invalid_settings_name_their_key(tree: dict[str, Any], key: str, value: Any, words: str) -> None:
     parse_params(tree)
     put(tree, key, value)
     with pytest.raises(CarvanaError) as caught:
@@ -170,7 +170,7 @@ def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], key: str, valu
     assert "[key]" not in str(caught.value) and "tuple[" not in str(caught.value)
 
 
-def test_every_fault_is_told_at_once(tree: dict[str, Any]) -> None:
+def test_all_invalid_settings_are_listed(tree: dict[str, Any]) -> None:
     put(tree, "train.lrr", 1)
     put(tree, "folds.count", "3")
     with pytest.raises(CarvanaError) as caught:
@@ -196,7 +196,7 @@ def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any])
         (b"folds: 2020-01-01", "folds can't be '2020-01-01'"),
     ],
 )
-def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: bytes, words: str) -> None:
+def test_unreadable_params_file_is_named(tmp_path: Path, text: bytes, words: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(text)
     with pytest.raises(CarvanaError, match=rf"params\.yaml.*{words}"):

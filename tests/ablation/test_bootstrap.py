@@ -111,7 +111,7 @@ def test_the_mean_is_one_over_images_not_over_cars() -> None:
     assert low < sums.sum() / images.sum() < high
 
 
-def test_cars_that_hardly_differ_do_not_end_nowhere() -> None:
+def test_nearly_constant_differences_have_finite_bounds() -> None:
     sums = np.full((8, 1), 1e-9)
     sums[3] = 1.0
     low, high = studentized_ci(sums, np.full(8, ANGLES))[0]
@@ -131,14 +131,14 @@ class TestManyAtOnce:
         for _ in range(self.TRIES):
             yield ANGLES * TRUTH * (random.normal(0, 3, (cars, 1)) + random.normal(0, 1, (cars, 100)))
 
-    def test_seldom_is_any_of_them_surely_better(self, cars: int) -> None:
+    def test_simultaneous_bounds_limit_false_discoveries(self, cars: int) -> None:
         images = np.full(cars, ANGLES)
         at_once = [np.nanmax(simultaneous_lower_bounds(x - x[:, :1], images)) > 0 for x in self.trials(cars)]
         each_alone = [np.nanmax(studentized_ci(x - x[:, :1], images)[:, 0]) > 0 for x in self.trials(cars)]
         assert np.mean(at_once) <= 0.12
         assert np.mean(each_alone) >= 0.25
 
-    def test_few_are_surely_worse_than_the_luckiest(self, cars: int) -> None:
+    def test_simultaneous_bounds_against_the_best_of_many(self, cars: int) -> None:
         images = np.full(cars, ANGLES)
         worse = [
             (simultaneous_lower_bounds(x[:, [x.sum(axis=0).argmax()]] - x, images) > 0).mean()

@@ -76,7 +76,7 @@ class TestServe:
         monkeypatch.setattr(os, "execv", lambda path, arguments: commands.append(arguments))
         return commands
 
-    def test_this_machine_alone_and_no_word_to_anybody(
+    def test_app_listens_on_loopback_without_telemetry(
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         port = free_port()
@@ -99,11 +99,11 @@ class TestServe:
         assert f"http://127.0.0.1:{port}" in printed.out
         assert "warning" not in printed.err
 
-    def test_another_address_of_this_machine_is_a_name_of_it(self, started: list[list[str]]) -> None:
+    def test_app_allows_the_host_it_is_bound_to(self, started: list[list[str]]) -> None:
         launch.serve_app("127.0.0.2", free_port())
         assert "--server.allowedHosts=127.0.0.2" in started[0]
 
-    def test_a_word_of_warning_where_others_can_reach_it(
+    def test_app_warns_when_bound_to_all_addresses(
         self, started: list[list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
         launch.serve_app("0.0.0.0", free_port())
@@ -128,7 +128,7 @@ class TestServe:
             ("203.0.113.7", 8501, "--address"),
         ],
     )
-    def test_what_cannot_be_had(self, started: list[list[str]], address: str, port: int, told: str) -> None:
+    def test_unavailable_port_or_address(self, started: list[list[str]], address: str, port: int, told: str) -> None:
         with pytest.raises(CarvanaError, match=re.escape(told)):
             launch.serve_app(address, port)
         assert not started
@@ -138,7 +138,7 @@ class TestServe:
         with pytest.raises(CarvanaError, match=re.escape("pip install '.[app]'")):
             launch.serve_app(LOOPBACK, free_port())
 
-    def test_outside_of_a_project(
+    def test_app_outside_a_project(
         self, started: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
@@ -178,7 +178,7 @@ class TestWords:
         (here / "params.yaml").write_text(text, encoding="utf-8")
         assert error_markdown(CarvanaError("/srv/our own/cars of all is gone")) == "cars of all is gone"
 
-    def test_a_name_is_no_markup(self) -> None:
+    def test_file_names_are_escaped_in_markdown(self) -> None:
         assert escape_markdown("![](http://x/y.png)*a*") == r"!\[\](http\://x/y.png)\*a\*"
 
 
@@ -233,7 +233,7 @@ class TestTry:
             (b"\xff\xd8\xff\xe0 truncated", "car"),
         ],
     )
-    def test_what_is_no_picture(self, net: Path, data: bytes, told: str) -> None:
+    def test_upload_that_is_not_an_image(self, net: Path, data: bytes, told: str) -> None:
         drawn = page("try_page")
         drawn.file_uploader[0].set_value(("[car](x).png", data, "image/png")).run()
         assert told in drawn.error[0].value
@@ -247,7 +247,7 @@ class TestTry:
         drawn.file_uploader[0].set_value(("bomb.png", bomb.getvalue(), "image/png")).run()
         assert re.search("8000 x 8000 pixels.* 25 million", drawn.error[0].value)
 
-    def test_nets_are_asked_but_once_a_view(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_view_is_predicted_once(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[list[str]] = []
         look = Segmenter.predict
 
@@ -268,7 +268,7 @@ class TestTry:
         for view, level_map in at_once.maps["small/0"].items():
             assert np.array_equal(looked.maps["small/0"][view].to_full_size(50, 70), level_map.to_full_size(50, 70))
 
-    def test_a_net_that_was_trained_anew_is_asked_anew(self, net: Path) -> None:
+    def test_retrained_net_is_predicted_again(self, net: Path) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         state = networks.build_model(NET, SIZE, seed=7).state_dict()
@@ -303,7 +303,7 @@ class TestTry:
         masked = Segmenter({}).combine(looked, EnsembleSettings(threshold=0.3))
         assert set(masked.seconds) == {"prepare", made, "small/0", "decide"}
 
-    def test_what_nets_said_is_kept_within_bounds(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_prediction_cache_is_bounded(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sight, params, asked = CachedImage("car.png", noise(50, 70)), read_params(), []
         look = Segmenter.predict
         monkeypatch.setattr(Segmenter, "predict", lambda self, image: (asked.extend(self.nets), look(self, image))[1])
@@ -325,13 +325,13 @@ class TestTry:
         with pytest.raises(CarvanaError, match=r"\b3\b"):
             sight.predict(["small/0", "small/1"], ["identity", "hflip"], params)
 
-    def test_a_net_is_not_loaded_for_what_it_has_said(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cached_predictions_do_not_load_the_net(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params)
         monkeypatch.delattr(cached_predictions, "cached_predictor")
         assert sight.predict(["small/0"], ["identity"], params).maps == before.maps
 
-    def test_other_weights_are_asked_anew(self, net: Path) -> None:
+    def test_other_weights_are_predicted_again(self, net: Path) -> None:
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         before = sight.predict(["small/0"], ["identity"], params).maps["small/0"]["identity"].to_full_size(50, 70)
         folder = net / "folds/small/0"
@@ -434,13 +434,13 @@ class TestCompare:
         pills(drawn, "Cars").set_value("holdout").run()
         assert {"0", "0 1 2"} <= set(drawn.dataframe[0].value["folds"])
 
-    def test_what_was_refused_says_why(self, here: Path) -> None:
+    def test_refused_split_shows_the_reason(self, here: Path) -> None:
         put_reports(here, ONE_CAR)
         drawn = page("ablation_page")
         pills(drawn, "Cars").set_value("holdout").run()
         assert "set folds.holdout_cars to 2 or more, and run `dvc repro`" in words(drawn).replace("\\_", "_")
 
-    def test_without_the_photographs_all_but_them(self, here: Path) -> None:
+    def test_ablation_page_without_photographs(self, here: Path) -> None:
         put_reports(here, FULL)
         drawn = page("ablation_page")
         assert len(drawn.error) == 1
@@ -454,7 +454,7 @@ class TestCompare:
         assert "`dvc repro ablate`" in page("ablation_page").error[0].value
 
     @pytest.mark.parametrize("name", ["ablation.csv", "ablation.json"])
-    def test_a_torn_report(self, here: Path, name: str) -> None:
+    def test_truncated_report(self, here: Path, name: str) -> None:
         put_reports(here, FULL)
         path = here / "reports" / name
         path.write_bytes(path.read_bytes()[:-7] + b"\xff")
@@ -506,7 +506,7 @@ class TestSubmissions:
         assert "held-out cars: 1.000 (4 submissions) with the public score" in said
         assert "error" not in table  # nothing stands in it
 
-    def test_what_waits_for_its_score(self, here: Path) -> None:
+    def test_submission_without_a_score_yet(self, here: Path) -> None:
         waiting = ledger_row(0, status="pending", public_score="", private_score="")
         Ledger(here / "submissions/ledger.csv").add(waiting)
         drawn = page("submissions_page")

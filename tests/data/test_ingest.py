@@ -107,7 +107,7 @@ def edit_row(files: Files, edit: Callable[[bytes], bytes]) -> None:
 # ---------------------------------------------------------------- sound data
 
 
-def test_the_manifest_says_what_came_in(tmp_path: Path, files: Files) -> None:
+def test_manifest_describes_the_data(tmp_path: Path, files: Files) -> None:
     manifest = build_manifest(zipped(tmp_path, files), "error")
     assert {part: manifest[part]["images"] for part in ("train", "masks", "test")} == {
         "train": 4,
@@ -350,7 +350,7 @@ OF_ALL = {
 
 
 @pytest.mark.parametrize("spoil", OF_ALL)
-def test_a_fault_of_the_whole_stops_in_any_case(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
+def test_faults_of_whole_files_always_stop(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
     spoil(files)
     source = zipped(tmp_path, files)
     for on_corrupt in ("error", "skip"):
@@ -441,6 +441,6 @@ def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path
     assert place.read_bytes() == b"img,rle_mask\n"
 
 
-def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
+def test_data_directory_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(CarvanaError, match=r"data\.directory.*nowhere"):
         ensure_data(DataSettings(source="sample", directory="nowhere"), tmp_path)

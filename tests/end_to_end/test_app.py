@@ -246,7 +246,7 @@ class TestInABrowser:
         visit.settle()
         assert "where the nets part" in visit.text
 
-    def test_a_file_that_is_no_picture(self, visit: Visit, trained: Project, photograph: bytes) -> None:
+    def test_upload_that_is_not_an_image(self, visit: Visit, trained: Project, photograph: bytes) -> None:
         visit.go("")
         visit.upload("truncated.jpg", photograph[: len(photograph) // 2])
         alert = visit.page.get_by_role("alert")

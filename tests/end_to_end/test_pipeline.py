@@ -68,7 +68,7 @@ class TestRepro:
         assert (images["fold"] == images["car"].map(folds)).all()
 
     @pytest.mark.parametrize("split", ["oof", "holdout", "test"])
-    def test_maps_tell_their_net_and_how_long_they_took(self, done: Project, split: str) -> None:
+    def test_prediction_stores_record_net_and_timing(self, done: Project, split: str) -> None:
         store = PredictionStore(done.folder / "predictions" / split / "small/0")
         assert store.net == net_digest(done.folder / "folds/small/0", "last")
         timing = store.timing()
@@ -200,7 +200,7 @@ class TestErrors:
             (["predict", "--model", "small", "--fold", "5", "--split", "test"], "trained"),
         ],
     )
-    def test_what_does_not_exist(self, done: Project, arguments: list[str], words: str) -> None:
+    def test_stages_name_unknown_models_folds_and_nets(self, done: Project, arguments: list[str], words: str) -> None:
         printed = done.run("carvana", "stage", *arguments, status=1)
         assert words in printed
         assert "Traceback" not in printed
@@ -214,7 +214,7 @@ class TestErrors:
         finally:
             done.git("checkout", "params.yaml")
 
-    def test_a_torn_lock_file(self, done: Project) -> None:
+    def test_repro_with_a_truncated_dvc_lock(self, done: Project) -> None:
         lock = done.folder / "dvc.lock"
         whole = lock.read_bytes()
         lock.write_bytes(whole[: len(whole) // 2] + b"\n  truncated: [")
@@ -248,7 +248,7 @@ def test_a_corrupt_test_image_keeps_its_row(tiny_sample: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_nothing_large_is_held_twice(tmp_path: Path) -> None:
+def test_large_files_are_linked_not_copied(tmp_path: Path) -> None:
     """Where the file system links; DVC does so on its own only if links come first among its cache's types."""
     project = Project(tmp_path / "project", {})
     with acquire_run_state(project.folder, "slot", {}) as state:

@@ -202,7 +202,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     @pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].exact and not FORMATS[name].ensemble])
-    def test_a_float_format_says_what_the_net_says_at_every_size(
+    def test_float_formats_equal_the_net_at_every_size(
         self, material: ExportContext, exported: dict[str, ExportResult], name: str, size: tuple[int, int, int]
     ) -> None:
         pixels = batch(size)
@@ -352,7 +352,7 @@ class TestChecks:
 
         return spoil
 
-    def test_what_fails_is_not_kept_and_nothing_else_changes(
+    def test_failed_verification_keeps_existing_files(
         self, job: ExportJob, tmp_path: Path, spoilt: Callable[[str], None]
     ) -> None:
         good = list(export_net(job, ["torchscript", "hub"], {}, tmp_path))
@@ -397,7 +397,7 @@ class TestChecks:
         assert "int8 needs photographs to be calibrated on" in str(done.result)
         assert not list(tmp_path.iterdir())
 
-    def test_what_a_kill_left_is_removed(self, job: ExportJob, tmp_path: Path) -> None:
+    def test_leftovers_of_a_kill_are_removed(self, job: ExportJob, tmp_path: Path) -> None:
         (tmp_path / ".abc.part").mkdir()
         (tmp_path / ".abc.part" / "model.onnx").touch()
         list(export_net(job, ["hub"], {}, tmp_path))
@@ -419,7 +419,7 @@ class TestChecks:
             ({(1, 1): 0.2}, 0.8, 1 / 3),
         ],
     )
-    def test_what_is_measured(
+    def test_verification_measures_difference_and_dice(
         self, tmp_path: Path, changed: dict[tuple[int, int], float], difference: float, lost: float
     ) -> None:
         (tmp_path / "file").write_bytes(b"123")
@@ -457,7 +457,7 @@ class TestChecks:
             (0.0, float("nan"), False, "of Dice"),
         ],
     )
-    def test_what_is_refused(self, difference: float, lost: float, exact: bool, words: str | None) -> None:
+    def test_verification_limits(self, difference: float, lost: float, exact: bool, words: str | None) -> None:
         measured = verification.ExportReport(1, difference, 0.9, lost, 16, 1.0, "here")
         if words is None:
             assert_close("model.onnx", measured, exact=exact)
@@ -469,7 +469,7 @@ class TestChecks:
 @pytest.mark.slow
 class TestRuntime:
     @pytest.mark.parametrize("view", ["identity", "hflip", "scale:0.75", "hflip+scale:1.25", "scale:0.33"])
-    def test_a_file_looks_in_every_view_as_the_net_does(
+    def test_onnx_equals_the_net_in_every_view(
         self, job: ExportJob, exported: dict[str, ExportResult], view: str
     ) -> None:
         image_HWC = job.reader.image(job.check_ids[1])
@@ -486,7 +486,9 @@ class TestRuntime:
         assert (apart > 0).mean() < 1e-3
 
     @pytest.mark.parametrize("name", ["onnx", "ensemble"])
-    def test_it_has_the_face_of_a_predictor(self, job: ExportJob, exported: dict[str, ExportResult], name: str) -> None:
+    def test_onnx_predictor_has_the_predictor_interface(
+        self, job: ExportJob, exported: dict[str, ExportResult], name: str
+    ) -> None:
         views = ["identity", "hflip"]
         file = OnnxPredictor(exported[name].path, views=views)
         assert file.views == (["ensemble"] if name == "ensemble" else views)
@@ -506,7 +508,7 @@ class TestRuntime:
             kind="net", model="tiny", folds=(0,), input=INPUT
         )
 
-    def test_files_that_are_none_of_ours(self, exported: dict[str, ExportResult], tmp_path: Path) -> None:
+    def test_unusable_onnx_files_are_named(self, exported: dict[str, ExportResult], tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match=r"gone\.onnx"):
             OnnxPredictor(tmp_path / "gone.onnx")
         (tmp_path / "truncated.onnx").write_bytes(exported["onnx"].path.read_bytes()[:1000])
@@ -518,7 +520,7 @@ class TestRuntime:
         with pytest.raises(CarvanaError, match=r"plain\.onnx"):
             OnnxPredictor(tmp_path / "plain.onnx")
 
-    def test_no_numbers_are_no_prediction(
+    def test_non_finite_onnx_output_is_refused(
         self, job: ExportJob, exported: dict[str, ExportResult], tmp_path: Path
     ) -> None:
         model = onnx.load(exported["onnx"].path)
@@ -648,7 +650,7 @@ class TestCommand:
         return end.value.code
 
     @pytest.mark.long
-    def test_a_trained_model_leaves_in_every_format(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_export_of_every_format(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("tiny", "--images", "8") == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines[:-1]] == [
@@ -701,7 +703,9 @@ class TestCommand:
             (["tiny", "--format", "int8", "--images", "0"], "int8 needs photographs to be calibrated on"),
         ],
     )
-    def test_errors(self, project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    def test_export_errors_name_the_argument(
+        self, project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    ) -> None:
         assert self.run(*arguments) == 1
         printed = capsys.readouterr()
         assert words in printed.err

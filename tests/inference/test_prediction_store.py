@@ -55,7 +55,7 @@ class TestTiming:
         shards = [f"shard-0000{number}.parquet" for number in range(3)]
         assert sorted(path.name for path in store.folder.iterdir()) == ["index.json", *shards, "timing.json"]
 
-    def test_the_only_batch_is_not(self) -> None:
+    def test_total_timing_of_a_single_batch(self) -> None:
         only = (timing(3, 9, identity=6), timing(0, 0, identity=0))
         assert total_timing([only]) == timing(3, 9, identity=6)
 
@@ -67,7 +67,7 @@ class TestTiming:
         store = self.store(tmp_path, (timing(1, 70, "a GPU", identity=70), elsewhere), (none, elsewhere))
         assert store.timing() == timing(3, 3, "the CPU and a GPU", identity=1.5)
 
-    def test_maps_and_index_do_not_know_the_time(self, tmp_path: Path) -> None:
+    def test_timing_does_not_change_maps_or_index(self, tmp_path: Path) -> None:
         fast = self.store(tmp_path / "a", *[(timing(0, 0), timing(1, 1, identity=1))] * 3)
         slow = self.store(tmp_path / "b", *[(timing(0, 0), timing(1, 7, identity=3))] * 3)
         assert fast.digest == slow.digest
@@ -81,7 +81,7 @@ class TestTiming:
         with pytest.raises(CarvanaError, match="measured"):
             total_timing([]).seconds_per_image([])
 
-    def test_a_torn_time_of_a_shard_stops_nobody(self, tmp_path: Path) -> None:
+    def test_unreadable_shard_timing_is_ignored(self, tmp_path: Path) -> None:
         later = (timing(0, 0), timing(1, 2, identity=1))
         with pytest.raises(KeyboardInterrupt):
             self.store(tmp_path, later, stop_at=IDS[2])
@@ -89,7 +89,7 @@ class TestTiming:
         truncated.write_text('[{"images": 1')
         assert self.store(tmp_path, later, later).timing() == timing(2, 4, identity=2)
 
-    def test_older_maps_know_neither_net_nor_time(self, tmp_path: Path) -> None:
+    def test_maps_without_net_and_timing_are_read(self, tmp_path: Path) -> None:
         folder = self.store(tmp_path).folder
         index = json.loads((folder / "index.json").read_text())
         del index["net"]
@@ -111,7 +111,7 @@ class TestTiming:
             '{"images": 1, "seconds": 1, "views": {"identity": -1}, "device": "the CPU"}',
         ],
     )
-    def test_what_is_no_timing_is_named(self, tmp_path: Path, text: str) -> None:
+    def test_invalid_timing_file_is_named(self, tmp_path: Path, text: str) -> None:
         store = self.store(tmp_path)
         (store.folder / "timing.json").write_text(text)
         with pytest.raises(CarvanaError, match=r"timing\.json"):

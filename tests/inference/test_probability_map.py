@@ -15,7 +15,7 @@ from pipeline.inference.probability_map import ProbabilityMap, sum_maps, sum_vie
 from tests.fakes.fake_maps import levels
 
 
-class TestMaps:
+class TestProbabilityMap:
     @pytest.mark.parametrize("views", [1, 2, 5])
     def test_sums_are_exact_and_cropped(self, views: int) -> None:
         raster = levels(0, views=views)

@@ -121,20 +121,20 @@ class TestCredentials:
         with pytest.raises(CarvanaError, match=r"KAGGLE_API_TOKEN.*401"):
             ask()
 
-    def test_there_are_none(self, tmp_path: Path) -> None:
+    def test_no_credentials(self, tmp_path: Path) -> None:
         private(kaggle_folder() / "kaggle.json", "{'username': 1}")
         with pytest.raises(CarvanaError, match=r"kaggle\.json.*JSON") as e:
             KaggleClient(COMPETITION)
         assert "'Create New Token'" in str(e.value)
 
     @pytest.mark.parametrize("value", ["two words", "line\nbreak", "schlüssel"])
-    def test_what_can_be_no_credential_is_not_shown(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_malformed_credentials_are_not_printed(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", value)
         with pytest.raises(CarvanaError, match="KAGGLE_API_TOKEN") as caught:
             KaggleClient(COMPETITION)
         assert value not in str(caught.value)
 
-    def test_they_are_in_no_representation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_credentials_are_not_in_repr(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
         demand_nothing_secret(repr(vars(KaggleClient(COMPETITION))))
 
@@ -213,7 +213,7 @@ REFUSALS = {
 @pytest.mark.usefixtures("kaggle")
 class TestRefusals:
     @pytest.mark.parametrize("name", REFUSALS)
-    def test_each_says_what_to_do(self, server: KaggleServer, name: str) -> None:
+    def test_api_errors_name_a_remedy(self, server: KaggleServer, name: str) -> None:
         code, said, words = REFUSALS[name]
         server.fail("ListDataFiles", *[faulty.status(code, said)] * QUICK.tries)
         with pytest.raises(CarvanaError) as caught:
@@ -271,9 +271,7 @@ class TestRefusals:
         assert KaggleClient(COMPETITION, QUICK).leaderboard(public=True) == [client.LeaderboardEntry("a", 0.9)]
 
 
-def test_importing_the_room_asks_nothing_prints_nothing_and_makes_no_folder(
-    server: KaggleServer, environment: dict[str, str]
-) -> None:
+def test_importing_pipeline_kaggle_has_no_side_effect(server: KaggleServer, environment: dict[str, str]) -> None:
     code = "import pipeline.kaggle.commands, sys; assert not {'torch', 'kaggle'} & sys.modules.keys()"
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -76,7 +76,7 @@ def demand_whole(folder: Path, server: KaggleServer, wanted: list[str] = WANTED)
 
 @pytest.mark.usefixtures("kaggle")
 class TestFetch:
-    def test_what_is_needed_comes_and_nothing_else(
+    def test_only_required_files_are_downloaded(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
@@ -161,7 +161,9 @@ class TestFetch:
         asides = {path.name.split(".zip.")[0]: path.read_bytes() for path in folder.glob("*.bak")}
         assert asides == {"test": bytes(damaged), "metadata.csv": FILES["metadata.csv.zip"][:-50]}
 
-    def test_members_that_climb_out_are_refused(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+    def test_zip_members_outside_the_folder_are_refused(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("../../outside.jpg", b"x")
@@ -171,7 +173,7 @@ class TestFetch:
         assert not (folder / "train.zip").exists()
         assert not list(tmp_path.rglob("outside.jpg"))
 
-    def test_a_manifest_that_is_none(self, folder: Path, tmp_path: Path) -> None:
+    def test_unreadable_download_manifest(self, folder: Path, tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "download_manifest.json").write_text('{"train": {}}')
         with pytest.raises(CarvanaError, match=r"download_manifest\.json"):
@@ -275,7 +277,7 @@ class TestFaults:
         demand_whole(folder, server, [*WANTED[:3], "metadata.csv", WANTED[4]])
 
     @pytest.mark.parametrize("name", FOREVER)
-    def test_what_never_ends_well_ends(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
+    def test_endless_faults_end_with_an_error(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
         server.fail("GET", *FOREVER[name] * 100)
         with pytest.raises(CarvanaError, match=r"train\.zip"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
@@ -290,7 +292,7 @@ class TestFaults:
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
 
-    def test_what_is_refused_is_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+    def test_refused_downloads_are_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         """So that the next run fetches what Kaggle has put in its place."""
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
@@ -408,7 +410,7 @@ class TestFaults:
         assert server.ranges[:2] == [None, "bytes=300000-"]
         assert server.count("DownloadDataFile") == len(WANTED)  # the address was still good
 
-    def test_patience_ends_and_what_came_stays(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+    def test_retries_end_and_partial_files_stay(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", faulty.cut(300_000), *[faulty.cut(0)] * 4)
         with pytest.raises(CarvanaError, match=r"train\.zip"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)

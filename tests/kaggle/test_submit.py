@@ -362,7 +362,7 @@ class TestSubmit:
             (b"img,rle_mask\n", "misses 16 of"),
         ],
     )
-    def test_what_kaggle_would_only_call_an_error_later(
+    def test_files_kaggle_would_reject_later_are_refused(
         self, server: KaggleServer, project: Path, content: bytes, words: str
     ) -> None:
         (project / "submissions" / "odd.csv").write_bytes(content)
@@ -384,7 +384,7 @@ class TestSubmit:
         with pytest.raises(CarvanaError, match=r"\.csv"):
             submit(Path("submissions/submission.csv.gz"), "x", DataSettings(source="sample"), Path(), patience=QUICK)
 
-    def test_why_kaggle_calls_it_an_error(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_error_description_of_kaggle_is_kept(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             server, "score", lambda item: item.update(status="ERROR", errorDescription="\x1b[31mwrong column")
         )
@@ -702,9 +702,7 @@ def test_after_a_kill_there_is_one_submission(
     demand_one(server)
 
 
-def test_two_at_once_send_once_and_tear_nothing(
-    server: KaggleServer, environment: dict[str, str], project: Path
-) -> None:
+def test_two_processes_submit_once(server: KaggleServer, environment: dict[str, str], project: Path) -> None:
     def start(code: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-c", code], cwd=project, env=environment, stderr=subprocess.PIPE, text=True
@@ -853,7 +851,7 @@ class TestStanding:
         show_leaderboard(FROM_KAGGLE, None, public=True, patience=QUICK)
         assert "0.996510 would be number 2 of 3, on the public leaderboard" in capsys.readouterr().out
 
-    def test_places(self) -> None:
+    def test_leaderboard_rank_of_a_score(self) -> None:
         board = [LeaderboardEntry("a", 0.9), LeaderboardEntry("b", 0.8), LeaderboardEntry("c", 0.8)]
         assert [commands.rank(board, score) for score in (0.95, 0.9, 0.85, 0.8, 0.7)] == [1, 1, 2, 2, 4]
         assert commands.rows_around([], 0.5).split() == ["1", "0.500000", "<-", "here"]

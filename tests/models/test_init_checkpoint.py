@@ -50,9 +50,7 @@ def dice(folder: Path) -> float:
 
 
 @pytest.mark.parametrize("kind", ["folder", "safetensors", "pt"])
-def test_training_without_steps_to_speak_of_keeps_what_it_started_from(
-    trained: Path, tmp_path: Path, kind: str
-) -> None:
+def test_training_with_tiny_steps_keeps_initial_weights(trained: Path, tmp_path: Path, kind: str) -> None:
     state = load_file(trained / "model.safetensors")
     init = {"folder": trained, "safetensors": trained / "model.safetensors", "pt": tmp_path / "start.pt"}[kind]
     if kind == "pt":
@@ -84,7 +82,7 @@ def test_a_relative_path_is_of_the_projects_own_root(tmp_path: Path, monkeypatch
     assert init_checkpoint_path("/elsewhere/start.safetensors", 0) == Path("/elsewhere/start.safetensors")
 
 
-def test_weights_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_init_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CarvanaError, match=r"none\.safetensors.*train\.init"):
         initial_weights_digest(SPEC, tmp_path / "none.safetensors")
 
@@ -117,7 +115,7 @@ def test_more_weights_than_the_net_has(weights: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", [torch.zeros(1)], {"state_dict": 3}])
-def test_a_file_that_holds_no_weights(tmp_path: Path, content: Any) -> None:
+def test_init_checkpoint_without_weights(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "start.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)

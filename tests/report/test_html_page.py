@@ -180,7 +180,7 @@ class TestPage:
             assert f'style="background: rgb{color}"></span>{meaning}' in section
         assert "panel.jpg" not in Document(render_page(full, [], [])).text
 
-    def test_it_asks_nothing_of_anyone(self, full: ReportData) -> None:
+    def test_page_makes_no_network_request(self, full: ReportData) -> None:
         html = render_page(full, [figure()], [figure()])
         document = Document(html)
         assert all(address.startswith(("data:image/", "#")) for address in document.addresses)
@@ -236,7 +236,7 @@ class TestPage:
         assert "5 of 384 images have one." in text
         assert "2 images were left out: a, b" in text
 
-    def test_what_others_named_is_text_and_nothing_else(self, full: ReportData) -> None:
+    def test_names_are_escaped_in_html(self, full: ReportData) -> None:
         evil = '</script><script>alert("x")</script><b>'
         doubts = full.doubts.assign(car=evil)
         makes = {evil: evil}
@@ -247,7 +247,7 @@ class TestPage:
         assert evil in Document(html).text
         assert evil in json.dumps(Document(html).specs["chart-make-by-make"]).replace('\\"', '"')
 
-    def test_a_bare_run(self, bare: ReportData) -> None:
+    def test_page_of_a_minimal_run(self, bare: ReportData) -> None:
         document = Document(render_page(bare, [figure()], []))
         assert list(document.specs) == [
             *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
@@ -732,7 +732,7 @@ class TestMapsOfSomeImages:
         assert unpacked == [IDS[20]] * 2
 
 
-class TestOpinions:
+class TestMemberPredictions:
     def opinions(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
         nets = [(model, fold) for model in "ab" for fold in (0, 1)]
         whole = EnsembleContext(

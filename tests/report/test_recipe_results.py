@@ -70,7 +70,7 @@ def test_speeds_add_up_over_folds() -> None:
     assert throughput([timing], [(0, 0.0)])["predicted_per_second"] is None
 
 
-def test_who_began_with_random_weights_is_marked() -> None:
+def test_random_initialization_is_marked() -> None:
     model = {"name": "e", "sees": "128 x 128", "epochs": 20}
     specs = [{"architecture": "smp_unet", "encoder_weights": weights} for weights in (None, "imagenet")]
     text = results_table([result(f"e{n}", 0.9, models=[model | {"spec": spec}]) for n, spec in enumerate(specs)])

@@ -188,7 +188,7 @@ class TestPictures:
         np.testing.assert_array_equal(load_image(data, "a"), load_image(ANY["JPEG"], "b"))
 
     @pytest.mark.parametrize("kind", ANY)
-    def test_torn_files_are_errors_wherever_they_end(self, kind: str) -> None:
+    def test_files_truncated_at_any_byte_are_refused(self, kind: str) -> None:
         data = ANY[kind]
         for length in {20, 60, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 20, len(data) - 8}:
             with pytest.raises(CorruptFileError, match=rf"car\.x.*{kind.partition(',')[0]}"):
@@ -216,7 +216,7 @@ class TestPictures:
         with pytest.raises(CorruptFileError, match=r"car\.jpg.*JPEG, PNG or WebP"):
             load_image(data, "car.jpg")
 
-    def test_told_by_content_not_by_suffix(self, tmp_path: Path) -> None:
+    def test_file_type_follows_content_not_suffix(self, tmp_path: Path) -> None:
         (tmp_path / "car.jpg").write_bytes(ANY["PNG"])
         np.testing.assert_array_equal(load_image(tmp_path / "car.jpg", "car.jpg"), COLOURS)
 
@@ -365,7 +365,7 @@ def noise(height: int, width: int, seed: int = 0) -> Pixels:
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.uint8)
 
 
-class TestMasker:
+class TestSegmenter:
     @pytest.mark.parametrize("size", [(120, 180), (300, 100), (20, 30), (1, 1), (7, 500)])
     @pytest.mark.parametrize("merge", ["mean_probability", "mean_logit", "majority_vote"])
     def test_any_size_is_merged_as_submissions_are(self, masker: Segmenter, size: tuple[int, int], merge: Any) -> None:
@@ -386,7 +386,7 @@ class TestMasker:
         )
         np.testing.assert_allclose(masked.probability_HW, total_HW / 16, atol=0.51)
 
-    def test_nets_views_and_settings_change_without_a_look(self, masker: Segmenter) -> None:
+    def test_settings_change_without_a_forward_pass(self, masker: Segmenter) -> None:
         looked = masker.predict(noise(60, 90))
         asleep = Segmenter({})
         for names in (["gray/0"], ["gray/0", "encoder/1"]):
@@ -428,7 +428,7 @@ class TestMasker:
                     levels = [m.to_full_size(*one.size).astype(int) for m in (level_map, other.maps[name][view])]
                     np.testing.assert_allclose(*levels, atol=1)
 
-    def test_a_native_net_sees_no_more_than_a_photograph_of_the_competition(self, tmp_path: Path) -> None:
+    def test_native_input_is_limited_to_the_competitions_pixel_count(self, tmp_path: Path) -> None:
         save_net(tmp_path / "net", TINY, InputSettings(size="native"), seed=0)
         masker = Segmenter({"native": segmenter.load_predictor(str(tmp_path / "net"), ["identity"], device="cpu")})
         small, exact, large = (
@@ -520,14 +520,14 @@ class TestExports:
             assert carvana("in", "--out", out, "--net", "all.onnx", "--views", "hflip") == 0
             assert np.unique(decoded((tmp_path / out / "a_mask.png").read_bytes())).tolist() == [expected]
 
-    def test_they_are_found(self, tmp_path: Path) -> None:
+    def test_list_models_finds_nets_and_exports(self, tmp_path: Path) -> None:
         touch(tmp_path, "exports/gray/int8.onnx", "exports/gray/model.onnx", "exports/gray/card.json")
         assert segmenter.list_models(tmp_path) == ["exports/gray/int8.onnx", "exports/gray/model.onnx"]
         assert segmenter.resolve("exports/gray/model.onnx", tmp_path) == ["exports/gray/model.onnx"]
 
 
 class TestNets:
-    def test_names(self, project: Path, tmp_path: Path) -> None:
+    def test_model_names_are_expanded(self, project: Path, tmp_path: Path) -> None:
         all_four = ["encoder/0", "encoder/1", "gray/0", "gray/1"]
         assert segmenter.list_models(project) == all_four
         assert segmenter.list_models(tmp_path) == []
@@ -545,7 +545,7 @@ class TestNets:
             segmenter.resolve("a", tmp_path) == segmenter.list_models(tmp_path) == [f"a/{fold}" for fold in range(12)]
         )
 
-    def test_what_is_being_made_is_no_net_yet(self, tmp_path: Path) -> None:
+    def test_unfinished_nets_are_not_listed(self, tmp_path: Path) -> None:
         for made in ("folds/a/.0.part/config.json", "exports/a/.x.part/model.onnx", "folds/.a.part/0/config.json"):
             (tmp_path / made).parent.mkdir(parents=True)
             (tmp_path / made).touch()
@@ -553,7 +553,7 @@ class TestNets:
         with pytest.raises(CarvanaError, match="'a'"):
             segmenter.resolve("a", tmp_path)
 
-    def test_no_such_net(self, project: Path, tmp_path: Path) -> None:
+    def test_unknown_net_is_named(self, project: Path, tmp_path: Path) -> None:
         with pytest.raises(CarvanaError, match=r"'grey'.*encoder/0.*\.onnx"):
             segmenter.resolve("grey", project)
         with pytest.raises(CarvanaError, match="'gray/0'"):
@@ -616,7 +616,7 @@ class TestJobs:
         touch(tmp_path, "a.jpg", "out/a_mask.png")
         assert [job.path.name for job in plan_outputs([tmp_path], tmp_path / "out")] == ["a.jpg"]
 
-    def test_what_cannot_be(self, tmp_path: Path) -> None:
+    def test_missing_inputs_and_wrong_suffixes(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "file")
         (tmp_path / "empty").mkdir()
         out = tmp_path / "out"
@@ -630,7 +630,7 @@ class TestJobs:
             with pytest.raises(CarvanaError, match=words):
                 plan_outputs(paths, folder)
 
-    def test_results_that_would_meet(self, tmp_path: Path) -> None:
+    def test_inputs_with_the_same_output_are_refused(self, tmp_path: Path) -> None:
         touch(tmp_path, "one/a.jpg", "two/a.png", "three/sub/a.jpg")
         out = tmp_path / "out"
         with pytest.raises(CarvanaError, match=r"one/a\.jpg.*two/a\.png.*a_mask\.png"):
@@ -646,7 +646,7 @@ class TestJobs:
         with pytest.raises(CarvanaError, match=r"a_mask\.png"):
             check_conflicts(jobs, ["mask"], None, overwrite=True)
 
-    def test_what_stands_in_the_way_of_results(self, tmp_path: Path) -> None:
+    def test_outputs_blocked_by_files_are_refused(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/sub", "other/a_mask.png/mine.txt")
         with pytest.raises(CarvanaError, match="out/sub"):
             check_conflicts(plan_outputs([tmp_path / "in"], tmp_path / "out"), ["mask"], None, overwrite=True)
@@ -701,7 +701,7 @@ class TestStream:
             assert list(batch.bounded_map(pool, work, items, lambda size: size)) == items
         assert most[0] == 50, "alone"
 
-    def test_what_goes_wrong_ends_it(self, masker: Segmenter, tmp_path: Path) -> None:
+    def test_predict_images_raises_other_errors(self, masker: Segmenter, tmp_path: Path) -> None:
         touch(tmp_path, *(f"{number}.png" for number in range(4)))
 
         def fail(job: SegmentJob, looked: RawPredictions) -> None:

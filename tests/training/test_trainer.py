@@ -137,13 +137,13 @@ def _at_epoch(epoch: int, call: Any) -> Any:
     return hook
 
 
-def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
+def test_nan_loss_names_epoch_and_images(tmp_path: Path) -> None:
     with pytest.raises(CarvanaError, match=r"loss_bce.*train\.lr"):
         train(job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> None:
+def test_non_finite_weights_after_the_last_step(tmp_path: Path, precision: str) -> None:
     broken = job(
         lr=1e30,
         gradient_clip_norm=None,
@@ -212,7 +212,7 @@ def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"devices": 2}, {}])
-def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_an_error_in_a_worker_process_is_raised_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
     made = job(Torn(), **changes)
     machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
     with pytest.raises(CarvanaError, match=r"^3\b"):
@@ -220,7 +220,7 @@ def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: di
 
 
 @pytest.mark.slow
-def test_too_little_memory_in_another_process_is_told_as_such(tmp_path: Path) -> None:
+def test_out_of_memory_in_another_process(tmp_path: Path) -> None:
     machine = HardwareSettings(device="cpu", workers=0, cache_gb=0)
     with pytest.raises(MemoryError, match="CUDA out of memory"):
         train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "hardware": machine}), tmp_path)

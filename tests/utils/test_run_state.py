@@ -73,7 +73,7 @@ def test_a_kill_in_the_midst_of_finish_leaves_a_finished_state(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("other", [{"lr": 0.2}, {"images": ["a"]}, {"images": ["b", "a"]}, {"more": None}])
-def test_other_facts_have_other_states(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_other_facts_get_another_state(tmp_path: Path, other: dict[str, Any]) -> None:
     build(tmp_path)
     with acquire_run_state(tmp_path, SLOT, FACTS | other) as state:
         assert not state.finished
@@ -81,7 +81,7 @@ def test_other_facts_have_other_states(tmp_path: Path, other: dict[str, Any]) ->
         assert not state.finished
 
 
-def test_the_order_of_facts_is_none(tmp_path: Path) -> None:
+def test_cache_key_ignores_the_order_of_facts(tmp_path: Path) -> None:
     build(tmp_path)
     with acquire_run_state(tmp_path, SLOT, dict(reversed(FACTS.items()))) as state:
         assert state.finished
