@@ -124,7 +124,7 @@ class TestNetworks:
 
     def test_timm_encoders_have_one_set_of_weights(self) -> None:
         spec = ENCODER.model_copy(update={"encoder": "tu-resnet18", "encoder_weights": "imagnet"})
-        with pytest.raises(CarvanaError, match="'tu-resnet18'.*'imagnet'.*encoder_weights"):
+        with pytest.raises(CarvanaError, match=r"'tu-resnet18'.*'imagnet'.*encoder_weights"):
             networks.build_model(spec, SMALL)
 
     def test_pickles_are_refused(self, tmp_path: Path) -> None:
