@@ -220,8 +220,8 @@ class TestErrors:
         lock.write_bytes(whole[: len(whole) // 2] + b"\n  truncated: [")
         try:
             printed = done.run("carvana", "repro", status=1)
-            assert "dvc.lock is truncated" in printed
             assert "git checkout dvc.lock" in printed
+            assert "Traceback" not in printed
         finally:
             lock.write_bytes(whole)
 
