@@ -264,6 +264,7 @@ FOREVER: dict[str, tuple[Fault, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kaggle")
 class TestFaults:
     @pytest.mark.parametrize("name", PLAIN)

@@ -460,6 +460,7 @@ ONCE: dict[str, tuple[str, list[Fault]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kaggle", "project")
 class TestOnce:
     @pytest.mark.parametrize("name", ONCE)

@@ -88,18 +88,16 @@ def test_missing_init_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "name"),
     [
-        ({"widths": (8, 16)}, r"'network\.down\.0\.0\.weight' is \[4, 3, 3, 3\], not \[8, 3, 3, 3\]"),
-        ({"widths": (4, 8, 16)}, r"'network\.down\.2\.0\.weight' is missing"),
+        ({"widths": (8, 16)}, r"'network\.down\.0\.0\.weight'.*\[4, 3, 3, 3\].*\[8, 3, 3, 3\]"),
+        ({"widths": (4, 8, 16)}, r"'network\.down\.2\.0\.weight'"),
         ({"norm": "none"}, r"'network\.down\.0\.1\.bias'"),
     ],
 )
-def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reason: str) -> None:
+def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], name: str) -> None:
     other = SPEC.model_copy(update=changes)
-    fault = rf"start\.safetensors holds weights of another architecture: {reason} \(\d+ such\)\."
-    sentence = rf"{fault} Set train\.init_checkpoint to"
-    with pytest.raises(CarvanaError, match=sentence):
+    with pytest.raises(CarvanaError, match=rf"start\.safetensors.*{name}.*train\.init_checkpoint"):
         build_model(other, INPUT, init_checkpoint=weights)
 
 

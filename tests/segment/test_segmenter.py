@@ -827,8 +827,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "status", "words"),
         [
-            (("--net", "grey"), 1, "There is no net 'grey': name one of encoder/0"),
-            (("--views", "vflip"), 1, "There is no view 'vflip'"),
+            (("--net", "grey"), 1, "'grey'"),
+            (("--views", "vflip"), 1, "'vflip'"),
             (("--threshold", "1"), 2, "--threshold"),
             (("--threshold", "x"), 2, "--threshold"),
             (("--merge", "max"), 2, "--merge"),
