@@ -1,15 +1,16 @@
 # `make help` says what there is.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 # Activated, so that the stages' `python` and DVC's own helpers are the environment's.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test quick check format lock docs bench
+.PHONY: help setup repro quick test test-all check format lock docs bench
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready  ## make .venv from requirements.lock
 
@@ -29,11 +30,17 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 repro: setup  ## the whole pipeline, from data to submission
 	$(VENV)/bin/carvana repro
 
-test: setup  ## all tests
-	$(VENV)/bin/python -m pytest
+# Each file's tests run in one process, so that what they share is built once.
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-quick: setup  ## the tests that take seconds
-	$(VENV)/bin/python -m pytest -m "not slow"
+quick: setup  ## the fast tests (2 minutes)
+	$(PYTEST) -m "not slow"
+
+test: setup  ## all but the longest tests (12 minutes)
+	$(PYTEST) -m "not long"
+
+test-all: setup  ## all tests, with long simulations and every kind of kill (40 minutes)
+	$(PYTEST)
 
 check: setup  ## format, lint, types and import rules
 	$(VENV)/bin/ruff format --check .

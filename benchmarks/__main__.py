@@ -17,17 +17,19 @@ def main() -> None:
         prog="python -m benchmarks", description="Time this pipeline against the usual ways."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is given")
-    chosen = parser.parse_args().names or NAMES
+    parser.add_argument("--tiny", action="store_true", help="run each once on few items: does it still work?")
+    arguments = parser.parse_args()
+    chosen = arguments.names or NAMES
     for name in chosen:
         if name not in NAMES:
             parser.error(f"there is no benchmark '{name}': choose from {', '.join(NAMES)}")
     # Imported here, so that the processes in which peaks are measured import only what they run.
-    from benchmarks.measuring import Row, table
+    from benchmarks.timing import Row, table
 
     rows: list[Row] = []
     with _data() as folder:
         for name in chosen:
-            rows += importlib.import_module(f"benchmarks.bench_{name}").run(folder)
+            rows += importlib.import_module(f"benchmarks.bench_{name}").run(folder, arguments.tiny)
             print(f"{name} done", flush=True)
     print()
     print(table(rows))

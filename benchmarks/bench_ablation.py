@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawn_maps import Raster, draw_levels
-from benchmarks.measuring import Row, compare, peak_mb
+from benchmarks.synthetic_maps import Raster, draw_levels
+from benchmarks.timing import Row, compare, format_mb, peak_mb
 from pipeline.ablation.runner import ScoringGroup, score_settings
 from pipeline.ablation.search_space import AblationSpace, EnsembleConfig
 from pipeline.ablation.statistics import AblationScores
@@ -87,7 +87,7 @@ class BruteForce(Ablation):
         return [
             (
                 of_nets[0][0].image_id,
-                {(f, p.view): p.unpack() for f, ps in zip(FOLDS, of_nets, strict=True) for p in ps},
+                {(f, p.view): p.decompress() for f, ps in zip(FOLDS, of_nets, strict=True) for p in ps},
             )
             for of_nets in islice(per_image, self.images)
         ]
@@ -121,32 +121,34 @@ class Masks:
         return np.unpackbits(packed).reshape(1280, 1918)
 
 
-def run(folder: Path) -> list[Row]:
+def run(folder: Path, tiny: bool = False) -> list[Row]:
     """Return settings times images, an item being one setting on one image, and print what the aim speaks of."""
+    wanted, images, few_images, rounds = (20, 4, 1, 1) if tiny else (SETTINGS, IMAGES, 4, 3)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        draw(folder, place, IMAGES)
+        draw(folder, place, images)
         few = Path(temporary) / "few"
-        draw(folder, few, 4)
-        ours, brute = Ablation(few), BruteForce(few, images=4)
+        draw(folder, few, few_images)
+        ours, brute = Ablation(few, wanted), BruteForce(few, wanted, images=few_images)
         if not np.array_equal(brute.dice(), ours.trial().dice_SI):
             raise AssertionError("the ablation and brute force differ: nothing to compare")
-        _report(place)
-        name = f"{SETTINGS} settings on an image / whole rasters"
-        return [compare(name, ours, brute, 4 * SETTINGS, 3, warm=False)]
+        _report(place, wanted, images)
+        name = f"{wanted} settings on an image / whole rasters"
+        return [compare(name, ours, brute, few_images * wanted, rounds, warm=False)]
 
 
-def _report(place: Path) -> None:
+def _report(place: Path, wanted: int, images: int) -> None:
     seconds = []
-    for contender in (Reading(place), Ablation(place)):
+    for contender in (Reading(place), Ablation(place, wanted)):
         begin = time.perf_counter()
         contender()
         seconds.append(time.perf_counter() - begin)
     reading, whole = seconds
+    peak = format_mb(peak_mb(Ablation(place, wanted)))
     print(
-        f"{SETTINGS} settings x {IMAGES} images x {len(FOLDS)} folds x {len(VIEWS)} views on {available_cpus()} cores: "
-        f"{whole:.1f} s, of which reading the maps {reading:.1f} s; peak {peak_mb(Ablation(place)):.0f} MB; apart from "
-        f"reading, {SETTINGS * IMAGES / (whole - reading):,.0f} settings of an image a second"
+        f"{wanted} settings x {images} images x {len(FOLDS)} folds x {len(VIEWS)} views on {available_cpus()} cores: "
+        f"{whole:.1f} s, of which reading the maps {reading:.1f} s; peak {peak} MB; apart from "
+        f"reading, {wanted * images / (whole - reading):,.0f} settings of an image a second"
     )
 
 

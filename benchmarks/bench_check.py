@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measuring import Row, compare
+from benchmarks.timing import Row, compare
 from pipeline.competition.image_ids import ANGLES, format_image_id, image_filename
 from pipeline.submission import csv_file, validation
 
 CARS = 6254
 """Of the competition's test set; 16 images each."""
+
+TINY_CARS = 10
 
 AIM = 2000
 """Rows a second."""
@@ -25,9 +27,10 @@ class Check:
     """What refuses an unsound CSV."""
 
     csv: Path
+    cars: int = CARS
 
     def __call__(self) -> None:
-        validation.validate_submission(self.csv, image_ids())
+        validation.validate_submission(self.csv, image_ids(self.cars))
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,16 @@ class Read:
                 pass
 
 
-def run(folder: Path) -> list[Row]:
+def run(folder: Path, tiny: bool = False) -> list[Row]:
     """Return the check of 100,064 rows and the comparison of two such files, a row being an item."""
+    cars = TINY_CARS if tiny else CARS
     with tempfile.TemporaryDirectory() as temporary:
         csv, last = Path(temporary) / "submission.csv.gz", Path(temporary) / "last.csv.gz"
-        write(csv, 0)
-        write(last, 1)
-        count = CARS * ANGLES
+        write(csv, 0, cars)
+        write(last, 1, cars)
+        count = cars * ANGLES
         rows = [
-            compare(f"check {count} rows / read them", Check(csv), Read(csv), count, 1, warm=False),
+            compare(f"check {count} rows / read them", Check(csv, cars), Read(csv), count, 1, warm=False),
             compare(f"compare {count} rows twice / read once", Compare(csv, last), Read(csv), count, 1, warm=False),
             compare(f"hash {count} rows / read them", Hash(csv), Read(csv), count, 1, warm=False),
         ]
@@ -80,15 +84,15 @@ def run(folder: Path) -> list[Row]:
     return rows
 
 
-def image_ids() -> list[str]:
-    """Return as many ids as the competition has test images."""
-    return [format_image_id(f"{car:012x}", angle) for car in range(CARS) for angle in range(1, ANGLES + 1)]
+def image_ids(cars: int = CARS) -> list[str]:
+    """Return ids of so many cars; by default as many as the competition's test set has."""
+    return [format_image_id(f"{car:012x}", angle) for car in range(cars) for angle in range(1, ANGLES + 1)]
 
 
-def write(csv: Path, offset: int, *, backwards: bool = False) -> None:
+def write(csv: Path, offset: int, cars: int = CARS, *, backwards: bool = False) -> None:
     """Write a gzipped submission of full size."""
     texts = [mask_text(number + offset) for number in range(64)]
-    ids = image_ids()[::-1] if backwards else image_ids()
+    ids = image_ids(cars)[:: -1 if backwards else 1]
     with gzip.open(csv, "wt", compresslevel=1, encoding="utf-8") as stream:
         stream.write(f"{csv_file.CSV_HEADER}\n")
         stream.writelines(

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from benchmarks.bench_rle import snippet_encode
-from benchmarks.measuring import Row, compare
+from benchmarks.timing import Row, compare
 from pipeline.competition.image_ids import image_filename
 from pipeline.data.competition_data import CompetitionData
 from pipeline.ensemble.merge import MergeRule
@@ -64,8 +64,9 @@ class PngMean:
         zlib.compress(self.rows(), 6)
 
 
-def run(folder: Path, count: int = 8, rounds: int = 7) -> list[Row]:
-    """Return merging ``count`` test images on one core, an image of five folds being an item."""
+def run(folder: Path, tiny: bool = False) -> list[Row]:
+    """Return merging test images on one core, an image of five folds being an item."""
+    count, rounds = (2, 1) if tiny else (8, 7)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary:
         for views in (1, 2):
@@ -84,7 +85,7 @@ def run(folder: Path, count: int = 8, rounds: int = 7) -> list[Row]:
 
 def _draw(folder: Path, target: Path, views: int, count: int) -> list[str]:
     """Write maps of ``count`` images as shards and as PNGs; return the images' ids."""
-    from benchmarks.drawn_maps import draw_levels, write_png  # imports torch, which would weigh on the peaks
+    from benchmarks.synthetic_maps import draw_levels, write_png  # imports torch, which would weigh on the peaks
 
     masks = CompetitionData(folder).masks
     ids = masks.ids()

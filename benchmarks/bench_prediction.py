@@ -10,7 +10,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import Row, compare
+from benchmarks.timing import Row, compare
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
 from pipeline.data.competition_data import CompetitionData
@@ -23,6 +23,7 @@ from pipeline.models.tensors import to_batch
 from pipeline.models.tta import TTATransform
 from pipeline.models.weights import save_config, save_weights
 
+TINY = UNetConfig(architecture="unet", widths=(4, 8))
 SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
 NATIVE = SmpUNetConfig(architecture="smp_unet", encoder="resnet34")
 
@@ -100,24 +101,34 @@ class Bare(_Contender):
             torch.cuda.synchronize()
 
 
-def run(folder: Path) -> list[Row]:
+def run(folder: Path, tiny: bool = False) -> list[Row]:
     """Return prediction with the default net, and with a native one: the ratio is our share of the bare net's speed."""
     cv2.setNumThreads(-1)
-    small, native = InputSettings(size=(160, 240)), InputSettings(size="native")
+    two_views, one_view = ("identity", "hflip"), ("identity",)
+    if tiny:
+        size = InputSettings(size=(64, 96))
+        return [_row(folder, "predict, tiny U-Net 64 x 96", TINY, size, 2, two_views, batch_size=2, rounds=1)]
     gpu = torch.cuda.is_available()
     return [
         _row(
-            folder, "predict, small U-Net 160 x 240 / its bare forward", SMALL, small, 16, ("identity", "hflip"), 4, 7
+            folder,
+            "predict, small U-Net 160 x 240 / its bare forward",
+            SMALL,
+            InputSettings(size=(160, 240)),
+            16,
+            two_views,
+            batch_size=4,
+            rounds=7,
         ),
         _row(
             folder,
             "predict, ResNet-34 U-Net native / its bare forward",
             NATIVE,
-            native,
+            InputSettings(size="native"),
             64 if gpu else 2,
-            ("identity",),
-            4 if gpu else 1,
-            7 if gpu else 2,
+            one_view,
+            batch_size=4 if gpu else 1,
+            rounds=7 if gpu else 2,
             # On a CPU a native pass takes too long to warm up with; on a GPU the first chooses among algorithms.
             warm=gpu,
         ),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from benchmarks.measuring import Row, compare
+from benchmarks.timing import Row, compare
 from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.data.competition_data import CompetitionData
@@ -29,8 +29,9 @@ class Each:
             self.function(value)
 
 
-def run(folder: Path, count: int = 20, rounds: int = 15) -> list[Row]:
-    """Return encoding and decoding of ``count`` masks, a mask being an item."""
+def run(folder: Path, tiny: bool = False) -> list[Row]:
+    """Return encoding and decoding of masks, a mask being an item."""
+    count, rounds = (2, 1) if tiny else (20, 15)
     source = CompetitionData(folder)
     ids = source.masks.ids()
     masks = [source.masks.mask(image_id) for image_id in ids[:: max(1, len(ids) // count)][:count]]

@@ -372,7 +372,7 @@ def _mask_formats(names: list[str]) -> list[str]:
     return names
 
 
-@_command("segment", _NETS)
+@_command("segment", _NETS, anywhere=True)
 def _segment(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")],

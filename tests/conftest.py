@@ -1,10 +1,17 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Tests run side by side: a second thread of a tiny net only waits. Set before torch is imported; processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start, in any folder, import this checkout.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+
 import pytest
+from filelock import FileLock
 
 from pipeline.config import SampleSettings
 from pipeline.synthetic.sample_competition import draw_sample
@@ -21,12 +28,46 @@ def real_carvana() -> Path:
     return folder
 
 
+LONG_FILES = ("end_to_end/", "export/", "kaggle/", "training/", "benchmarks/", "report/", "segment/")
+"""In this order: they run first, so that at the end no worker is left with a long one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the long files first; ``long`` implies ``slow``."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((n for n, prefix in enumerate(LONG_FILES) if path.startswith(prefix)), len(LONG_FILES))
+
+    items.sort(key=rank)
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+
+
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder that ``build`` fills once for all processes of this run. Not to be written to."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, complete = base / name, base / f"{name}.complete"
+    with FileLock(base / f"{name}.lock"):
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            build(folder)
+            complete.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of drawn competition files: 4 cars to train on, 1 to test. Not to be written to."""
-    folder = tmp_path_factory.mktemp("tiny_sample")
-    draw_sample(folder, SampleSettings(train_cars=4, test_cars=1), workers=2)
-    return folder
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        draw_sample(folder, SampleSettings(train_cars=4, test_cars=1), workers=2)
+
+    return build_once(tmp_path_factory, "tiny_sample", build)
 
 
 @pytest.fixture
@@ -46,7 +87,6 @@ def environment(server: KaggleServer, tmp_path: Path) -> Iterator[dict[str, str]
             "http_proxy": address,
             "HOME": str(tmp_path / "home"),
             "XDG_CONFIG_HOME": str(tmp_path / "home" / ".config"),
-            "PYTHONPATH": str(ROOT),
         }
 
 

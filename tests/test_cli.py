@@ -71,7 +71,7 @@ def bring_in_data(project: Path) -> None:
 # ---------------------------------------------------------------- check and score
 
 
-def test_check_says_what_a_sound_csv_holds(carvana: Run) -> None:
+def test_check_of_a_valid_csv(carvana: Run) -> None:
     name = write_csv("a.csv", {IDS[0]: "1 245504", IDS[1]: ""})
     status, out, err = carvana("check", name)
     assert (status, err) == (0, "warning: 1 of 2 masks are empty.\n")
@@ -80,7 +80,7 @@ def test_check_says_what_a_sound_csv_holds(carvana: Run) -> None:
     assert "0.0% to 10.0%, 5.0% on average" in out
 
 
-def test_check_holds_a_csv_against_the_data_that_came_in(carvana: Run, project: Path) -> None:
+def test_check_compares_image_ids_with_the_manifest(carvana: Run, project: Path) -> None:
     bring_in_data(project)
     assert carvana("check", write_csv("a.csv", dict.fromkeys(IDS, "1 5")))[0] == 0
     status, _, err = carvana("check", write_csv("b.csv", dict.fromkeys(IDS[:2], "1 5")))
@@ -143,7 +143,7 @@ def test_score_of_other_images(carvana: Run) -> None:
 
 @pytest.mark.parametrize("arguments", [["--debug", "check", "none.csv"], ["check", "none.csv", "--debug"]])
 def test_debug_lets_the_traceback_through(project: Path, arguments: list[str]) -> None:
-    with pytest.raises(CarvanaError, match=r"none\.csv does not exist"):
+    with pytest.raises(CarvanaError, match=r"none\.csv"):
         main(arguments)
 
 
@@ -218,7 +218,7 @@ def test_repro_hands_its_arguments_to_dvc(carvana: Run, project: Path, dvc: list
     "truncated",
     ["", WHOLE_LOCK[:-3], WHOLE_LOCK[:70], "schema: '2.0'\nstages:\n  folds:\n", WHOLE_LOCK + "\tx", "\0" * 50],
 )
-def test_repro_says_how_to_mend_a_torn_lock(carvana: Run, project: Path, dvc: list[list[str]], truncated: str) -> None:
+def test_repro_with_a_truncated_dvc_lock(carvana: Run, project: Path, dvc: list[list[str]], truncated: str) -> None:
     (project / "dvc.lock").write_text(truncated)
     status, _, err = carvana("repro")
     assert status == 1
@@ -228,7 +228,7 @@ def test_repro_says_how_to_mend_a_torn_lock(carvana: Run, project: Path, dvc: li
     assert dvc == []
 
 
-def test_wherever_the_lock_is_cut_it_is_told_or_dvc_can_read_it(tmp_path: Path) -> None:
+def test_dvc_lock_truncated_at_any_byte(tmp_path: Path) -> None:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
     lock = tmp_path / "dvc.lock"
@@ -243,7 +243,7 @@ def test_wherever_the_lock_is_cut_it_is_told_or_dvc_can_read_it(tmp_path: Path) 
     repro.check_dvc_lock(tmp_path)
 
 
-def test_repro_says_how_to_mend_a_torn_rwlock(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
+def test_repro_with_a_truncated_rwlock(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
     guard = project / ".dvc" / "tmp" / "rwlock"
     guard.parent.mkdir(parents=True)
     guard.write_text('{"/a/b": {"write": {"pi')
@@ -270,11 +270,11 @@ def test_debug_of_repro_is_not_for_dvc(project: Path, dvc: list[list[str]]) -> N
     assert left.value.code == 0
     assert dvc[-1] == [sys.executable, "-m", "dvc", "repro", "-f"]
     (project / "params.yaml").write_text("trian: {}")
-    with pytest.raises(CarvanaError, match="Unknown setting trian"):
+    with pytest.raises(CarvanaError, match="trian"):
         main(["repro", "--debug"])
 
 
-def test_repro_looks_at_the_settings_first(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
+def test_repro_validates_settings_first(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
     (project / "params.yaml").write_text("trian: {}")
     status, _, err = carvana("repro")
     assert status == 1
@@ -282,14 +282,12 @@ def test_repro_looks_at_the_settings_first(carvana: Run, project: Path, dvc: lis
     assert dvc == []
 
 
-def test_repro_sees_to_the_data_before_dvc_does(carvana: Run, dvc: list[list[str]]) -> None:
+def test_repro_provides_the_data_before_dvc_starts(carvana: Run, dvc: list[list[str]]) -> None:
     assert carvana("repro")[0] == 0
     assert [call[0] for call in dvc] == ["bring in sample", sys.executable]
 
 
-def test_repro_that_fails_leaves_the_last_word_to_dvc(
-    carvana: Run, dvc: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repro_reports_the_failure_of_dvc(carvana: Run, dvc: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repro.subprocess, "run", lambda command, check, env: subprocess.CompletedProcess(command, 255))
     status, _, err = carvana("repro")
     assert (status, err.count("\n")) == (1, 1)
@@ -310,7 +308,7 @@ def test_summary_without_a_run(carvana: Run) -> None:
 # ---------------------------------------------------------------- recipe and clean
 
 
-def test_recipe_lists_and_lays_over_and_says_what_changed(carvana: Run, project: Path) -> None:
+def test_recipe_lists_applies_and_prints_changes(carvana: Run, project: Path) -> None:
     status, out, _ = carvana("recipe")
     assert status == 0
     assert "The full competition on one GPU" in out
@@ -341,7 +339,7 @@ def test_clean_lists_and_removes_when_told_to(carvana: Run, project: Path) -> No
     assert not state.folder.exists()
 
 
-def test_clean_waits_for_nobody(carvana: Run, project: Path) -> None:
+def test_clean_refuses_while_a_run_is_working(carvana: Run, project: Path) -> None:
     with acquire_run_state(project, "train/unet/0", {"n": 1}) as state:
         status, _, err = carvana("clean", "--yes")
         assert state.work_dir.exists()
@@ -386,7 +384,7 @@ def test_an_error_is_one_sentence(capfd: pytest.CaptureFixture[str], error: Exce
         report_errors(raising(error), debug=True)
 
 
-def test_a_full_disk_is_told_from_however_a_library_reports_it(
+def test_a_full_disk_reported_by_any_library(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
@@ -395,7 +393,7 @@ def test_a_full_disk_is_told_from_however_a_library_reports_it(
     assert capfd.readouterr().err.startswith("error: The disk is full (PytorchStreamWriter failed writing file): free")
 
 
-def test_ctrl_c_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_exits_with_130(capfd: pytest.CaptureFixture[str]) -> None:
     assert report_errors(raising(KeyboardInterrupt()), debug=False) == 130
     assert capfd.readouterr().err == "Stopped. The same command goes on from here.\n"
 

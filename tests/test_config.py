@@ -75,102 +75,102 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "names"),
     [
         # unknown and missing keys
-        ("trian", {}, "Unknown setting trian"),
-        ("train.lrr", 0.1, "Unknown setting train.lrr"),
-        ("data.sample.angles", 8, "Unknown setting data.sample.angles"),
-        ("train.augment.vflip", 0.5, "Unknown setting train.augment.vflip"),
+        ("trian", {}, "trian"),
+        ("train.lrr", 0.1, "train.lrr"),
+        ("data.sample.angles", 8, "data.sample.angles"),
+        ("train.augment.vflip", 0.5, "train.augment.vflip"),
         # old names
-        ("machine", {}, "machine: it is now called hardware"),
-        ("train.ema", 0.9, "train.ema: it is now called ema_decay"),
-        ("predict.weights", "last", "predict.weights: it is now called checkpoint"),
-        ("models.specs.small.train", {"clip": 1}, "train.clip: it is now called gradient_clip_norm"),
-        ("train.lr", DELETED, "train.lr is missing: set it"),
-        ("predict", DELETED, "predict is missing: set it"),
+        ("machine", {}, "machine hardware"),
+        ("train.ema", 0.9, "train.ema ema_decay"),
+        ("predict.weights", "last", "predict.weights checkpoint"),
+        ("models.specs.small.train", {"clip": 1}, "train.clip gradient_clip_norm"),
+        ("train.lr", DELETED, "train.lr"),
+        ("predict", DELETED, "predict"),
         # values of another type
-        ("folds.count", "3", "folds.count can't be '3': input should be a valid integer"),
-        ("folds.seed", True, "folds.seed can't be True: input should be a valid integer"),
-        ("train.epochs", 24.0, "train.epochs can't be 24.0"),
-        ("train.channels_last", "yes", "train.channels_last can't be 'yes'"),
-        ("train.lr", "1e-3", "train.lr can't be '1e-3'"),
-        ("train", None, "train can't be None"),
-        ("models.active", "small", "models.active can't be 'small'"),
+        ("folds.count", "3", "folds.count '3'"),
+        ("folds.seed", True, "folds.seed True"),
+        ("train.epochs", 24.0, "train.epochs 24.0"),
+        ("train.channels_last", "yes", "train.channels_last 'yes'"),
+        ("train.lr", "1e-3", "train.lr '1e-3'"),
+        ("train", None, "train None"),
+        ("models.active", "small", "models.active 'small'"),
         # values out of range
-        ("train.lr", -1, "train.lr can't be -1: input should be greater than 0"),
-        ("train.lr", float("nan"), "train.lr can't be nan"),
-        ("ensemble.threshold", 1, "ensemble.threshold can't be 1"),
-        ("hardware.device", "tpu", "hardware.device can't be 'tpu': input should be 'auto'"),
-        ("data.source", "web", "data.source can't be 'web'"),
-        ("data.source", "directory", "data.source is 'directory', but data.directory is not set"),
-        ("train.losses", {}, "train.losses can't be {}"),
-        ("train.losses", {"bcee": 1.0}, "train.losses.bcee can't be 'bcee': input should be 'bce'"),
+        ("train.lr", -1, "train.lr -1"),
+        ("train.lr", float("nan"), "train.lr nan"),
+        ("ensemble.threshold", 1, "ensemble.threshold 1"),
+        ("hardware.device", "tpu", "hardware.device 'tpu'"),
+        ("data.source", "web", "data.source 'web'"),
+        ("data.source", "directory", "data.source data.directory"),
+        ("train.losses", {}, "train.losses {}"),
+        ("train.losses", {"bcee": 1.0}, "train.losses.bcee 'bcee'"),
         # what an ablation can't try
-        ("ablation.views", [["identity", "scale:2"]], "ablation.views has scale:2, which predict.tta.oof lacks"),
-        ("ablation.models", [["small", "large"]], "ablation.models has large, which models.active lacks"),
-        ("ablation.folds", [[0], [0, 9]], "ablation.folds has 9, which folds.active lacks"),
-        ("ablation.weights", [{"large": 2}], "ablation.weights has large, which models.active lacks"),
-        ("ablation.weights", [{"small": 0}], "ablation.weights.0.small can't be 0"),
-        ("ablation.folds", [[0, 0]], "ablation.folds.0: names 0 twice"),
-        ("ablation.folds", [], "ablation.folds can't be []"),
-        ("ablation.tolerance", -0.1, "ablation.tolerance can't be -0.1"),
-        ("ablation.merge", ["mean"], "ablation.merge.0 can't be 'mean'"),
-        ("ablation.threshold", [0.5, 1], "ablation.threshold.1 can't be 1"),
-        ("ablation.postprocess", [["smooth"]], "ablation.postprocess.0.0 can't be 'smooth'"),
+        ("ablation.views", [["identity", "scale:2"]], "ablation.views scale:2 predict.tta.oof"),
+        ("ablation.models", [["small", "large"]], "ablation.models large models.active"),
+        ("ablation.folds", [[0], [0, 9]], "ablation.folds 9 folds.active"),
+        ("ablation.weights", [{"large": 2}], "ablation.weights large models.active"),
+        ("ablation.weights", [{"small": 0}], "ablation.weights.0.small 0"),
+        ("ablation.folds", [[0, 0]], "ablation.folds.0 0"),
+        ("ablation.folds", [], "ablation.folds []"),
+        ("ablation.tolerance", -0.1, "ablation.tolerance -0.1"),
+        ("ablation.merge", ["mean"], "ablation.merge.0 'mean'"),
+        ("ablation.threshold", [0.5, 1], "ablation.threshold.1 1"),
+        ("ablation.postprocess", [["smooth"]], "ablation.postprocess.0.0 'smooth'"),
         # folds and models that are not there
-        ("folds.active", [0, 3], "folds.active has 3, but the 3 folds are 0 to 2"),
-        ("folds.active", [0, -1], "folds.active has -1"),
-        ("folds.active", [0, 0], "folds.active: names 0 twice"),
-        ("folds.active", [], "folds.active can't be []"),
-        ("models.active", ["smal"], "models.active has 'smal', but models.specs has only classic, encoder, small"),
-        ("models.active", [], "models.active can't be []"),
-        ("ensemble.models", ["classic"], "ensemble.models has classic, which models.active lacks: add it there"),
-        ("ensemble.folds", [3], "ensemble.folds has 3, which folds.active lacks: add it there"),
-        ("ensemble.weights", {"classic": 2}, "ensemble.weights has classic, which models.active lacks"),
-        ("models.active", ["small", "small"], "models.active: names small twice"),
-        ("ensemble.folds", [0, 0], "ensemble.folds: names 0 twice"),
-        ("ensemble.models", [], "ensemble.models can't be []"),
-        ("ensemble.weights", {"small": 10**7}, "ensemble.weights.small can't be 10000000"),
-        ("predict.tta.test", ["identity", "identity"], "predict.tta.test: names identity twice"),
-        ("folds.seed", -1, "folds.seed can't be -1"),
-        ("train.seed", -1, "train.seed can't be -1"),
+        ("folds.active", [0, 3], "folds.active 3"),
+        ("folds.active", [0, -1], "folds.active -1"),
+        ("folds.active", [0, 0], "folds.active 0"),
+        ("folds.active", [], "folds.active []"),
+        ("models.active", ["smal"], "models.active smal models.specs"),
+        ("models.active", [], "models.active []"),
+        ("ensemble.models", ["classic"], "ensemble.models classic models.active"),
+        ("ensemble.folds", [3], "ensemble.folds 3 folds.active"),
+        ("ensemble.weights", {"classic": 2}, "ensemble.weights classic models.active"),
+        ("models.active", ["small", "small"], "models.active small"),
+        ("ensemble.folds", [0, 0], "ensemble.folds 0"),
+        ("ensemble.models", [], "ensemble.models []"),
+        ("ensemble.weights", {"small": 10**7}, "ensemble.weights.small 10000000"),
+        ("predict.tta.test", ["identity", "identity"], "predict.tta.test identity"),
+        ("folds.seed", -1, "folds.seed -1"),
+        ("train.seed", -1, "train.seed -1"),
         # views
-        ("predict.tta.test", ["vflip"], "predict.tta.test.0 can't be 'vflip'"),
-        ("predict.tta.oof", ["scale:x"], "predict.tta.oof.0 can't be 'scale:x'"),
-        ("predict.tta.test", [], "predict.tta.test can't be []"),
-        ("predict.tta.test", ["identity", "hflip"], "predict.tta.test has hflip, which predict.tta.oof lacks"),
+        ("predict.tta.test", ["vflip"], "predict.tta.test.0 'vflip'"),
+        ("predict.tta.oof", ["scale:x"], "predict.tta.oof.0 'scale:x'"),
+        ("predict.tta.test", [], "predict.tta.test []"),
+        ("predict.tta.test", ["identity", "hflip"], "predict.tta.test hflip predict.tta.oof"),
         # sizes that a net can't take
-        ("input.size", [100, 240], "models.specs.encoder: input.size 100 x 240: this net needs multiples of 32"),
+        ("input.size", [100, 240], "models.specs.encoder input.size 32"),
         ("input.size", [160], "input.size"),
-        ("input.size", "big", "input.size can't be 'big'"),
-        ("input.size", [160, "a"], "input.size.1 can't be 'a'"),
-        ("train.crop", [62, 64], "models.specs.small: train.crop 62 x 64: this net needs multiples of 4"),
-        ("train.crop", [640, 640], "train.crop 640 x 640 is larger than what the net sees"),
+        ("input.size", "big", "input.size 'big'"),
+        ("input.size", [160, "a"], "input.size.1 'a'"),
+        ("train.crop", [62, 64], "models.specs.small train.crop 4"),
+        ("train.crop", [640, 640], "train.crop 640"),
         # specs, whose nets' kinds are no part of a key
-        ("models.specs.classic.widths", "x", "models.specs.classic.widths can't be 'x'"),
-        ("models.specs.classic.wid", 1, "Unknown setting models.specs.classic.wid"),
-        ("models.specs.encoder.encoder", 3, "models.specs.encoder.encoder can't be 3"),
-        ("models.specs.small.architecture", "vit", "models.specs.small can't be"),
-        ("models.specs.small", 3, "models.specs.small can't be 3"),
+        ("models.specs.classic.widths", "x", "models.specs.classic.widths 'x'"),
+        ("models.specs.classic.wid", 1, "models.specs.classic.wid"),
+        ("models.specs.encoder.encoder", 3, "models.specs.encoder.encoder 3"),
+        ("models.specs.small.architecture", "vit", "models.specs.small"),
+        ("models.specs.small", 3, "models.specs.small 3"),
         # overrides within a spec
-        ("models.specs.small.train", {"lrr": 1}, "Unknown setting models.specs.small.train.lrr"),
-        ("models.specs.small.train", {"lr": "x"}, "models.specs.small.train.lr can't be 'x'"),
-        ("models.specs.small.train", {"augment": {"flip": 1}}, "Unknown setting models.specs.small.train.augment.flip"),
-        ("models.specs.small.train", 3, "models.specs.small.train can't be 3"),
-        ("models.specs.small.input", {"size": [62, 64]}, "models.specs.small: input.size 62 x 64"),
+        ("models.specs.small.train", {"lrr": 1}, "models.specs.small.train.lrr"),
+        ("models.specs.small.train", {"lr": "x"}, "models.specs.small.train.lr 'x'"),
+        ("models.specs.small.train", {"augment": {"flip": 1}}, "models.specs.small.train.augment.flip"),
+        ("models.specs.small.train", 3, "models.specs.small.train 3"),
+        ("models.specs.small.input", {"size": [62, 64]}, "models.specs.small input.size 62"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], key: str, value: Any, words: str) -> None:
+def test_invalid_settings_name_their_key(tree: dict[str, Any], key: str, value: Any, names: str) -> None:
     parse_params(tree)
     put(tree, key, value)
     with pytest.raises(CarvanaError) as caught:
         parse_params(tree)
-    assert words in str(caught.value)
+    assert all(name in str(caught.value) for name in names.split())
     assert "[key]" not in str(caught.value) and "tuple[" not in str(caught.value)
 
 
-def test_every_fault_is_told_at_once(tree: dict[str, Any]) -> None:
+def test_all_invalid_settings_are_listed(tree: dict[str, Any]) -> None:
     put(tree, "train.lrr", 1)
     put(tree, "folds.count", "3")
     with pytest.raises(CarvanaError) as caught:
@@ -196,7 +196,7 @@ def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any])
         (b"folds: 2020-01-01", "folds can't be '2020-01-01'"),
     ],
 )
-def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: bytes, words: str) -> None:
+def test_unreadable_params_file_is_named(tmp_path: Path, text: bytes, words: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(text)
     with pytest.raises(CarvanaError, match=rf"params\.yaml.*{words}"):
@@ -204,7 +204,7 @@ def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: bytes, words:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"params\.yaml can't be read .*run this in the project's folder"):
+    with pytest.raises(CarvanaError, match=r"params\.yaml"):
         read_params(tmp_path / "params.yaml")
 
 
@@ -224,7 +224,7 @@ def test_a_spec_overrides_what_it_names_and_nothing_else(tree: dict[str, Any]) -
 
 
 def test_a_model_that_does_not_exist_is_named(tree: dict[str, Any]) -> None:
-    with pytest.raises(CarvanaError, match=r"There is no model 'smal': params\.yaml has classic, encoder, small"):
+    with pytest.raises(CarvanaError, match=r"smal\b.*small"):
         parse_params(tree).resolve_model("smal")
 
 
@@ -232,7 +232,7 @@ def test_a_size_need_not_suit_a_net_that_is_not_active(tree: dict[str, Any]) -> 
     tree["models"]["specs"]["deep"] = {"architecture": "unet", "widths": [4] * 8}
     parse_params(tree)
     tree["models"]["active"] = ["small", "deep"]
-    with pytest.raises(CarvanaError, match=r"models\.specs\.deep: input\.size .* multiples of 128"):
+    with pytest.raises(CarvanaError, match=r"models\.specs\.deep.*input\.size.*128"):
         parse_params(tree)
 
 
@@ -336,11 +336,11 @@ def test_a_recipe_leaves_the_data_where_the_user_has_them(project: Path) -> None
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are(project: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"There is no recipe 'carvan': there are .*carvana"):
+    with pytest.raises(CarvanaError, match=r"carvan\b.*carvana"):
         apply_recipe("carvan")
 
 
 def test_a_recipe_outside_the_project_says_where_to_go(project: Path) -> None:
     (project / "params.yaml").unlink()
-    with pytest.raises(CarvanaError, match=r"params\.yaml can't be read .*run this in the project's folder"):
+    with pytest.raises(CarvanaError, match=r"params\.yaml"):
         apply_recipe("carvana")

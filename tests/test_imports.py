@@ -8,7 +8,7 @@ from pipeline.competition.image_ids import format_image_id
 from tests.import_probe import HEAVY_MODULES, loaded_modules
 
 
-def test_the_command_line_itself_loads_next_to_nothing() -> None:
+def test_cli_import_loads_no_heavy_module() -> None:
     assert loaded_modules("import pipeline.cli").isdisjoint(HEAVY_MODULES | {"numpy", "pandas", "cv2", "ruamel"})
 
 

@@ -108,7 +108,9 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "carvana" else [pytest.mark.long]) for name in RECIPES]
+)
 def test_a_recipe_runs_to_a_checked_submission(project: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     apply(name)
     params = run_all()
@@ -179,14 +181,14 @@ def test_a_recipe_on_another_one(project: Path) -> None:
 
 def test_a_recipe_on_one_that_is_not_there(project: Path) -> None:
     (project / "recipes/mine.yaml").write_text("# Mine.\nrecipe: lost\n")
-    with pytest.raises(CarvanaError, match="There is no recipe 'lost'"):
+    with pytest.raises(CarvanaError, match="lost"):
         apply_recipe("mine")
 
 
 def test_a_recipe_on_itself(project: Path) -> None:
     (project / "recipes/mine.yaml").write_text("# Mine.\nrecipe: yours\n")
     (project / "recipes/yours.yaml").write_text("# Yours.\nrecipe: mine\n")
-    with pytest.raises(CarvanaError, match=r"'mine' builds on itself \(mine on yours on mine\)"):
+    with pytest.raises(CarvanaError, match=r"mine.*yours.*mine"):
         apply_recipe("mine")
 
 
@@ -198,5 +200,5 @@ def test_outside_a_project_there_is_no_recipe(tmp_path: Path, monkeypatch: pytes
 
 
 def test_results_of_nothing(project: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"holds no results: 'carvana results --keep'"):
+    with pytest.raises(CarvanaError, match="carvana results --keep"):
         show_results(None)

@@ -15,7 +15,7 @@ class TestNetDigest:
     def test_files_are_named_as_nets_name_them(self) -> None:
         assert (workspace.CONFIG, workspace.WEIGHTS) == (workspace.CONFIG, workspace.WEIGHTS)
 
-    def test_architecture_and_weights_count(self, net_folder: Path) -> None:
+    def test_net_digest_depends_on_architecture_and_weights(self, net_folder: Path) -> None:
         digests = {workspace.net_digest(net_folder, "last")}
         weights.save_config(net_folder, TINY, InputSettings(size=(32, 64)), {})
         digests.add(workspace.net_digest(net_folder, "last"))

@@ -12,7 +12,7 @@ from pipeline.inference.probability_map import ProbabilityMap
 from tests.fakes.fake_ablation import NETS, SIZE, VIEWS, Maps, brute_force, choices, drawn
 
 
-class TestCounting:
+class TestSettingScorer:
     @pytest.mark.parametrize("seed", range(8))
     def test_every_setting_equals_brute_force_to_the_pixel(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fast_dice, "_PIXELS_AT_ONCE", [50, 333, 1 << 15][seed % 3])
@@ -41,7 +41,7 @@ class TestCounting:
             assert stack.label_conflict().pixels == (whole.size if (level == 255) != true_HW.any() else 0)
 
     @pytest.mark.parametrize("thresholds", [(0.5,), (0.3, 0.7), (0.0005, 0.999), (0.4,), (0.5, 0.2)])
-    def test_as_few_pixels_are_looked_at_as_the_thresholds_allow(self, thresholds: tuple[float, ...]) -> None:
+    def test_ambiguous_pixels_are_minimal_for_the_thresholds(self, thresholds: tuple[float, ...]) -> None:
         maps, true_HW = drawn(1)
         stack = MapStack.of([[maps[net, view] for view in VIEWS] for net in NETS], true_HW)
         grid = choices(
@@ -57,8 +57,8 @@ class TestCounting:
         assert pixels.probs_u8_NVU.shape == (len(NETS), len(VIEWS), true_HW.size - np.count_nonzero(sure))
 
 
-class TestSuspicion:
-    def test_is_the_largest_region_where_all_are_certain_and_the_label_says_otherwise(self) -> None:
+class TestLabelConflict:
+    def test_label_conflict_is_the_largest_region_of_certain_disagreement(self) -> None:
         true_HW = np.zeros(SIZE, np.uint8)
         true_HW[10:30, 10:30] = 1
         sure = true_HW * np.uint8(255)
@@ -69,7 +69,7 @@ class TestSuspicion:
         stack = MapStack.of([[ProbabilityMap.crop("a", "identity", 1, levels)] for levels in (sure, other)], true_HW)
         assert stack.label_conflict().__dict__ == {"pixels": 40, "top": 40, "left": 50, "height": 4, "width": 10}
 
-    def test_of_car_that_no_net_sees(self) -> None:
+    def test_label_conflict_of_a_missed_car(self) -> None:
         true_HW = np.zeros(SIZE, np.uint8)
         true_HW[20:30, 40:60] = 1
         nothing = ProbabilityMap.crop("a", "identity", 1, np.zeros(SIZE, np.uint8))

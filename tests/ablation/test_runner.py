@@ -91,7 +91,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     return Stored(tmp_path_factory.mktemp("stored"))
 
 
-class TestComparison:
+class TestAblationRunner:
     def test_what_is_read_from_disk_equals_brute_force(self, stored: Stored) -> None:
         for split in ("oof", "holdout"):
             grid = choices().grid(split)[::17]
@@ -180,5 +180,5 @@ class TestComparison:
         panel.validate(stored.held_out, VIEWS, ["small0"])
 
     def test_missing_maps(self, stored: Stored) -> None:
-        with pytest.raises(CarvanaError, match=r"holds no maps .*'dvc repro'"):
+        with pytest.raises(CarvanaError, match="dvc repro"):
             PredictionStore(stored.folder / "holdout/small/9")

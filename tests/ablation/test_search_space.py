@@ -8,7 +8,7 @@ from pipeline.errors import CarvanaError
 from tests.fakes.fake_ablation import MODELS, VIEWS, choices
 
 
-class TestGrid:
+class TestAblationSpace:
     def test_the_current_setting_comes_first_and_each_once(self) -> None:
         for split in ("oof", "holdout"):
             grid = choices().grid(split)

@@ -92,14 +92,14 @@ def test_memory_layout_and_type_do_not_matter(mask_HW):
         (slice(63, 129), "64 66"),
     ],
 )
-def test_corners(pixels, code):
+def test_masks_that_touch_the_corners(pixels, code):
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     mask.flat[pixels] = 1
     assert rle.encode(mask) == code
     np.testing.assert_array_equal(rle.decode(code, HEIGHT, WIDTH), mask)
 
 
-def test_encode_refuses_what_is_no_mask():
+def test_encode_refuses_arrays_that_are_not_masks():
     with pytest.raises(TypeError):
         rle.encode(np.zeros((2, 2), dtype=np.float32))
     with pytest.raises(ValueError, match="two dimensions"):
@@ -134,13 +134,13 @@ def test_decode_takes_touching_runs_and_spare_blanks():
         ("1 1 3 1 3 1", r"Run 3 \('3 1'\) overlaps Run 2"),
     ],
 )
-def test_decode_refuses_what_codes_no_mask_of_that_size(text, reason):
+def test_decode_refuses_malformed_codes(text, reason):
     with pytest.raises(CarvanaError, match=reason):
         rle.decode(text, 2, 3)
 
 
 @given(st.lists(st.integers(-1, 30), max_size=6), st.integers(1, 20))
-def test_decode_takes_just_the_codes_that_paint_each_pixel_once_and_in_order(numbers, pixels):
+def test_decode_accepts_only_sorted_codes_without_overlap(numbers, pixels):
     text = " ".join(map(str, numbers))
     painted = [
         pixel

@@ -107,7 +107,7 @@ def edit_row(files: Files, edit: Callable[[bytes], bytes]) -> None:
 # ---------------------------------------------------------------- sound data
 
 
-def test_the_manifest_says_what_came_in(tmp_path: Path, files: Files) -> None:
+def test_manifest_describes_the_data(tmp_path: Path, files: Files) -> None:
     manifest = build_manifest(zipped(tmp_path, files), "error")
     assert {part: manifest[part]["images"] for part in ("train", "masks", "test")} == {
         "train": 4,
@@ -213,22 +213,25 @@ def row_that_is_no_text(files: Files) -> None:
     edit_row(files, lambda line: line.rstrip() + b" \xff\n")
 
 
+JPEG_AT_FAULT = rf"{FIRST}\.jpg.*train\.zip"
+GIF_AT_FAULT = rf"{FIRST}_mask\.gif.*train_masks\.zip"
+ROW_AT_FAULT = rf"{FIRST}.*train_masks\.csv"
 PER_IMAGE = {
-    truncated_jpeg: rf"{FIRST}\.jpg in .*train\.zip is not a valid JPEG .*fetch it again",
-    corrupt_jpeg: rf"{FIRST}\.jpg in .*train\.zip is not a valid JPEG .*fetch it again",
-    no_jpeg: rf"{FIRST}\.jpg in .*train\.zip is no JPEG .*fetch it again",
-    small_jpeg: rf"{FIRST}\.jpg in .*train\.zip is 960 x 640 pixels, not 1918 x 1280: fetch it again",
-    image_without_mask: rf"{FIRST}\.jpg in .*train\.zip has no mask: add it, or take the image away",
-    mask_without_image: rf"The mask of {FIRST} in .* has no image: add it, or take the mask away",
-    grey_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not binary .*fetch it again",
-    truncated_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not a valid mask .*fetch it again",
-    transposed_gif: rf"{FIRST}_mask\.gif in .*train_masks\.zip is 1280 x 1918 pixels, not 1918 x 1280: fetch it again",
-    gif_that_claims_gigabytes: rf"{FIRST}_mask\.gif in .*train_masks\.zip is not a valid mask .*fetch it again",
-    odd_row: rf"The mask of {FIRST} in train_masks\.csv .*odd number of tokens",
-    row_beyond_the_image: rf"The mask of {FIRST} in train_masks\.csv .*only 2455040",
-    row_that_is_no_text: rf"The mask of {FIRST} in train_masks\.csv .*expected whole numbers",
+    truncated_jpeg: JPEG_AT_FAULT,
+    corrupt_jpeg: JPEG_AT_FAULT,
+    no_jpeg: JPEG_AT_FAULT,
+    small_jpeg: JPEG_AT_FAULT + ".*960 x 640.*1918 x 1280",
+    image_without_mask: JPEG_AT_FAULT + ".*mask",
+    mask_without_image: f"mask.*{FIRST}",
+    grey_gif: GIF_AT_FAULT,
+    truncated_gif: GIF_AT_FAULT,
+    transposed_gif: GIF_AT_FAULT + ".*1280 x 1918.*1918 x 1280",
+    gif_that_claims_gigabytes: GIF_AT_FAULT,
+    odd_row: ROW_AT_FAULT + ".*odd",
+    row_beyond_the_image: ROW_AT_FAULT + ".*2455040",
+    row_that_is_no_text: ROW_AT_FAULT,
 }
-"""Faults of one training image, which may be skipped, with what is said of them."""
+"""Faults of one training image, which may be skipped, with the names that their errors give."""
 
 
 @pytest.mark.parametrize("spoil", PER_IMAGE)
@@ -237,7 +240,7 @@ def test_a_faulty_image_or_mask_stops_or_is_skipped(
 ) -> None:
     spoil(files)
     source = zipped(tmp_path, files)
-    with pytest.raises(CarvanaError, match=PER_IMAGE[spoil] + r".*\(1 such in all; data\.on_corrupt: skip"):
+    with pytest.raises(CarvanaError, match=PER_IMAGE[spoil] + r".*\b1\b.*data\.on_corrupt"):
         build_manifest(source, "error")
     manifest = build_manifest(source, "skip")
     assert list(manifest["unreadable"]) == [FIRST]
@@ -249,7 +252,7 @@ def test_a_drive_that_fails_is_not_skipped(tmp_path: Path, files: Files) -> None
     source = unpacked(tmp_path, files)
     source.train.ids()
     (tmp_path / JPEG).unlink()
-    with pytest.raises(CarvanaError, match=rf"{FIRST}\.jpg can't be read \(No such file or directory\): see that its"):
+    with pytest.raises(CarvanaError, match=rf"{FIRST}\.jpg.*No such file"):
         build_manifest(source, "skip")
 
 
@@ -257,7 +260,7 @@ def test_all_faulty_images_are_counted_and_listed(tmp_path: Path, files: Files) 
     files["train.zip"][JPEG] = b""
     files["train.zip"][f"train/{TRAIN[2]}.jpg"] = b""
     source = zipped(tmp_path, files)
-    with pytest.raises(CarvanaError, match="2 such in all"):
+    with pytest.raises(CarvanaError, match=r"\b2\b.*data\.on_corrupt"):
         build_manifest(source, "error")
     assert list(build_manifest(source, "skip")["unreadable"]) == [TRAIN[0], TRAIN[2]]
 
@@ -331,26 +334,26 @@ def malformed_truth(files: Files) -> None:
 
 
 OF_ALL = {
-    truth_of_other_images: rf"truth\.csv misses 1 of 2 images, first {TEST[1]}\.jpg",
-    malformed_truth: rf"truth\.csv, row 2 \({TEST[0]}\.jpg\): Run 2 .* is out of order",
-    unknown_image_name: r"train\.zip: 'my_car' is no image id.*Take the file away",
-    unknown_mask_name: r"train_masks\.zip: 'my_car' is no image id.*Take the file away",
-    row_without_comma: r"Row 2 of train_masks\.csv in .* has no comma: fix the file",
-    two_rows_of_an_image: r"Row 3 of train_masks\.csv in .* is a second row of its image: fix the file",
-    no_header: r"train_masks\.csv in .* must begin with the line 'img,rle_mask': fetch it again",
-    no_train: r"holds neither train\.zip nor a folder train: set data\.directory",
-    no_test: r"holds neither test\.zip nor a folder test: set data\.directory",
-    no_masks: r"holds neither train_masks\.zip nor a folder train_masks: set data\.directory",
-    empty_test: r"holds 4 usable training and 0 test images: set data\.directory",
-    masks_of_other_images: r"No mask in .* belongs to any of its training images: fetch both again",
-    a_test_image_too_many: r"0004d4463b50_16 is in only one of the test images and sample_submission\.csv .*fetch both",
-    sample_submission_of_other_columns: r"sample_submission\.csv in .* has no column img: fetch it again",
+    truth_of_other_images: rf"truth\.csv.*{TEST[1]}",
+    malformed_truth: rf"truth\.csv.*row 2.*{TEST[0]}",
+    unknown_image_name: r"train\.zip.*my_car",
+    unknown_mask_name: r"train_masks\.zip.*my_car",
+    row_without_comma: r"Row 2.*train_masks\.csv",
+    two_rows_of_an_image: r"Row 3.*train_masks\.csv",
+    no_header: r"train_masks\.csv.*img,rle_mask",
+    no_train: r"train\.zip.*data\.directory",
+    no_test: r"test\.zip.*data\.directory",
+    no_masks: r"train_masks\.zip.*data\.directory",
+    empty_test: r"\b0 test images.*data\.directory",
+    masks_of_other_images: "mask",
+    a_test_image_too_many: r"0004d4463b50_16.*sample_submission\.csv",
+    sample_submission_of_other_columns: r"sample_submission\.csv.*\bimg\b",
 }
 """Faults that stop in any case."""
 
 
 @pytest.mark.parametrize("spoil", OF_ALL)
-def test_a_fault_of_the_whole_stops_in_any_case(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
+def test_faults_of_whole_files_always_stop(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
     spoil(files)
     source = zipped(tmp_path, files)
     for on_corrupt in ("error", "skip"):
@@ -387,20 +390,20 @@ def test_data_that_changed_after_the_manifest_are_refused(
     files["test.zip"][f"test/{TEST[0]}.jpg"] = jpeg(99)
     write(tmp_path, files)
     open_training(CompetitionData(tmp_path), manifest)
-    with pytest.raises(CarvanaError, match=rf"test files in {tmp_path} are not those of .*dvc repro --force download"):
+    with pytest.raises(CarvanaError, match=rf"test.*{tmp_path}"):
         open_test(CompetitionData(tmp_path), manifest)
 
     files = deepcopy(original)
     files["train.zip"][JPEG] = jpeg(98)
     write(tmp_path, files)
     open_test(CompetitionData(tmp_path), manifest)
-    with pytest.raises(CarvanaError, match="train files in"):
+    with pytest.raises(CarvanaError, match="train"):
         open_training(CompetitionData(tmp_path), manifest)
 
     files = deepcopy(original)
     edit_row(files, lambda line: line.replace(b"9", b"8"))  # its size stays
     write(tmp_path, files)
-    with pytest.raises(CarvanaError, match="masks files in"):
+    with pytest.raises(CarvanaError, match="masks"):
         open_training(CompetitionData(tmp_path), manifest)
 
 
@@ -441,6 +444,6 @@ def test_known_test_masks_are_shown_while_they_belong_to_the_data(tmp_path: Path
     assert place.read_bytes() == b"img,rle_mask\n"
 
 
-def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CarvanaError, match=r"data\.directory is .*nowhere, which is no folder: give it the path"):
+def test_data_directory_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(CarvanaError, match=r"data\.directory.*nowhere"):
         ensure_data(DataSettings(source="sample", directory="nowhere"), tmp_path)

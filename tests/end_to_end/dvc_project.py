@@ -20,7 +20,7 @@ FILES = ("pipeline", "recipes", "dvc.yaml", "params.yaml", ".dvcignore", ".gitig
 TINY = {
     "folds.count": 2,
     "folds.active": [0, 1],
-    "folds.holdout_cars": 1,
+    "folds.holdout_cars": 2,
     "input.size": [64, 96],
     "models.specs.small.widths": [4, 8, 8],
     "models.specs.small.dropout": 0.2,
@@ -46,6 +46,14 @@ class Project:
         self.git("init", "--quiet")
         self.commit()
 
+    @classmethod
+    def copy_of(cls, original: Path, folder: Path) -> "Project":
+        """Copy a project with all that it has computed."""
+        shutil.copytree(original, folder, symlinks=True)
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
+
     def put(self, changes: Mapping[str, Any]) -> None:
         """Change settings, given as dotted keys."""
         yaml, path = YAML(), self.folder / "params.yaml"
@@ -69,7 +77,7 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         bin_folder = str(Path(sys.executable).parent)
-        return os.environ | {"PATH": bin_folder + os.pathsep + os.environ["PATH"], "PYTHONPATH": ""}
+        return os.environ | {"PATH": bin_folder + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command in a session of its own; stdout and stderr go to one pipe-less file."""

@@ -10,6 +10,8 @@ from pipeline.submission.csv_file import content_digest
 from tests.end_to_end.dvc_project import TINY, Project
 from tests.fakes.fake_kaggle import COMPETITION, KaggleServer, demand_nothing_secret
 
+QUICKER = {"folds.active": [0], "train.epochs": 1}
+
 
 @pytest.fixture
 def server(tiny_sample: Path) -> KaggleServer:
@@ -20,7 +22,7 @@ def server(tiny_sample: Path) -> KaggleServer:
 @pytest.mark.usefixtures("kaggle")
 def test_from_account_to_scored_submission(server: KaggleServer, tmp_path: Path) -> None:
     address = f"https://www.kaggle.com/c/{COMPETITION}/overview"
-    project = Project(tmp_path / "project", TINY | {"data.source": "kaggle", "data.competition": address})
+    project = Project(tmp_path / "project", TINY | QUICKER | {"data.source": "kaggle", "data.competition": address})
     said = project.run("carvana", "download", "--check")
     assert "accepted" in said
     assert server.count("GET") == 0

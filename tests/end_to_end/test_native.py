@@ -37,7 +37,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResolvedModel:
     return design.model_copy(update={"spec": spec, "train": fewer})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_few_steps_and_views_at_native_resolution(real_carvana: Path, recipe: ResolvedModel, tmp_path: Path) -> None:
     source = CompetitionData(real_carvana)
     images = LabeledImages(source.train, source.masks, [])

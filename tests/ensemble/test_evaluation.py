@@ -86,10 +86,10 @@ class TestEvaluation:
         summary = self.evaluation(tmp_path, views=["identity", "hflip"]).score(holdout=False).summary()
         assert (summary["oof"]["good"]["dice"], summary["oof"]["bad"]["dice"]) == (1, 0)
         assert "holdout" not in summary
-        with pytest.raises(CarvanaError, match=r"no view scale:0\.5"):
+        with pytest.raises(CarvanaError, match=r"scale:0\.5"):
             self.evaluation(tmp_path, views=["scale:0.5"]).score(holdout=False)
 
-    def test_the_worst_are_those_of_what_is_submitted(self, tmp_path: Path) -> None:
+    def test_worst_images_are_those_of_the_submitted_model(self, tmp_path: Path) -> None:
         evaluation = self.evaluation(tmp_path)
         found = list(evaluation.worst_images(evaluation.score(holdout=True), 2))
         assert [(row.model, row.image_id) for row, _ in found] == [("ensemble", IDS[4]), ("ensemble", IDS[3])]

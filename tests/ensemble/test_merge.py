@@ -42,7 +42,7 @@ class TestMerge:
         rasters = [raster.sum(axis=0, dtype=np.int64) for raster in views]
         assert np.array_equal(merge.mask(maps, 12, 15), brute_force(name, threshold, rasters, counts, weights))
 
-    def test_logits_follow_the_float_mean_but_where_it_is_a_tie(self) -> None:
+    def test_mean_logit_equals_the_float_mean_except_at_ties(self) -> None:
         views = [levels(seed, views=1) for seed in range(3)]
         maps = [sum_views("a", "v", raster) for raster in views]
         mask = MergeRule("mean_logit", 0.5, (1, 1, 1), (2, 1, 1)).mask(maps, 40, 50)
@@ -52,7 +52,7 @@ class TestMerge:
         assert np.array_equal(mask[clear], mean[clear] >= 0)
         assert clear.mean() > 0.9
 
-    def test_ties_are_car(self) -> None:
+    def test_ties_count_as_foreground(self) -> None:
         def maps(*values: int) -> list[ProbabilityMap]:
             return [ProbabilityMap("a", "v", 1, 0, 0, np.array([[value]], np.uint8)) for value in values]
 
@@ -65,7 +65,7 @@ class TestMerge:
 
     @pytest.mark.parametrize("name", ["mean_probability", "mean_logit", "majority_vote"])
     @pytest.mark.parametrize("threshold", [0.0001, 0.5, 0.9999])
-    def test_what_every_net_calls_certain_is_so_at_any_threshold(self, name: str, threshold: float) -> None:
+    def test_unanimous_certainty_holds_at_any_threshold(self, name: str, threshold: float) -> None:
         raster = np.array([[0, 255]], np.uint8)
         maps = [ProbabilityMap("a", "v", 1, 0, 0, raster)] * 2
         assert MergeRule(name, threshold, (1, 1), (1, 1)).mask(maps, 1, 3).tolist() == [[False, True, False]]
@@ -82,7 +82,7 @@ class TestMerge:
 
     @pytest.mark.parametrize("name", ["mean_probability", "mean_logit", "majority_vote"])
     @pytest.mark.parametrize("weight", [1, 9971, 1_000_000])
-    def test_whatever_the_weights_more_level_is_never_less_car(self, name: str, weight: int) -> None:
+    def test_merging_is_monotonic_for_any_weights(self, name: str, weight: int) -> None:
         merge = MergeRule(name, 0.5, (2,) * 10, (weight, weight - weight // 1000) * 5)
         ramp = ProbabilityMap("a", "v", 2, 0, 0, np.arange(511, dtype=np.uint16)[None])
         mask = merge.mask([ramp] * 10, 1, 511)[0]

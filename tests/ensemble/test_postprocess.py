@@ -71,12 +71,12 @@ def pieces(mask_HW: Mask, corners: bool) -> Iterator[Mask]:
         yield piece
 
 
-class TestLargest:
+class TestKeepLargest:
     def test_the_larger_piece_stays(self) -> None:
         mask_HW = mask_of("##...", "##.##", "....#")
         assert np.array_equal(keep_largest_component(mask_HW), mask_of("##...", "##...", "....."))
 
-    def test_corners_connect(self) -> None:
+    def test_keep_largest_connects_diagonal_pixels(self) -> None:
         mask_HW = mask_of("##....", "..#..#", "...#..")
         assert np.array_equal(keep_largest_component(mask_HW), mask_of("##....", "..#...", "...#.."))
 
@@ -95,22 +95,22 @@ class TestLargest:
         assert np.array_equal(mask_HW, before)
 
 
-class TestFilled:
+class TestFillHoles:
     def test_a_small_hole_is_filled_and_a_bay_is_not(self) -> None:
         mask_HW = mask_of("#####", "#.#..", "#.###", "#####")
         assert np.array_equal(fill_small_holes(mask_HW), mask_of("#####", "###..", "#####", "#####"))
 
-    def test_corners_close(self) -> None:
+    def test_fill_holes_treats_diagonal_pixels_as_closed(self) -> None:
         mask_HW = mask_of(".#.", "#.#", ".#.")
         assert np.array_equal(fill_small_holes(mask_HW), mask_of(".#.", "###", ".#."))
 
     @pytest.mark.parametrize(("width", "kept"), [(MAX_HOLE_PIXELS, False), (MAX_HOLE_PIXELS + 1, True)])
-    def test_a_hole_may_be_real(self, width: int, kept: bool) -> None:
+    def test_fill_holes_keeps_large_holes(self, width: int, kept: bool) -> None:
         mask_HW = np.ones((9, 90), np.bool_)
         mask_HW[4, 10 : 10 + width] = False
         assert fill_small_holes(mask_HW).all() != kept
 
-    def test_what_reaches_the_border_of_the_raster_is_none(self) -> None:
+    def test_fill_holes_ignores_gaps_at_the_border(self) -> None:
         for place in ((0, 5), (9, 5), (5, 0), (5, 9)):
             mask_HW = np.ones((10, 10), np.bool_)
             mask_HW[place] = False
@@ -177,7 +177,7 @@ def dense_filter(guide_HW: NDArray[np.float32], soft_HW: NDArray[np.float32], ra
     return out
 
 
-class TestEdges:
+class TestRefineEdges:
     @pytest.mark.parametrize(("radius", "epsilon"), [(2, 1e-3), (3, 1e-1)])
     def test_detail_is_the_guided_filter_less_what_it_does_without_a_photograph(
         self, radius: int, epsilon: float
@@ -191,7 +191,9 @@ class TestEdges:
         assert np.abs(found).max() > 0.01
 
     @pytest.mark.parametrize("tile", [16, 37, 256])
-    def test_tiles_leave_no_trace(self, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    def test_refine_edges_in_tiles_equals_refine_edges_at_once(
+        self, monkeypatch: pytest.MonkeyPatch, tile: int
+    ) -> None:
         probability_HW, image_HWC = blurred(2, 90, 130), photograph(3, 90, 130)
         soft = soft_of(probability_HW)
         margin_HW = soft.margin_HW + guided_filter_residual(as_grey(image_HWC), soft.margin_HW)
@@ -225,7 +227,7 @@ class TestEdges:
         mask_HW = refine_edges(soft_of(np.tile(ramp, (60, 1))), image_HWC)
         assert np.array_equal(mask_HW, np.tile(np.arange(80) >= 40, (60, 1)))
 
-    def test_where_all_is_decided_nothing_is_done(self) -> None:
+    def test_refine_edges_without_ambiguous_pixels(self) -> None:
         probability_HW = np.zeros((20, 30))
         probability_HW[5:9, 3:20] = 1
         assert np.array_equal(refine_edges(soft_of(probability_HW), photograph(0, 20, 30)), probability_HW == 1)
@@ -243,7 +245,7 @@ def maps_of(seed: int, counts: Sequence[int], height: int = HEIGHT, width: int =
     return maps
 
 
-class TestSoft:
+class TestMergedMargin:
     @settings(deadline=None, max_examples=60)
     @given(
         name=st.sampled_from(["mean_probability", "mean_logit", "majority_vote"]),
@@ -252,7 +254,7 @@ class TestSoft:
         around=st.integers(0, 20),
         seed=st.integers(0, 99),
     )
-    def test_its_sign_is_the_mask(
+    def test_sign_of_the_margin_is_the_mask(
         self, name: str, threshold: float, nets: list[tuple[int, int]], around: int, seed: int
     ) -> None:
         counts, weights = tuple(n for n, _ in nets), tuple(w for _, w in nets)
@@ -269,7 +271,7 @@ class TestSoft:
             none, all_ = (np.all([pair[k] for pair in decided], axis=0) for k in (0, 1))
             assert np.array_equal(soft.ambiguous_HW, ~(none | all_))
 
-    def test_the_box_is_wider_as_far_as_the_raster_goes(self) -> None:
+    def test_margin_box_is_padded_up_to_the_border(self) -> None:
         level_map = ProbabilityMap("a", "v", 1, 3, 20, np.full((4, 5), 200, np.uint8))
         merge = MergeRule("mean_probability", 0.5, (1,), (1,))
         assert merge.margin([level_map], 5, 10, 40).box == (slice(0, 10), slice(15, 30))
@@ -281,7 +283,7 @@ def maps() -> list[ProbabilityMap]:
     return maps_of(5, (2, 1))
 
 
-class TestDecision:
+class TestMaskBuilder:
     merge = MergeRule("mean_probability", 0.5, (2, 1), (1, 1))
 
     @pytest.mark.parametrize("steps", SOME)
@@ -313,7 +315,7 @@ class TestDecision:
         )
         clear_HW = soft.ambiguous_HW & (np.abs(margin_HW) > 1e-5)
         assert np.array_equal(mask_HW[soft.box][clear_HW], margin_HW[clear_HW] >= 0)
-        with pytest.raises(ValueError, match="edges needs the photograph of a"):
+        with pytest.raises(ValueError, match="edges"):
             MaskBuilder(self.merge, ("refine_edges",)).mask(maps)
 
     def test_the_order_given_does_not_matter(self, maps: list[ProbabilityMap]) -> None:
@@ -380,7 +382,7 @@ ALL: tuple[PostStep, ...] = ("refine_edges", "keep_largest", "fill_holes")
 
 
 @pytest.mark.parametrize("steps", [(), ("keep_largest", "fill_holes"), ALL])
-def test_what_is_scored_is_what_is_submitted(tiny_sample: Path, tmp_path: Path, steps: tuple[PostStep, ...]) -> None:
+def test_scored_masks_equal_submitted_masks(tiny_sample: Path, tmp_path: Path, steps: tuple[PostStep, ...]) -> None:
     source = CompetitionData(tiny_sample)
     ids, settings = source.masks.ids()[:3], EnsembleSettings(postprocess=steps)
     truncated, *sound = ids[1], ids[0], ids[2]
@@ -416,7 +418,7 @@ def test_what_is_scored_is_what_is_submitted(tiny_sample: Path, tmp_path: Path, 
         assert confusion_counts(mask_HW, source.masks.mask(row.image_id)).dice == row.dice
 
 
-def test_each_step_mends_real_cars(real_carvana: Path) -> None:
+def test_each_step_improves_damaged_masks_of_real_cars(real_carvana: Path) -> None:
     source, merge = CompetitionData(real_carvana), MergeRule("mean_probability", 0.5, (1,), (1,))
     ids = source.masks.ids()[5::53]
     dice: dict[str, list[float]] = {name: [] for name in ("none", "refine_edges", "keep_largest")}
@@ -432,7 +434,7 @@ def test_each_step_mends_real_cars(real_carvana: Path) -> None:
     assert np.all(np.array(dice["keep_largest"]) - none > 3e-4)
 
 
-def test_real_masks_lose_next_to_nothing(real_carvana: Path) -> None:
+def test_steps_leave_true_masks_nearly_unchanged(real_carvana: Path) -> None:
     masks = CompetitionData(real_carvana).masks
     for image_id in masks.ids()[::20]:
         mask_HW = masks.mask(image_id).view(np.bool_)

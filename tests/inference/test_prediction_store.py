@@ -50,7 +50,7 @@ class TestTiming:
         shards = [f"shard-0000{number}.parquet" for number in range(3)]
         assert sorted(path.name for path in store.folder.iterdir()) == ["index.json", *shards, "timing.json"]
 
-    def test_the_only_batch_is_not(self) -> None:
+    def test_total_timing_of_a_single_batch(self) -> None:
         only = (timing(3, 9, identity=6), timing(0, 0, identity=0))
         assert total_timing([only]) == timing(3, 9, identity=6)
 
@@ -62,7 +62,7 @@ class TestTiming:
         store = self.store(tmp_path, (timing(1, 70, "a GPU", identity=70), elsewhere), (none, elsewhere))
         assert store.timing() == timing(3, 3, "the CPU and a GPU", identity=1.5)
 
-    def test_maps_and_index_do_not_know_the_time(self, tmp_path: Path) -> None:
+    def test_timing_does_not_change_maps_or_index(self, tmp_path: Path) -> None:
         fast = self.store(tmp_path / "a", *[(timing(0, 0), timing(1, 1, identity=1))] * 3)
         slow = self.store(tmp_path / "b", *[(timing(0, 0), timing(1, 7, identity=3))] * 3)
         assert fast.digest == slow.digest
@@ -73,10 +73,10 @@ class TestTiming:
         store = self.store(tmp_path)
         assert json.loads((store.folder / "timing.json").read_text())["images"] == 0
         assert store.timing() is None
-        with pytest.raises(CarvanaError, match="was not measured"):
+        with pytest.raises(CarvanaError, match="measured"):
             total_timing([]).seconds_per_image([])
 
-    def test_a_torn_time_of_a_shard_stops_nobody(self, tmp_path: Path) -> None:
+    def test_unreadable_shard_timing_is_ignored(self, tmp_path: Path) -> None:
         later = (timing(0, 0), timing(1, 2, identity=1))
         with pytest.raises(KeyboardInterrupt):
             self.store(tmp_path, later, stop_at=IDS[2])
@@ -84,7 +84,7 @@ class TestTiming:
         truncated.write_text('[{"images": 1')
         assert self.store(tmp_path, later, later).timing() == timing(2, 4, identity=2)
 
-    def test_older_maps_know_neither_net_nor_time(self, tmp_path: Path) -> None:
+    def test_maps_without_net_and_timing_are_read(self, tmp_path: Path) -> None:
         folder = self.store(tmp_path).folder
         index = json.loads((folder / "index.json").read_text())
         del index["net"]
@@ -106,10 +106,10 @@ class TestTiming:
             '{"images": 1, "seconds": 1, "views": {"identity": -1}, "device": "the CPU"}',
         ],
     )
-    def test_what_is_no_timing_is_named(self, tmp_path: Path, text: str) -> None:
+    def test_invalid_timing_file_is_named(self, tmp_path: Path, text: str) -> None:
         store = self.store(tmp_path)
         (store.folder / "timing.json").write_text(text)
-        with pytest.raises(CarvanaError, match=r"timing\.json can't be read"):
+        with pytest.raises(CarvanaError, match=r"timing\.json"):
             store.timing()
 
     def test_seconds_an_image_go_by_the_views_shares(self) -> None:
@@ -118,7 +118,7 @@ class TestTiming:
         assert measured.seconds_per_image(["hflip"]) == 0.5
         assert measured.seconds_per_image(["hflip", "identity"]) == 2
         assert measured.seconds_per_image([]) == 0
-        with pytest.raises(CarvanaError, match=r"How long scale:0\.5 takes was not measured"):
+        with pytest.raises(CarvanaError, match=r"scale:0\.5"):
             measured.seconds_per_image(["identity", "scale:0.5"])
 
     def test_views_too_fast_to_tell_apart_are_equal(self) -> None:

@@ -82,7 +82,7 @@ class TestPredictor:
             predictor(np.full((64, 96, 3), 255, np.uint8))
 
 
-class TestStopwatch:
+class TestPredictionTimer:
     @staticmethod
     def laps(predictor: TorchPredictor, count: int) -> tuple[TimingRecord, TimingRecord]:
         """Stream images, the second of which can't be read, in batches of three."""
@@ -131,7 +131,7 @@ class TestStopwatch:
         assert (first.images, later.images) == (3, 3000)
         assert later.views == {"identity": 2000, "hflip": 250}
 
-    def test_a_gpu_is_asked_only_in_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_gpu_events_are_read_after_the_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Event:
             """A clock that goes on by 500 ms with each thing that is noted, and can't be read before all is done."""
 

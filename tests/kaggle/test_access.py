@@ -104,7 +104,7 @@ class TestCredentials:
 
     def test_a_login_that_is_none(self) -> None:
         private(kaggle_folder() / "credentials.json", "{}")
-        with pytest.raises(CarvanaError, match=r"credentials\.json holds no token: run 'kaggle auth login' again"):
+        with pytest.raises(CarvanaError, match=r"credentials\.json"):
             ask()
 
     def test_a_bad_token_does_not_shadow_a_good_key(
@@ -118,27 +118,23 @@ class TestCredentials:
 
     def test_all_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "expired")
-        with pytest.raises(
-            CarvanaError, match=r"refused the credentials from KAGGLE_API_TOKEN \(401\): make one at https://www\."
-        ):
+        with pytest.raises(CarvanaError, match=r"KAGGLE_API_TOKEN.*401"):
             ask()
 
-    def test_there_are_none(self, tmp_path: Path) -> None:
+    def test_no_credentials(self, tmp_path: Path) -> None:
         private(kaggle_folder() / "kaggle.json", "{'username': 1}")
-        with pytest.raises(
-            CarvanaError, match=r"No credentials .*kaggle\.json can't be read, it is not a valid JSON"
-        ) as e:
+        with pytest.raises(CarvanaError, match=r"kaggle\.json.*JSON") as e:
             KaggleClient(COMPETITION)
         assert "'Create New Token'" in str(e.value)
 
     @pytest.mark.parametrize("value", ["two words", "line\nbreak", "schlüssel"])
-    def test_what_can_be_no_credential_is_not_shown(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_malformed_credentials_are_not_printed(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", value)
-        with pytest.raises(CarvanaError, match="what is in KAGGLE_API_TOKEN can't be a credential") as caught:
+        with pytest.raises(CarvanaError, match="KAGGLE_API_TOKEN") as caught:
             KaggleClient(COMPETITION)
         assert value not in str(caught.value)
 
-    def test_they_are_in_no_representation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_credentials_are_not_in_repr(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
         demand_nothing_secret(repr(vars(KaggleClient(COMPETITION))))
 
@@ -158,7 +154,7 @@ class TestCredentials:
 
     def test_a_file_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", "/no/such/file")
-        with pytest.raises(CarvanaError, match="KAGGLE_API_TOKEN names a file that is not there"):
+        with pytest.raises(CarvanaError, match=r"KAGGLE_API_TOKEN.*file"):
             KaggleClient(COMPETITION)
 
     def test_a_login_that_runs_out_midway_is_renewed(
@@ -181,19 +177,19 @@ class TestCredentials:
         stored = {"refresh_token": "refresh-secret", "access_token": "old", "access_token_expiration": EARLIER}
         private(kaggle_folder() / "credentials.json", json.dumps(stored))
         server.fail("GenerateAccessToken", faulty.status(400, "refresh-secret is revoked"))
-        with pytest.raises(CarvanaError, match=r"Kaggle says: \*\*\* is revoked"):
+        with pytest.raises(CarvanaError, match=r"\*\*\* is revoked"):
             ask()
 
     def test_a_login_file_of_another_form(self) -> None:
         private(kaggle_folder() / "credentials.json", "[]")
-        with pytest.raises(CarvanaError, match=r"credentials\.json can't be understood: run 'kaggle auth login' again"):
+        with pytest.raises(CarvanaError, match=r"credentials\.json"):
             ask()
 
     def test_an_echo_of_the_header_is_not_shown(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_USERNAME", USER)
         monkeypatch.setenv("KAGGLE_KEY", KEY)
         server.fail("ListDataFiles", lambda h, make: faulty.refusal(400, h.headers["Authorization"]))
-        with pytest.raises(CarvanaError, match=r"Kaggle says: Basic \*\*\*"):
+        with pytest.raises(CarvanaError, match=r"Basic \*\*\*"):
             ask()
 
 
@@ -217,7 +213,7 @@ REFUSALS = {
 @pytest.mark.usefixtures("kaggle")
 class TestRefusals:
     @pytest.mark.parametrize("name", REFUSALS)
-    def test_each_says_what_to_do(self, server: KaggleServer, name: str) -> None:
+    def test_api_errors_name_a_remedy(self, server: KaggleServer, name: str) -> None:
         code, said, words = REFUSALS[name]
         server.fail("ListDataFiles", *[faulty.status(code, said)] * QUICK.tries)
         with pytest.raises(CarvanaError) as caught:
@@ -228,18 +224,18 @@ class TestRefusals:
         assert server.count("ListDataFiles") == (QUICK.tries if code in (429, 500) else 1)
 
     def test_a_mistyped_competition(self) -> None:
-        with pytest.raises(CarvanaError, match="'carvana-image-masking', is the name in the competition's address"):
+        with pytest.raises(CarvanaError, match="carvana-image-masking"):
             KaggleClient("carvana-image-masking", QUICK).files()
 
     def test_an_error_within_a_sound_answer(self, server: KaggleServer) -> None:
         server.fail("ListDataFiles", lambda h, make: faulty.replace(faulty.refusal(403, "rules"), status=200))
-        with pytest.raises(CarvanaError, match="accept the competition's rules"):
+        with pytest.raises(CarvanaError, match="rules"):
             KaggleClient(COMPETITION, QUICK).files()
 
     def test_no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
-        with pytest.raises(CarvanaError, match=r"Kaggle can't be reached: look to this machine's network"):
+        with pytest.raises(CarvanaError, match="network"):
             KaggleClient(COMPETITION, QUICK).files()
 
     @pytest.mark.parametrize(
@@ -262,7 +258,7 @@ class TestRefusals:
         for name in ("HTTPS_PROXY", "https_proxy"):
             monkeypatch.setenv(name, os.environ["HTTP_PROXY"])
         monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "PROD")
-        with pytest.raises(CarvanaError, match=r"proxy of your network lets nothing through: look to HTTPS_PROXY"):
+        with pytest.raises(CarvanaError, match="HTTPS_PROXY"):
             KaggleClient(COMPETITION, QUICK).files()
 
     def test_a_server_that_goes_round_in_circles(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,9 +271,7 @@ class TestRefusals:
         assert KaggleClient(COMPETITION, QUICK).leaderboard(public=True) == [client.LeaderboardEntry("a", 0.9)]
 
 
-def test_importing_the_room_asks_nothing_prints_nothing_and_makes_no_folder(
-    server: KaggleServer, environment: dict[str, str]
-) -> None:
+def test_importing_pipeline_kaggle_has_no_side_effect(server: KaggleServer, environment: dict[str, str]) -> None:
     code = "import pipeline.kaggle.commands, sys; assert not {'torch', 'kaggle'} & sys.modules.keys()"
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -311,7 +305,7 @@ def test_nothing_secret_is_shown_even_in_a_traceback(
     run = subprocess.run(
         [sys.executable, "-c", "from pipeline.cli import main; main()", "download", *debug],
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

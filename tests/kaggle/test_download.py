@@ -76,7 +76,7 @@ def demand_whole(folder: Path, server: KaggleServer, wanted: list[str] = WANTED)
 
 @pytest.mark.usefixtures("kaggle")
 class TestFetch:
-    def test_what_is_needed_comes_and_nothing_else(
+    def test_only_required_files_are_downloaded(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
@@ -132,13 +132,13 @@ class TestFetch:
 
     def test_a_file_that_is_not_listed(self, server: KaggleServer, tmp_path: Path) -> None:
         del server.files["train.zip"]
-        with pytest.raises(CarvanaError, match=r"neither train\.zip nor train, but .*compare data\.competition"):
+        with pytest.raises(CarvanaError, match=r"train\.zip.*data\.competition"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_a_disk_without_room(self, server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = downloader.shutil.disk_usage(tmp_path)._replace(free=1_000_000 + (64 << 20))
         monkeypatch.setattr(downloader.shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(CarvanaError, match=r"needs 1\.4 MB more, and its disk has 68\.1 MB left"):
+        with pytest.raises(CarvanaError, match=r"1\.4 MB.*68\.1 MB"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert server.count("DownloadDataFile") == 0
 
@@ -161,20 +161,22 @@ class TestFetch:
         asides = {path.name.split(".zip.")[0]: path.read_bytes() for path in folder.glob("*.bak")}
         assert asides == {"test": bytes(damaged), "metadata.csv": FILES["metadata.csv.zip"][:-50]}
 
-    def test_members_that_climb_out_are_refused(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+    def test_zip_members_outside_the_folder_are_refused(
+        self, server: KaggleServer, folder: Path, tmp_path: Path
+    ) -> None:
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("../../outside.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
-        with pytest.raises(CarvanaError, match=r"'\.\./\.\./outside\.jpg', a path that climbs out of the zip"):
+        with pytest.raises(CarvanaError, match=r"\.\./\.\./outside\.jpg"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert not (folder / "train.zip").exists()
         assert not list(tmp_path.rglob("outside.jpg"))
 
-    def test_a_manifest_that_is_none(self, folder: Path, tmp_path: Path) -> None:
+    def test_unreadable_download_manifest(self, folder: Path, tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "download_manifest.json").write_text('{"train": {}}')
-        with pytest.raises(CarvanaError, match=r"download_manifest\.json can't be read .*delete it"):
+        with pytest.raises(CarvanaError, match=r"download_manifest\.json"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_a_file_that_changed_at_kaggle_is_told_and_not_mixed(
@@ -262,6 +264,7 @@ FOREVER: dict[str, tuple[Fault, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kaggle")
 class TestFaults:
     @pytest.mark.parametrize("name", PLAIN)
@@ -275,7 +278,7 @@ class TestFaults:
         demand_whole(folder, server, [*WANTED[:3], "metadata.csv", WANTED[4]])
 
     @pytest.mark.parametrize("name", FOREVER)
-    def test_what_never_ends_well_ends(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
+    def test_endless_faults_end_with_an_error(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
         server.fail("GET", *FOREVER[name] * 100)
         with pytest.raises(CarvanaError, match=r"train\.zip"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
@@ -290,7 +293,7 @@ class TestFaults:
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
 
-    def test_what_is_refused_is_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+    def test_refused_downloads_are_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         """So that the next run fetches what Kaggle has put in its place."""
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
@@ -408,9 +411,9 @@ class TestFaults:
         assert server.ranges[:2] == [None, "bytes=300000-"]
         assert server.count("DownloadDataFile") == len(WANTED)  # the address was still good
 
-    def test_patience_ends_and_what_came_stays(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
+    def test_retries_end_and_partial_files_stay(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", faulty.cut(300_000), *[faulty.cut(0)] * 4)
-        with pytest.raises(CarvanaError, match=r"train\.zip broke off\. Run the same again later: it goes on from"):
+        with pytest.raises(CarvanaError, match=r"train\.zip"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         demand_whole(folder, server)
@@ -434,13 +437,13 @@ class TestFaults:
 
     def test_a_file_that_always_comes_damaged(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.spoil] * 3)
-        with pytest.raises(CarvanaError, match=r"train\.zip came damaged 3 times: .* a proxy maybe"):
+        with pytest.raises(CarvanaError, match=r"train\.zip.*3 times"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
         assert not (folder / "train.zip").exists()
 
     def test_an_address_that_is_always_refused(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.expire] * 4)
-        with pytest.raises(CarvanaError, match=r"address of train\.zip has expired or is refused \(403\)"):
+        with pytest.raises(CarvanaError, match=r"train\.zip.*403"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_retry_after_is_honoured(self, server: KaggleServer, tmp_path: Path) -> None:
@@ -451,7 +454,7 @@ class TestFaults:
 
     def test_a_wish_for_a_long_pause_is_told(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(429, "", {"Retry-After": "3600"}))
-        with pytest.raises(CarvanaError, match=r"asked too often \(429\): run the same again in 60 minutes"):
+        with pytest.raises(CarvanaError, match=r"429.*60 minutes"):
             download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
 
     def test_control_characters_are_not_passed_on(self, server: KaggleServer, tmp_path: Path) -> None:
@@ -481,11 +484,16 @@ download_competition(FROM_KAGGLE, Path(), patience=QUICK)
 @pytest.mark.parametrize(
     ("call", "nth", "fault"),
     [
-        ("ListDataFiles", 0, faulty.kill()),
-        ("DownloadDataFile", 0, faulty.kill()),
-        ("GET", 0, faulty.kill(0)),
+        *(
+            pytest.param(call, nth, fault, marks=pytest.mark.long)
+            for call, nth, fault in (
+                ("ListDataFiles", 0, faulty.kill()),
+                ("DownloadDataFile", 0, faulty.kill()),
+                ("GET", 0, faulty.kill(0)),
+                ("GET", 1, faulty.kill(200_000)),
+            )
+        ),
         ("GET", 0, faulty.kill(400_000)),
-        ("GET", 1, faulty.kill(200_000)),
         ("DownloadDataFile", 1, faulty.kill()),  # after the first file got its name
     ],
 )
@@ -555,7 +563,7 @@ class TestPreview:
 
     def test_rules_that_are_not_accepted(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("DownloadDataFile", faulty.status(403, "You must accept this competition's rules before ..."))
-        with pytest.raises(CarvanaError, match=r"first \(403\) to accept the competition's rules once, at http"):
+        with pytest.raises(CarvanaError, match=r"403.*rules.*http"):
             preview_competition(FROM_KAGGLE, tmp_path, QUICK)
 
     def test_says_so_where_nothing_would_be_fetched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -573,7 +581,7 @@ def test_a_pasted_address_is_taken_for_the_name() -> None:
     ):
         assert DataSettings(source="kaggle", competition=given).competition == COMPETITION
     for given in ("two words", "", "https://example.org/c/x", "../x"):
-        with pytest.raises(ValueError, match=r"data\.competition can't be"):
+        with pytest.raises(ValueError, match=r"data\.competition"):
             DataSettings(source="kaggle", competition=given)
 
 

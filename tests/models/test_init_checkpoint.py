@@ -51,9 +51,7 @@ def dice(folder: Path) -> float:
 
 
 @pytest.mark.parametrize("kind", ["folder", "safetensors", "pt"])
-def test_training_without_steps_to_speak_of_keeps_what_it_started_from(
-    trained: Path, tmp_path: Path, kind: str
-) -> None:
+def test_training_with_tiny_steps_keeps_initial_weights(trained: Path, tmp_path: Path, kind: str) -> None:
     state = load_file(trained / "model.safetensors")
     init = {"folder": trained, "safetensors": trained / "model.safetensors", "pt": tmp_path / "start.pt"}[kind]
     if kind == "pt":
@@ -85,24 +83,22 @@ def test_a_relative_path_is_of_the_projects_own_root(tmp_path: Path, monkeypatch
     assert init_checkpoint_path("/elsewhere/start.safetensors", 0) == Path("/elsewhere/start.safetensors")
 
 
-def test_weights_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_init_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CarvanaError, match=r"none\.safetensors.*train\.init"):
         initial_weights_digest(SPEC, tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "name"),
     [
-        ({"widths": (8, 16)}, r"'network\.down\.0\.0\.weight' is \[4, 3, 3, 3\], not \[8, 3, 3, 3\]"),
-        ({"widths": (4, 8, 16)}, r"'network\.down\.2\.0\.weight' is missing"),
+        ({"widths": (8, 16)}, r"'network\.down\.0\.0\.weight'.*\[4, 3, 3, 3\].*\[8, 3, 3, 3\]"),
+        ({"widths": (4, 8, 16)}, r"'network\.down\.2\.0\.weight'"),
         ({"norm": "none"}, r"'network\.down\.0\.1\.bias'"),
     ],
 )
-def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], reason: str) -> None:
+def test_weights_of_another_net(weights: Path, changes: Mapping[str, Any], name: str) -> None:
     other = SPEC.model_copy(update=changes)
-    fault = rf"start\.safetensors.*{reason}"
-    sentence = rf"{fault}.*train\.init_checkpoint"
-    with pytest.raises(CarvanaError, match=sentence):
+    with pytest.raises(CarvanaError, match=rf"start\.safetensors.*{name}.*train\.init_checkpoint"):
         build_model(other, INPUT, init_checkpoint=weights)
 
 
@@ -118,13 +114,13 @@ def test_more_weights_than_the_net_has(weights: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", [torch.zeros(1)], {"state_dict": 3}])
-def test_a_file_that_holds_no_weights(tmp_path: Path, content: Any) -> None:
+def test_init_checkpoint_without_weights(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "start.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(CarvanaError, match=r"start\.pt .* Set train\.init_checkpoint to"):
+    with pytest.raises(CarvanaError, match=r"start\.pt.*train\.init_checkpoint"):
         build_model(SPEC, INPUT, init_checkpoint=path)
 
 
@@ -185,9 +181,7 @@ def test_other_bytes_are_another_training(facts: Any, weights: Path) -> None:
 
 
 def test_the_nets_own_folder_which_is_removed_before_training(facts: Any, tmp_path: Path) -> None:
-    with pytest.raises(
-        CarvanaError, match=r"train\.init_checkpoint leads to .*folds/small/0/model.safetensors, which DVC removes"
-    ):
+    with pytest.raises(CarvanaError, match=r"train\.init_checkpoint.*folds/small/0/model\.safetensors"):
         facts("folds/small/{fold}/model.safetensors")
 
 

@@ -9,7 +9,7 @@ from pipeline.models.tensors import quantize_logits_tensor, upsample_logits_tens
 
 
 class TestPixels:
-    def test_levels_round_and_half_is_car(self) -> None:
+    def test_quantization_rounds_and_half_is_foreground(self) -> None:
         logits = torch.tensor([-9.0, -1e-3, 0.0, 1e-3, 9.0])
         assert quantize_logits_tensor(logits).tolist() == [0, 127, 128, 128, 255]
 

@@ -7,7 +7,7 @@ from pipeline.errors import CarvanaError
 from pipeline.models.tta import TTATransform
 
 
-class TestViews:
+class TestTTATransform:
     @pytest.mark.parametrize("name", ["identity", "hflip"])
     def test_inverse_is_exact(self, name: str) -> None:
         pixels, view = torch.randn(2, 1, 32, 48), TTATransform.parse(name)

@@ -180,7 +180,7 @@ class TestPage:
             assert f'style="background: rgb{color}"></span>{meaning}' in section
         assert "panel.jpg" not in Document(render_page(full, [], [])).text
 
-    def test_it_asks_nothing_of_anyone(self, full: ReportData) -> None:
+    def test_page_makes_no_network_request(self, full: ReportData) -> None:
         html = render_page(full, [figure()], [figure()])
         document = Document(html)
         assert all(address.startswith(("data:image/", "#")) for address in document.addresses)
@@ -236,7 +236,7 @@ class TestPage:
         assert "5 of 384 images have one." in text
         assert "2 images were left out: a, b" in text
 
-    def test_what_others_named_is_text_and_nothing_else(self, full: ReportData) -> None:
+    def test_names_are_escaped_in_html(self, full: ReportData) -> None:
         evil = '</script><script>alert("x")</script><b>'
         doubts = full.doubts.assign(car=evil)
         makes = {evil: evil}
@@ -247,7 +247,7 @@ class TestPage:
         assert evil in Document(html).text
         assert evil in json.dumps(Document(html).specs["chart-make-by-make"]).replace('\\"', '"')
 
-    def test_a_bare_run(self, bare: ReportData) -> None:
+    def test_page_of_a_minimal_run(self, bare: ReportData) -> None:
         document = Document(render_page(bare, [figure()], []))
         assert list(document.specs) == [
             *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
@@ -295,7 +295,7 @@ class TestTables:
         assert settings["current"].sum() == 2
         assert settings["front"].dtype == bool
         (tmp_path / "truncated").write_text("split,dice\noof,much\n")
-        with pytest.raises(CarvanaError, match=r"truncated can't be read .*dvc repro"):
+        with pytest.raises(CarvanaError, match="truncated"):
             tables.read_table(tmp_path / "truncated")
         with pytest.raises(CarvanaError, match="dvc repro"):
             tables.read_table(tmp_path / "none")
@@ -714,7 +714,7 @@ class TestMapsOfSomeImages:
         raw = [m for number in range(store.shard_count()) for m in store.shard(number) if m.image_id in wanted]
         assert len(raw) == 2 * len(found)
         assert list(store.iter_images(set())) == []
-        with pytest.raises(CarvanaError, match=r"no view scale:0\.5"):
+        with pytest.raises(CarvanaError, match=r"scale:0\.5"):
             list(store.iter_images(wanted, ["scale:0.5"]))
 
     def test_no_other_map_is_decompressed(
@@ -732,7 +732,7 @@ class TestMapsOfSomeImages:
         assert unpacked == [IDS[20]] * 2
 
 
-class TestOpinions:
+class TestMemberPredictions:
     def opinions(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
         nets = [(model, fold) for model in "ab" for fold in (0, 1)]
         whole = EnsembleContext(
@@ -800,5 +800,5 @@ class TestMetadata:
     def test_none_where_the_file_is_not_there_and_an_error_where_it_is_another(self, tmp_path: Path) -> None:
         assert read_car_makes(tmp_path) == {}
         (tmp_path / "metadata.csv").write_text("car,maker\n")
-        with pytest.raises(CarvanaError, match="has no columns id and make"):
+        with pytest.raises(CarvanaError, match=r"\bid\b.*\bmake\b"):
             read_car_makes(tmp_path)

@@ -70,7 +70,7 @@ def test_speeds_add_up_over_folds() -> None:
     assert throughput([timing], [(0, 0.0)])["predicted_per_second"] is None
 
 
-def test_who_began_with_random_weights_is_marked() -> None:
+def test_random_initialization_is_marked() -> None:
     model = {"name": "e", "sees": "128 x 128", "epochs": 20}
     specs = [{"architecture": "smp_unet", "encoder_weights": weights} for weights in (None, "imagenet")]
     text = results_table([result(f"e{n}", 0.9, models=[model | {"spec": spec}]) for n, spec in enumerate(specs)])
@@ -99,8 +99,8 @@ def test_the_table_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     show_results(Path("docs/results.md"))
     assert "| a | 1,862,849 |" in Path("docs/results.md").read_text()
     (RESULTS_DIR / "older.json").write_text(json.dumps({"name": "a"}))
-    with pytest.raises(CarvanaError, match=r"older\.json has no 'data': delete it"):
+    with pytest.raises(CarvanaError, match=r"older\.json.*data"):
         show_results(None)
     (RESULTS_DIR / "older.json").write_text("{")
-    with pytest.raises(CarvanaError, match=r"older\.json can't be read"):
+    with pytest.raises(CarvanaError, match=r"older\.json"):
         show_results(None)

@@ -73,7 +73,7 @@ def test_the_table_shows_the_current_setting_and_the_best(project: Path, capsys:
     assert "Held-out" not in capsys.readouterr().out
 
 
-def test_the_verdict_in_words(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recommendation_as_text(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--best")
     printed = " ".join(capsys.readouterr().out.split())
     assert "Held-out cars: 160 images of 10 cars" in printed
@@ -175,7 +175,7 @@ def test_advice_on_other_nets_is_not_applied(project: Path, capsys: pytest.Captu
     assert "The net small/1 changed since the last ablation: run 'dvc repro ablate'" in capsys.readouterr().err
 
 
-def test_torn_files_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_files_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = project / "reports/ablation.csv"
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:50]))
     run(status=1)

@@ -119,9 +119,7 @@ class TestPictures:
         np.testing.assert_array_equal(load_image(data, "a"), COLOURS)
 
     def test_a_header_that_makes_no_sense(self) -> None:
-        with pytest.raises(
-            CorruptFileError, match=r"car\.png is not a valid PNG, maybe truncated \(its header makes no sense"
-        ):
+        with pytest.raises(CorruptFileError, match=r"car\.png"):
             load_image(b"\x89PNG\r\n\x1a\n" + bytes(40), "car.png")
 
     @pytest.mark.parametrize(
@@ -190,25 +188,23 @@ class TestPictures:
         np.testing.assert_array_equal(load_image(data, "a"), load_image(ANY["JPEG"], "b"))
 
     @pytest.mark.parametrize("kind", ANY)
-    def test_torn_files_are_errors_wherever_they_end(self, kind: str) -> None:
+    def test_files_truncated_at_any_byte_are_refused(self, kind: str) -> None:
         data = ANY[kind]
         for length in {20, 60, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 20, len(data) - 8}:
-            with pytest.raises(
-                CorruptFileError, match=rf"^car\.x is not a valid {kind.partition(',')[0]}, maybe truncated \("
-            ):
+            with pytest.raises(CorruptFileError, match=rf"car\.x.*{kind.partition(',')[0]}"):
                 load_image(data[:length], "car.x")
 
     @pytest.mark.parametrize("kind", [kind for kind in ANY if kind.startswith("PNG")])
     def test_a_flipped_bit_of_a_png_is_an_error(self, kind: str) -> None:
         data = bytearray(ANY[kind])
         data[len(data) // 2] ^= 4
-        with pytest.raises(CorruptFileError, match="is not a valid PNG"):
+        with pytest.raises(CorruptFileError, match="PNG"):
             load_image(bytes(data), "a")
 
     @pytest.mark.parametrize("kind", ["JPEG", "JPEG, CMYK"])
     def test_a_jpeg_with_a_stretch_of_nonsense_is_an_error(self, kind: str) -> None:
         data = ANY[kind]
-        with pytest.raises(CorruptFileError, match="is not a valid JPEG"):
+        with pytest.raises(CorruptFileError, match="JPEG"):
             load_image(data[: len(data) // 2] + b"\xff\xc0\xff\xd9" + data[len(data) // 2 + 40 :], "a")
 
     @pytest.mark.parametrize(
@@ -217,10 +213,10 @@ class TestPictures:
         ids=["nothing", "text", "GIF", "TIFF", "BMP", "sound"],
     )
     def test_other_types_are_refused(self, data: bytes) -> None:
-        with pytest.raises(CorruptFileError, match=r"^car\.jpg is no JPEG, PNG or WebP: convert it\.$"):
+        with pytest.raises(CorruptFileError, match=r"car\.jpg.*JPEG, PNG or WebP"):
             load_image(data, "car.jpg")
 
-    def test_told_by_content_not_by_suffix(self, tmp_path: Path) -> None:
+    def test_file_type_follows_content_not_suffix(self, tmp_path: Path) -> None:
         (tmp_path / "car.jpg").write_bytes(ANY["PNG"])
         np.testing.assert_array_equal(load_image(tmp_path / "car.jpg", "car.jpg"), COLOURS)
 
@@ -232,7 +228,7 @@ class TestPictures:
     def test_too_large(self, tmp_path: Path, limit: dict[str, int]) -> None:
         (tmp_path / "a.png").write_bytes(ANY["PNG"])
         for source in (ANY["PNG"], tmp_path / "a.png"):
-            with pytest.raises(CorruptFileError, match=r"^a\.png has .*: shrink it"):
+            with pytest.raises(CorruptFileError, match=r"a\.png"):
                 load_image(source, "a.png", ImageLimits(**limit))
         assert load_image(ANY["PNG"], "a", ImageLimits(bytes=len(ANY["PNG"]), pixels=48 * 72, side=72)).shape == (
             48,
@@ -245,7 +241,7 @@ class TestPictures:
     def test_bombs_are_refused_before_they_unpack(self, tmp_path: Path, size: tuple[int, int]) -> None:
         before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         (tmp_path / "bomb.png").write_bytes(bomb(*size))
-        with pytest.raises(CorruptFileError, match=r"bomb\.png has .* pixels, at most .*: shrink it"):
+        with pytest.raises(CorruptFileError, match=r"bomb\.png"):
             load_image(tmp_path / "bomb.png", "bomb.png")
         assert image_area(tmp_path / "bomb.png") == 0
         assert time.perf_counter() - begun < 1
@@ -256,7 +252,7 @@ class TestPictures:
         assert load_image(data, "a", ImageLimits(scans=10)).shape == (5000, 5000, 3)
         last = data[data.rindex(b"\xff\xda") : -2]
         begun = time.perf_counter()
-        with pytest.raises(CorruptFileError, match=r"^car\.jpg has 5010 scans, at most it may have 100: save it again"):
+        with pytest.raises(CorruptFileError, match=r"car\.jpg.*5010.*100"):
             load_image(data[:-2] + last * 5000 + data[-2:], "car.jpg")
         assert time.perf_counter() - begun < 1
 
@@ -369,7 +365,7 @@ def noise(height: int, width: int, seed: int = 0) -> Pixels:
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.uint8)
 
 
-class TestMasker:
+class TestSegmenter:
     @pytest.mark.parametrize("size", [(120, 180), (300, 100), (20, 30), (1, 1), (7, 500)])
     @pytest.mark.parametrize("merge", ["mean_probability", "mean_logit", "majority_vote"])
     def test_any_size_is_merged_as_submissions_are(self, masker: Segmenter, size: tuple[int, int], merge: Any) -> None:
@@ -390,7 +386,7 @@ class TestMasker:
         )
         np.testing.assert_allclose(masked.probability_HW, total_HW / 16, atol=0.51)
 
-    def test_nets_views_and_settings_change_without_a_look(self, masker: Segmenter) -> None:
+    def test_settings_change_without_a_forward_pass(self, masker: Segmenter) -> None:
         looked = masker.predict(noise(60, 90))
         asleep = Segmenter({})
         for names in (["gray/0"], ["gray/0", "encoder/1"]):
@@ -414,7 +410,7 @@ class TestMasker:
         looked = masker.predict(noise(8, 8))
         with pytest.raises(CarvanaError, match="No net is chosen"):
             masker.combine(looked, EnsembleSettings(), [])
-        with pytest.raises(CarvanaError, match=r"choose some of identity, hflip\."):
+        with pytest.raises(CarvanaError, match="identity, hflip"):
             masker.segment(looked, EnsembleSettings(), views=["scale:0.5"])
 
     def test_pictures_of_any_sizes_share_a_pass(self, masker: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +428,7 @@ class TestMasker:
                     levels = [m.to_full_size(*one.size).astype(int) for m in (level_map, other.maps[name][view])]
                     np.testing.assert_allclose(*levels, atol=1)
 
-    def test_a_native_net_sees_no_more_than_a_photograph_of_the_competition(self, tmp_path: Path) -> None:
+    def test_native_input_is_limited_to_the_competitions_pixel_count(self, tmp_path: Path) -> None:
         save_net(tmp_path / "net", TINY, InputSettings(size="native"), seed=0)
         masker = Segmenter({"native": segmenter.load_predictor(str(tmp_path / "net"), ["identity"], device="cpu")})
         small, exact, large = (
@@ -524,14 +520,14 @@ class TestExports:
             assert carvana("in", "--out", out, "--net", "all.onnx", "--views", "hflip") == 0
             assert np.unique(decoded((tmp_path / out / "a_mask.png").read_bytes())).tolist() == [expected]
 
-    def test_they_are_found(self, tmp_path: Path) -> None:
+    def test_list_models_finds_nets_and_exports(self, tmp_path: Path) -> None:
         touch(tmp_path, "exports/gray/int8.onnx", "exports/gray/model.onnx", "exports/gray/card.json")
         assert segmenter.list_models(tmp_path) == ["exports/gray/int8.onnx", "exports/gray/model.onnx"]
         assert segmenter.resolve("exports/gray/model.onnx", tmp_path) == ["exports/gray/model.onnx"]
 
 
 class TestNets:
-    def test_names(self, project: Path, tmp_path: Path) -> None:
+    def test_model_names_are_expanded(self, project: Path, tmp_path: Path) -> None:
         all_four = ["encoder/0", "encoder/1", "gray/0", "gray/1"]
         assert segmenter.list_models(project) == all_four
         assert segmenter.list_models(tmp_path) == []
@@ -549,20 +545,18 @@ class TestNets:
             segmenter.resolve("a", tmp_path) == segmenter.list_models(tmp_path) == [f"a/{fold}" for fold in range(12)]
         )
 
-    def test_what_is_being_made_is_no_net_yet(self, tmp_path: Path) -> None:
+    def test_unfinished_nets_are_not_listed(self, tmp_path: Path) -> None:
         for made in ("folds/a/.0.part/config.json", "exports/a/.x.part/model.onnx", "folds/.a.part/0/config.json"):
             (tmp_path / made).parent.mkdir(parents=True)
             (tmp_path / made).touch()
         assert segmenter.list_models(tmp_path) == []
-        with pytest.raises(CarvanaError, match="no net 'a'"):
+        with pytest.raises(CarvanaError, match="'a'"):
             segmenter.resolve("a", tmp_path)
 
-    def test_no_such_net(self, project: Path, tmp_path: Path) -> None:
-        with pytest.raises(CarvanaError, match=r"no net 'grey': name one of encoder/0, .* or an \.onnx file"):
+    def test_unknown_net_is_named(self, project: Path, tmp_path: Path) -> None:
+        with pytest.raises(CarvanaError, match=r"'grey'.*encoder/0.*\.onnx"):
             segmenter.resolve("grey", project)
-        with pytest.raises(
-            CarvanaError, match="no net 'gray/0', nor any other so far: train some with 'carvana repro'"
-        ):
+        with pytest.raises(CarvanaError, match="'gray/0'"):
             segmenter.load_predictor("gray/0", ["identity"], project=tmp_path)
 
 
@@ -622,7 +616,7 @@ class TestJobs:
         touch(tmp_path, "a.jpg", "out/a_mask.png")
         assert [job.path.name for job in plan_outputs([tmp_path], tmp_path / "out")] == ["a.jpg"]
 
-    def test_what_cannot_be(self, tmp_path: Path) -> None:
+    def test_missing_inputs_and_wrong_suffixes(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "file")
         (tmp_path / "empty").mkdir()
         out = tmp_path / "out"
@@ -636,36 +630,36 @@ class TestJobs:
             with pytest.raises(CarvanaError, match=words):
                 plan_outputs(paths, folder)
 
-    def test_results_that_would_meet(self, tmp_path: Path) -> None:
+    def test_inputs_with_the_same_output_are_refused(self, tmp_path: Path) -> None:
         touch(tmp_path, "one/a.jpg", "two/a.png", "three/sub/a.jpg")
         out = tmp_path / "out"
-        with pytest.raises(CarvanaError, match=r"one/a\.jpg and .*two/a\.png would both be .*a_mask\.png: rename"):
+        with pytest.raises(CarvanaError, match=r"one/a\.jpg.*two/a\.png.*a_mask\.png"):
             check_conflicts(plan_outputs([tmp_path / "one", tmp_path / "two"], out), ["mask"], None, overwrite=True)
         jobs = plan_outputs([tmp_path / "one", tmp_path / "three"], out)
         check_conflicts(jobs, ["mask"], None, overwrite=False)
-        with pytest.raises(CarvanaError, match=r"one/a\.jpg and .*three/sub/a\.jpg would have one name in masks\.csv"):
+        with pytest.raises(CarvanaError, match=r"one/a\.jpg.*three/sub/a\.jpg.*masks\.csv"):
             check_conflicts(jobs, ["mask"], out / "masks.csv", overwrite=False)
 
     def test_results_never_replace_a_picture(self, tmp_path: Path) -> None:
         touch(tmp_path, "sub/a.jpg", "a_mask.png")
         jobs = plan_outputs([tmp_path / "sub", tmp_path / "a_mask.png"], tmp_path)
-        with pytest.raises(CarvanaError, match=r"would replace .*a_mask\.png, a picture to read"):
+        with pytest.raises(CarvanaError, match=r"a_mask\.png"):
             check_conflicts(jobs, ["mask"], None, overwrite=True)
 
-    def test_what_stands_in_the_way_of_results(self, tmp_path: Path) -> None:
+    def test_outputs_blocked_by_files_are_refused(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/sub", "other/a_mask.png/mine.txt")
-        with pytest.raises(CarvanaError, match=r"out/sub is a file: name a folder"):
+        with pytest.raises(CarvanaError, match="out/sub"):
             check_conflicts(plan_outputs([tmp_path / "in"], tmp_path / "out"), ["mask"], None, overwrite=True)
-        with pytest.raises(CarvanaError, match=r"a_mask\.png is a folder, in the way"):
+        with pytest.raises(CarvanaError, match=r"a_mask\.png"):
             check_conflicts(plan_outputs([tmp_path / "in"], tmp_path / "other"), ["mask"], None, overwrite=True)
 
     def test_overwriting(self, tmp_path: Path) -> None:
         touch(tmp_path, "in/a.jpg", "in/b.jpg", "in/c.jpg", "out/b_mask.png", "out/c_overlay.jpg", "out/masks.csv")
         jobs, out = plan_outputs([tmp_path / "in"], tmp_path / "out"), tmp_path / "out"
         check_conflicts(jobs, ["cutout"], None, overwrite=False)
-        with pytest.raises(CarvanaError, match=r"out/b_mask\.png would be overwritten: add --overwrite"):
+        with pytest.raises(CarvanaError, match=r"out/b_mask\.png.*--overwrite"):
             check_conflicts(jobs, ["mask"], None, overwrite=False)
-        with pytest.raises(CarvanaError, match=r"masks\.csv and 2 more of the results would be overwritten"):
+        with pytest.raises(CarvanaError, match=r"masks\.csv.*\b2\b"):
             check_conflicts(jobs, ["mask", "overlay"], out / "masks.csv", overwrite=False)
         check_conflicts(jobs, ["mask", "overlay"], out / "masks.csv", overwrite=True)
 
@@ -707,7 +701,7 @@ class TestStream:
             assert list(batch.bounded_map(pool, work, items, lambda size: size)) == items
         assert most[0] == 50, "alone"
 
-    def test_what_goes_wrong_ends_it(self, masker: Segmenter, tmp_path: Path) -> None:
+    def test_predict_images_raises_other_errors(self, masker: Segmenter, tmp_path: Path) -> None:
         touch(tmp_path, *(f"{number}.png" for number in range(4)))
 
         def fail(job: SegmentJob, looked: RawPredictions) -> None:
@@ -833,8 +827,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "status", "words"),
         [
-            (("--net", "grey"), 1, "There is no net 'grey': name one of encoder/0"),
-            (("--views", "vflip"), 1, "There is no view 'vflip'"),
+            (("--net", "grey"), 1, "'grey'"),
+            (("--views", "vflip"), 1, "'vflip'"),
             (("--threshold", "1"), 2, "--threshold"),
             (("--threshold", "x"), 2, "--threshold"),
             (("--merge", "max"), 2, "--merge"),
@@ -861,10 +855,10 @@ class TestCommand:
         touch(tmp_path, "in/a.png")
         monkeypatch.chdir(tmp_path)
         assert carvana("in", "--out", "out") == 1
-        assert "params.yaml, which is not here" in capsys.readouterr().err
+        assert "params.yaml" in capsys.readouterr().err
         (tmp_path / "params.yaml").write_bytes((project / "params.yaml").read_bytes())
         assert carvana("in", "--out", "out") == 1
-        assert "train some with 'carvana repro'" in capsys.readouterr().err
+        assert "carvana repro" in capsys.readouterr().err
 
     def test_outside_a_project_defaults_hold(
         self, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

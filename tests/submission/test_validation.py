@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import os
 import subprocess
 import sys
 import tracemalloc
@@ -18,7 +17,6 @@ from pipeline.competition.dice import confusion_counts
 from pipeline.competition.image_ids import HEIGHT, WIDTH, format_image_id
 from pipeline.errors import CarvanaError
 from pipeline.submission import csv_file, validation
-from tests import ROOT
 
 PIXELS = HEIGHT * WIDTH
 IDS = [format_image_id("00087a6bd4dc", angle) for angle in range(1, 4)]
@@ -89,29 +87,29 @@ def test_last_line_may_lack_its_end(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([], r"row 1: the header is '', expected 'img,rle_mask'"),
-        (["img,mask", "X,1 1"], r"row 1: the header is 'img,mask', expected 'img,rle_mask'"),
-        (["img;rle_mask"], r"row 1: the header is 'img;rle_mask'"),
+        ([], r"row 1.*img,rle_mask"),
+        (["img,mask", "X,1 1"], r"row 1.*img,mask.*img,rle_mask"),
+        (["img;rle_mask"], r"row 1.*img;rle_mask"),
         (["img,rle_mask"], r"no rows"),
-        (["img,rle_mask", "A,1 1", "B"], r"row 3: 1 columns instead of 2"),
-        (["img,rle_mask", "A,1 1,2"], r"row 2: 3 columns instead of 2"),
-        (["img,rle_mask", "A,1 1", ""], r"row 3: 1 columns instead of 2"),
-        (["img,rle_mask", "00087a6bd4dc_01,1 1"], r"row 2: '00087a6bd4dc_01' is no image name"),
-        (["img,rle_mask", "00087a6bd4dc_17.jpg,1 1"], r"row 2: '00087a6bd4dc_17' is no image id"),
-        (["img,rle_mask", "A,1 1", "B,", "A,1 1"], r"row 4 \(00087a6bd4dc_01.jpg\): a second row"),
-        (["img,rle_mask", "A,1 1", "D,1 1"], r"row 3 \(00087a6bd4dc_16.jpg\): not one of the images"),
-        (["img,rle_mask", "B,1 1"], r"misses 2 of 3 images, first 00087a6bd4dc_01.jpg"),
-        (["img,rle_mask", '"A,1 1"'], r"row 2: a quotation mark out of place"),
-        (["img,rle_mask", 'A,"1 1'], r"row 2: a quotation mark out of place"),
-        (['"img,rle_mask"', "A,1 1"], r"row 1: the header is"),
-        (["img,rle_mask", "A,1"], r"row 2 \(00087a6bd4dc_01.jpg\): It has an odd number"),
-        (["img,rle_mask", "A,1 x"], r"row 2 \(00087a6bd4dc_01.jpg\): Token 2 is 'x'"),
-        (["img,rle_mask", "A,1 é"], r"row 2 \(00087a6bd4dc_01.jpg\): Token 2"),
-        (["img,rle_mask", "A,0 1"], r"row 2 \(00087a6bd4dc_01.jpg\): Run 1 \('0 1'\) starts at 0"),
-        (["img,rle_mask", "A,1 0"], r"row 2 \(00087a6bd4dc_01.jpg\): Run 1 \('1 0'\) has length 0"),
-        (["img,rle_mask", "A,5 1 1 1"], r"row 2 \(00087a6bd4dc_01.jpg\): Run 2 \('1 1'\) is out of order"),
-        (["img,rle_mask", "A,1 5 2 9"], r"row 2 \(00087a6bd4dc_01.jpg\): Run 2 \('2 9'\) overlaps"),
-        (["img,rle_mask", f"A,{PIXELS} 2"], r"row 2 \(00087a6bd4dc_01.jpg\): Run 1 .* only 2455040"),
+        (["img,rle_mask", "A,1 1", "B"], r"row 3.*\b1\b.*\b2\b"),
+        (["img,rle_mask", "A,1 1,2"], r"row 2.*\b3\b.*\b2\b"),
+        (["img,rle_mask", "A,1 1", ""], r"row 3.*\b1\b.*\b2\b"),
+        (["img,rle_mask", "00087a6bd4dc_01,1 1"], r"row 2.*00087a6bd4dc_01"),
+        (["img,rle_mask", "00087a6bd4dc_17.jpg,1 1"], r"row 2.*00087a6bd4dc_17"),
+        (["img,rle_mask", "A,1 1", "B,", "A,1 1"], r"row 4.*00087a6bd4dc_01\.jpg"),
+        (["img,rle_mask", "A,1 1", "D,1 1"], r"row 3.*00087a6bd4dc_16\.jpg"),
+        (["img,rle_mask", "B,1 1"], r"\b2 of 3\b.*00087a6bd4dc_01\.jpg"),
+        (["img,rle_mask", '"A,1 1"'], r"row 2.*quot"),
+        (["img,rle_mask", 'A,"1 1'], r"row 2.*quot"),
+        (['"img,rle_mask"', "A,1 1"], r"row 1.*img,rle_mask"),
+        (["img,rle_mask", "A,1"], r"row 2.*00087a6bd4dc_01\.jpg.*odd"),
+        (["img,rle_mask", "A,1 x"], r"row 2.*00087a6bd4dc_01\.jpg.*Token 2.*'x'"),
+        (["img,rle_mask", "A,1 é"], r"row 2.*00087a6bd4dc_01\.jpg.*Token 2"),
+        (["img,rle_mask", "A,0 1"], r"row 2.*00087a6bd4dc_01\.jpg.*'0 1'"),
+        (["img,rle_mask", "A,1 0"], r"row 2.*00087a6bd4dc_01\.jpg.*'1 0'"),
+        (["img,rle_mask", "A,5 1 1 1"], r"row 2.*00087a6bd4dc_01\.jpg.*'1 1'.*order"),
+        (["img,rle_mask", "A,1 5 2 9"], r"row 2.*00087a6bd4dc_01\.jpg.*'2 9'.*overlap"),
+        (["img,rle_mask", f"A,{PIXELS} 2"], r"row 2.*00087a6bd4dc_01\.jpg.*2455040"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.zip"])
@@ -137,12 +135,12 @@ def test_damaged_archives_are_named(tmp_path, name, damage):
     else:
         data[:] = b"img,rle_mask\n"
     path.write_bytes(data)
-    with pytest.raises(CarvanaError, match=rf"{name} can't be read"):
+    with pytest.raises(CarvanaError, match=f"{name}"):
         validation.validate_submission(path)
 
 
 def test_absent_file_is_named(tmp_path):
-    with pytest.raises(CarvanaError, match=r"b\.csv does not exist"):
+    with pytest.raises(CarvanaError, match=r"b\.csv"):
         validation.validate_submission(tmp_path / "b.csv")
 
 
@@ -151,7 +149,7 @@ def test_zip_must_hold_one_csv(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.csv", "img,rle_mask\n")
         archive.writestr("b.csv", "img,rle_mask\n")
-    with pytest.raises(CarvanaError, match="holds 2 CSVs"):
+    with pytest.raises(CarvanaError, match="2 CSVs"):
         validation.validate_submission(path)
 
 
@@ -183,11 +181,11 @@ def test_score_refuses_images_that_only_one_file_holds(tmp_path):
     both = write(tmp_path / "both.csv", {a: "1 1", b: "1 1"})
     one = write(tmp_path / "one.csv", {b: "1 1"})
     other = write(tmp_path / "other.csv", {a: "1 1", c: "1 1"})
-    with pytest.raises(CarvanaError, match=rf"one.csv has no row for 1 of the images in .*both.csv, first {a}"):
+    with pytest.raises(CarvanaError, match=rf"one\.csv.*both\.csv.*{a}"):
         validation.score_submission(one, both)
-    with pytest.raises(CarvanaError, match=rf"both.csv, row 2 \({a}.jpg\): .*one.csv has no mask"):
+    with pytest.raises(CarvanaError, match=rf"both\.csv.*row 2.*{a}.*one\.csv"):
         validation.score_submission(both, one)
-    with pytest.raises(CarvanaError, match=rf"both.csv, row 3 \({b}.jpg\): .*other.csv has no mask"):
+    with pytest.raises(CarvanaError, match=rf"both\.csv.*row 3.*{b}.*other\.csv"):
         validation.score_submission(both, other)
 
 
@@ -197,10 +195,10 @@ def test_score_refuses_second_rows_and_malformed_masks_in_either_file(tmp_path):
     bad = write(tmp_path / "bad.csv", {IDS[0]: "1 0"})
     bare = write(tmp_path / "bare.csv", {})
     for files in ((twice, good), (good, twice)):
-        with pytest.raises(CarvanaError, match=rf"twice.csv, row 3 \({IDS[0]}.jpg\): a second row"):
+        with pytest.raises(CarvanaError, match=rf"twice\.csv.*row 3.*{IDS[0]}"):
             validation.score_submission(*files)
     for files in ((bad, good), (good, bad)):
-        with pytest.raises(CarvanaError, match=rf"bad.csv, row 2 \({IDS[0]}.jpg\): .*length 0"):
+        with pytest.raises(CarvanaError, match=rf"bad\.csv.*row 2.*{IDS[0]}.*length 0"):
             validation.score_submission(*files)
     with pytest.raises(CarvanaError, match="nothing to score"):
         validation.score_submission(bare, bare)
@@ -233,25 +231,24 @@ def test_real_csv_passes_and_scores_itself(real_carvana: Path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks of memory are read where Linux has them")
-def test_a_submission_of_full_size_is_checked_and_compared_in_little_memory(tmp_path: Path) -> None:
-    """100,064 rows, 0.8 GB of text: each in a process of its own, libraries included."""
+@pytest.mark.parametrize("cars", [600, pytest.param(bench_check.CARS, marks=pytest.mark.long)])
+def test_large_submissions_are_checked_and_compared_in_little_memory(tmp_path: Path, cars: int) -> None:
+    """Up to 100,064 rows, 0.8 GB of text: each in a process of its own, libraries included."""
     code = """
 import sys
 from pathlib import Path
 from benchmarks.bench_check import Check, Compare
 csv, last = Path("submission.csv.gz"), Path("last.csv.gz")
-(Check(csv) if sys.argv[1] == "check" else Compare(csv, last))()
+(Check(csv, int(sys.argv[2])) if sys.argv[1] == "check" else Compare(csv, last))()
 # Not getrusage, which counts what the process that started this one had in memory.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-    bench_check.write(tmp_path / "submission.csv.gz", 0)
-    bench_check.write(tmp_path / "last.csv.gz", 1, backwards=True)  # so that all of it has to wait on disk
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    bench_check.write(tmp_path / "submission.csv.gz", 0, cars)
+    bench_check.write(tmp_path / "last.csv.gz", 1, cars, backwards=True)  # so that all of it has to wait on disk
     for what in ("check", "compare"):
         run = subprocess.run(
-            [sys.executable, "-c", code, what],
+            [sys.executable, "-c", code, what, str(cars)],
             cwd=tmp_path,
-            env=environment,
             capture_output=True,
             text=True,
             check=True,

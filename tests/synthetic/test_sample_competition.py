@@ -83,7 +83,7 @@ def test_gif_masks_are_kaggles_palette_gifs_and_equal_the_csv(
                 np.testing.assert_array_equal(np.asarray(image), mask)
 
 
-def test_tables(tiny_sample: Path) -> None:
+def test_csv_tables_match_kaggles_format(tiny_sample: Path) -> None:
     cars = car_ids(TINY)
     train = [f"{car}_{angle:02d}.jpg" for car in sorted(cars[:4]) for angle in range(1, 17)]
     test = [f"{cars[4]}_{angle:02d}.jpg" for angle in range(1, 17)]
@@ -138,7 +138,8 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return component
 
 
-def test_a_threshold_does_not_solve_the_sample(tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]) -> None:
+@pytest.mark.slow
+def test_a_gray_threshold_scores_below_0_95(tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]) -> None:
     """The best grey threshold, on the picture or on its difference from the typical picture, stays well below a net."""
     scale = (WIDTH // 8, HEIGHT // 8)
     with zipfile.ZipFile(tiny_sample / "train.zip") as archive:
@@ -164,6 +165,7 @@ def test_a_threshold_does_not_solve_the_sample(tiny_sample: Path, masks: dict[st
     assert best < 0.95
 
 
+@pytest.mark.slow
 def test_bytes_follow_from_the_settings_alone(tiny_sample: Path, tmp_path: Path) -> None:
     """The same settings, drawn by one process over what an earlier run left, give the bytes that several gave."""
     (tmp_path / "train.zip").write_bytes(b"from an earlier run")

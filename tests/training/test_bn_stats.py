@@ -28,7 +28,7 @@ def test_statistics_are_the_mean_over_batches_whatever_they_were() -> None:
     torch.testing.assert_close(made[0].running_var, variance)
 
 
-def test_all_else_runs_as_in_prediction() -> None:
+def test_dropout_is_off_while_statistics_are_measured() -> None:
     """Dropout would make what comes after it vary more than it ever will again."""
     made = net()
     update_bn_stats(made, batches())
@@ -36,7 +36,7 @@ def test_all_else_runs_as_in_prediction() -> None:
     assert made[2].running_var.max() < 1.1
 
 
-def test_the_net_is_left_as_it_was() -> None:
+def test_update_bn_stats_restores_mode_and_weights() -> None:
     made = net().train()
     weights = [parameter.clone() for parameter in made.parameters()]
     update_bn_stats(made, batches())

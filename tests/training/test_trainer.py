@@ -1,6 +1,8 @@
 """Training a net of seconds: what it writes, resuming to the last bit, errors."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,36 @@ def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path) ->
         assert np.mean(scores) == pytest.approx(metrics[key], abs=1e-4)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
-@pytest.mark.parametrize("moment", ["in_epoch_2", "after_epoch_1", "before_collecting"])
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs that were not killed, by schedule, each trained once."""
+
+    @functools.cache
+    def run(schedule: str) -> Path:
+        return train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path_factory.mktemp(schedule))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("schedule", "moment"),
+    [
+        ("cosine", "in_epoch_2"),
+        pytest.param("cosine", "after_epoch_1", marks=pytest.mark.slow),
+        pytest.param("cosine", "before_collecting", marks=pytest.mark.slow),
+        pytest.param("onecycle", "in_epoch_2", marks=pytest.mark.slow),
+        pytest.param("onecycle", "after_epoch_1", marks=pytest.mark.long),
+        pytest.param("onecycle", "before_collecting", marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_run_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, moment: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[str], Path],
+    schedule: str,
+    moment: str,
 ) -> None:
-    whole = train(job(schedule=schedule, accumulate_grad_batches=2), tmp_path / "whole")
+    whole = uninterrupted(schedule)
 
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
@@ -76,6 +102,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
     _same_but_for_time(whole, killed)
 
 
+@pytest.mark.slow
 def test_plateau_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Steps so small that the score stands still.
     still = job(schedule="plateau", epochs=8, lr=1e-6, ema_decay=None)
@@ -110,13 +137,13 @@ def _at_epoch(epoch: int, call: Any) -> Any:
     return hook
 
 
-def test_a_loss_that_turns_nan(tmp_path: Path) -> None:
+def test_nan_loss_names_epoch_and_images(tmp_path: Path) -> None:
     with pytest.raises(CarvanaError, match=r"loss_bce.*train\.lr"):
         train(job(lr=1e30, gradient_clip_norm=None, warmup_fraction=0.0), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> None:
+def test_non_finite_weights_after_the_last_step(tmp_path: Path, precision: str) -> None:
     broken = job(
         lr=1e30,
         gradient_clip_norm=None,
@@ -126,7 +153,7 @@ def test_a_net_that_breaks_in_its_last_step(tmp_path: Path, precision: str) -> N
         ema_decay=None,
         precision=precision,
     )
-    with pytest.raises(CarvanaError, match=r"after epoch 1: lower train\.lr"):
+    with pytest.raises(CarvanaError, match=r"epoch 1.*train\.lr"):
         train(broken, tmp_path)
 
 
@@ -139,6 +166,7 @@ def test_ctrl_c_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         train(job(), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
 def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
     folder = train(job(optimizer=optimizer, epochs=2, ema_decay=None, lr=0.003), tmp_path)
@@ -146,6 +174,7 @@ def test_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
     assert loss.iloc[-1] < loss.iloc[0]
 
 
+@pytest.mark.slow
 def test_crops_and_uncached_images_in_worker_processes(tmp_path: Path) -> None:
     made = job(crop=(16, 16), epochs=1)
     machine = HardwareSettings(device="cpu", workers=2, cache_gb=0)
@@ -183,17 +212,17 @@ def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"devices": 2}, {}])
-def test_an_error_in_another_process_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_an_error_in_a_worker_process_is_raised_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
     made = job(Torn(), **changes)
     machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
-    with pytest.raises(CarvanaError, match=r"^3 is truncated$"):
+    with pytest.raises(CarvanaError, match=r"^3\b"):
         train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path)
 
 
 @pytest.mark.slow
-def test_too_little_memory_in_another_process_is_told_as_such(tmp_path: Path) -> None:
+def test_out_of_memory_in_another_process(tmp_path: Path) -> None:
     machine = HardwareSettings(device="cpu", workers=0, cache_gb=0)
-    with pytest.raises(MemoryError, match=r"^CUDA out of memory\. Tried to allocate"):
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
         train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "hardware": machine}), tmp_path)
 
 

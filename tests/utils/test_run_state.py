@@ -73,7 +73,7 @@ def test_a_kill_in_the_midst_of_finish_leaves_a_finished_state(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("other", [{"lr": 0.2}, {"images": ["a"]}, {"images": ["b", "a"]}, {"more": None}])
-def test_other_facts_have_other_states(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_other_facts_get_another_state(tmp_path: Path, other: dict[str, Any]) -> None:
     build(tmp_path)
     with acquire_run_state(tmp_path, SLOT, FACTS | other) as state:
         assert not state.finished
@@ -81,7 +81,7 @@ def test_other_facts_have_other_states(tmp_path: Path, other: dict[str, Any]) ->
         assert not state.finished
 
 
-def test_the_order_of_facts_is_none(tmp_path: Path) -> None:
+def test_cache_key_ignores_the_order_of_facts(tmp_path: Path) -> None:
     build(tmp_path)
     with acquire_run_state(tmp_path, SLOT, dict(reversed(FACTS.items()))) as state:
         assert state.finished
@@ -178,7 +178,7 @@ def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pyt
 def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> None:
     holder = start(_hold_for_ever, tmp_path)
     wait_for((tmp_path / "held").exists)
-    with pytest.raises(CarvanaError, match=rf"A run is working on \.resume/{SLOT}/.*: stop it first"):
+    with pytest.raises(CarvanaError, match=rf"\.resume/{SLOT}/"):
         delete_states(tmp_path)
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)

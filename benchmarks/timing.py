@@ -61,6 +61,11 @@ def peak_mb(contender: Contender) -> float | None:
         return pool.submit(_peak_mb, replace(contender)).result()
 
 
+def format_mb(mb: float | None) -> str:
+    """Return megabytes as text; a dash where they could not be measured."""
+    return "-" if mb is None else f"{mb:.1f}"
+
+
 def table(rows: list[Row]) -> str:
     """Return the rows as text."""
     lines = [
@@ -68,7 +73,7 @@ def table(rows: list[Row]) -> str:
     ]
     for r in rows:
         spread, aim = f"{r.lowest:.2f}-{r.highest:.2f}", f"{r.aim:g}" if r.aim else ""
-        peaks = ["-" if mb is None else f"{mb:.1f}" for mb in (r.our_mb, r.their_mb)]
+        peaks = [format_mb(mb) for mb in (r.our_mb, r.their_mb)]
         lines.append(
             f"{r.name:<56}{r.ours_ms:>10.2f}{r.theirs_ms:>10.2f}{r.ratio:>8.2f}  {spread:<13}{aim:>5}"
             f"{peaks[0]:>16}{peaks[1]:>8}"
