@@ -152,3 +152,18 @@ def test_the_readme_is_short_and_shows_pictures() -> None:
     assert len(text.split()) <= 1800
     assert max(map(len, lines)) <= 120
     assert len(re.findall(r"!\[[^\]]*\]\(docs/images/", text)) >= 3
+
+
+def test_the_readme_quotes_params_yaml() -> None:
+    excerpt = re.search(r"^```yaml\n(.*?)^```", read(ROOT / "README.md"), flags=re.M | re.S)
+    assert excerpt is not None
+    load = YAML(typ="safe").load
+    assert_part_of(load(excerpt[1]), load(read(ROOT / "params.yaml")), "params.yaml")
+
+
+def assert_part_of(part: Any, whole: Any, where: str) -> None:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            assert_part_of(value, whole[key], f"{where}: {key}")
+    else:
+        assert part == whole, where
