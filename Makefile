@@ -26,7 +26,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-repro: setup  ## run the pipeline, from data to submission
+repro: setup  ## the whole pipeline, from data to submission
 	$(VENV)/bin/carvana repro
 
 test: setup  ## all tests

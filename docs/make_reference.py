@@ -123,7 +123,7 @@ def make_targets() -> Iterator[str]:
     """Yield the targets of the Makefile, from their comments."""
     text = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
     yield "\n## Make targets\n"
-    rows = [(f"`make {name}`", words) for name, words in re.findall(r"^([a-z]+):.*## (.+)$", text, flags=re.M)]
+    rows = [(f"`make {name}`", words) for name, words in re.findall(r"^([a-z-]+):.*?## (.+)$", text, flags=re.M)]
     yield table(["target", "purpose"], rows)
 
 
@@ -216,9 +216,8 @@ def settings() -> Iterator[str]:
         kind = nested_section(field.annotation)
         assert kind is not None
         yield f"\n### `{name}`\n"
-        about = escape(kind.__doc__ or "").partition(". ")[0].partition("params.yaml: ")[2].rstrip(".")
-        if about:
-            yield f"{about[0].upper()}{about[1:]}.\n"
+        about = escape(kind.__doc__ or "").partition("params.yaml: ")[2]
+        yield f"{about[0].upper()}{about[1:]}\n"
         yield table(COLUMNS, list(setting_rows(name, kind)))
         if name == "models":
             for spec in (UNetConfig, SmpUNetConfig):
