@@ -12,7 +12,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.ready  ## make .venv from requirements.lock
+setup: $(VENV)/.ready  ## create .venv from requirements.lock
 
 # An environment that was left half made, or whose Python is gone, is made again.
 SUPPORTED := (3, 11) <= sys.version_info < (3, 15)
@@ -48,7 +48,7 @@ check: setup  ## format, lint, types and import rules
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-format: setup  ## put the code into its one format
+format: setup  ## format the code
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
@@ -56,9 +56,10 @@ lock: setup  ## pin the newest versions that pyproject.toml allows
 	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --upgrade --output-file requirements.lock
 
-docs: setup  ## write the generated parts of the docs, and their pictures
+docs: setup  ## write the generated parts of the docs, and their pictures (after make repro)
 	$(VENV)/bin/python docs/make_reference.py
+	$(VENV)/bin/carvana results --out docs/results.md
 	$(VENV)/bin/python docs/make_pictures.py
 
-bench: setup  ## ratios against the usual ways
+bench: setup  ## benchmarks, against the usual approaches
 	$(VENV)/bin/python -m benchmarks

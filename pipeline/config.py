@@ -50,38 +50,38 @@ _ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?kaggle\.com/)?(?:(?:c|competi
 
 
 class SampleSettings(StrictModel):
-    """Section ``data.sample`` of params.yaml: how large a sample to draw, and which."""
+    """Section ``data.sample`` of params.yaml: size and seed of the synthetic sample."""
 
     train_cars: int = Field(default=14, ge=2, le=1000)
-    """Cars with masks to learn from, 16 pictures each."""
+    """Training cars, with masks; 16 images each."""
 
     test_cars: int = Field(default=4, ge=1, le=1000)
-    """Further cars, 16 pictures each, whose masks go to truth.csv only."""
+    """Test cars, 16 images each; their masks are in data/truth.csv only."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Another seed gives other cars."""
+    """Seed of the cars; another one draws other cars."""
 
 
 class DataSettings(StrictModel):
-    """Section ``data`` of params.yaml."""
+    """Section ``data`` of params.yaml: the competition's files."""
 
     source: Literal["sample", "directory", "kaggle"]
-    """Where the competition's files come from."""
+    """``sample``: synthetic, drawn here. ``directory``: files that you have. ``kaggle``: downloaded."""
 
     directory: str | None = None
-    """Folder with the zips, or what they unpack to. Setting it alone is enough: it overrides ``source``."""
+    """Folder with the zips, or with the unpacked files. If set, it overrides ``source``."""
 
     competition: str = "carvana-image-masking-challenge"
-    """Name of the competition at Kaggle, as in its address; the address itself does as well."""
+    """Name of the competition on Kaggle, as in its address; the address also works."""
 
     quality: Literal["standard", "hq"] = "standard"
-    """Photographs as scored by everyone, or the larger files of the same size that Kaggle has beside them."""
+    """``standard``, or ``hq``: the same photographs, less compressed, in larger files."""
 
     on_corrupt: Literal["error", "skip"] = "error"
-    """What to do with a training image or mask that can't be read: stop, or go on without it and list it."""
+    """For a training image or mask that cannot be read: stop, or skip it and list it in the summary."""
 
     sample: SampleSettings = SampleSettings()
-    """The drawn stand-in."""
+    """The synthetic sample."""
 
     @field_validator("competition")
     @classmethod
@@ -107,19 +107,19 @@ class DataSettings(StrictModel):
 
 
 class FoldSettings(StrictModel):
-    """Section ``folds`` of params.yaml."""
+    """Section ``folds`` of params.yaml: cross-validation, grouped by car."""
 
     count: int = Field(ge=2)
-    """Folds that the cars are dealt to."""
+    """Number of folds."""
 
     active: NonEmptyUnique[int]
     """Folds to train and predict: all of them, or fewer to save time."""
 
     holdout_cars: int = Field(ge=0)
-    """Cars kept out of every fold, so that an ensemble of folds can be scored; 0 for a final run."""
+    """Cars kept out of every fold, on which ensembles of folds are scored; 0 for a final run."""
 
     seed: int = Field(default=0, ge=0)
-    """Of the dealing."""
+    """Seed of the assignment of cars to folds."""
 
     @model_validator(mode="after")
     def _active_exist(self) -> "FoldSettings":
@@ -140,10 +140,10 @@ Size = tuple[PositiveInt, PositiveInt]
 
 
 class InputSettings(StrictModel):
-    """Section ``input`` of params.yaml: what the net sees of a photograph."""
+    """Section ``input`` of params.yaml: the net's input."""
 
     size: Literal["native"] | Size
-    """``native`` (1280 x 1918, padded to what the net's strides need), or height and width to shrink to."""
+    """``native`` (1280 x 1918, padded to a multiple of the net's stride), or height and width to shrink to."""
 
     channels: Literal["rgb", "gray"] = "rgb"
     """Color, or luminance only."""
@@ -165,83 +165,83 @@ class InputSettings(StrictModel):
 
 
 class AugmentSettings(StrictModel):
-    """Random changes to training images; a value of 0 leaves a change out."""
+    """Augmentation of training images; 0 turns a change off."""
 
     hflip: float = Field(default=0.5, ge=0, le=1)
-    """Probability of a flip left to right."""
+    """Probability of a horizontal flip."""
 
     shift: float = Field(default=0.05, ge=0, le=1)
-    """Greatest shift, as a part of the image's side."""
+    """Maximum shift, as a fraction of the image's side."""
 
     scale: float = Field(default=0.1, ge=0, lt=1)
-    """Greatest zoom, in or out."""
+    """Maximum zoom, in or out, as a fraction."""
 
     rotate: float = Field(default=3.0, ge=0, le=180)
-    """Greatest rotation, in degrees."""
+    """Maximum rotation, in degrees."""
 
     brightness: float = Field(default=0.2, ge=0, le=1)
-    """Greatest change of brightness and contrast."""
+    """Maximum change of brightness and contrast, as a fraction."""
 
     hue: float = Field(default=0.05, ge=0, le=0.5)
-    """Greatest change of hue and saturation, as parts of the full circle and range; color input only."""
+    """Maximum change of hue and saturation, as fractions of their range; color input only."""
 
 
 class TrainSettings(StrictModel):
-    """Section ``train`` of params.yaml: how a net learns."""
+    """Section ``train`` of params.yaml: training of one net."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of first weights, order, augmentation and dropout; the fold is mixed in."""
+    """Seed of initial weights, order, augmentation and dropout; each fold derives its own from it."""
 
     init_checkpoint: str | None = None
     """Weights to start from: a trained net's folder, or a file, of the same architecture.
 
-    ``{fold}`` in it stands for the fold. None for random ones, and those of ``encoder_weights``.
+    ``{fold}`` in it stands for the fold. None: random weights, and ``encoder_weights`` for the encoder.
     """
 
     epochs: PositiveInt
     """Passes over the training images of a fold."""
 
     batch_size: PositiveInt
-    """Images a step and device."""
+    """Images per batch and device."""
 
     accumulate_grad_batches: PositiveInt = 1
-    """Batches whose gradients make one optimizer step."""
+    """Batches per optimizer step."""
 
     crop: Size | None = None
-    """Height and width of a random crop that the net trains on; None for whole images."""
+    """Height and width of random crops to train on; None: whole images."""
 
     losses: Mapping[LossName, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """Weighted sum of losses, computed in float32."""
+    """Losses and their weights, summed in float32."""
 
     border_weight: float = Field(default=5.0, ge=0)
-    """Extra weight of pixels near an outline in ``border_bce``."""
+    """Extra weight of pixels near the outline in ``border_bce``."""
 
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
-    """SGD and RMSprop run with momentum 0.9."""
+    """Optimizer; SGD and RMSprop have momentum 0.9."""
 
     lr: float = Field(gt=0)
-    """Learning rate at its height."""
+    """Peak learning rate."""
 
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of the optimizer."""
+    """Weight decay of the optimizer."""
 
     schedule: Literal["constant", "cosine", "onecycle", "poly", "plateau"] = "cosine"
-    """Of the learning rate; ``plateau`` halves it when the validation Dice stands still, the others go by step."""
+    """Schedule of the learning rate, by step; ``plateau`` halves it when the validation Dice stops rising."""
 
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Part of all steps in which the learning rate rises from 0 (cosine, poly, constant, onecycle)."""
+    """Fraction of all steps in which the learning rate rises; 0.3 if 0 for ``onecycle``, ignored by ``plateau``."""
 
     gradient_clip_norm: float | None = Field(default=None, gt=0)
-    """Greatest norm of the gradient; None for no clipping."""
+    """Maximum norm of the gradient; None: no clipping."""
 
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of the weights' exponential moving average, which validation and prediction use; None for none."""
+    """Decay of the moving average of weights, which validation and prediction use; None: no average."""
 
     precision: Precision = "auto"
-    """``auto``: bf16 on GPUs from compute capability 8.0 and on CPUs with AMX or AVX512-BF16, fp16 on older GPUs."""
+    """``auto``: bf16 on GPUs from compute capability 8.0 and on CPUs with bf16 units, 16 on older GPUs, else 32."""
 
     channels_last: bool = True
-    """Memory format that convolutions run faster in on GPUs; CPUs keep their own."""
+    """Use the channels-last memory format, which is faster on GPUs; no effect on CPUs."""
 
     devices: PositiveInt = 1
     """GPUs (or CPU processes) that share the batches."""
@@ -250,39 +250,39 @@ class TrainSettings(StrictModel):
     """Epochs between validations; the last epoch is always validated."""
 
     augment: AugmentSettings = AugmentSettings()
-    """Random changes to training images."""
+    """Augmentation of training images."""
 
 
 class HardwareSettings(StrictModel):
-    """Section ``machine`` of params.yaml: what decides how fast a result comes, not what it is. DVC ignores it."""
+    """Section ``hardware`` of params.yaml: what decides how fast a result comes, not what it is. DVC ignores it."""
 
     device: Device = "auto"
-    """``auto`` takes a GPU where there is one."""
+    """``auto``: a CUDA GPU if there is one, else the CPU."""
 
     workers: int = Field(default=2, ge=0)
-    """Processes that load training images, at most one a processor; on a CPU none where they fit into ``cache_gb``."""
+    """Processes that load training images, at most one per CPU; none on a CPU if the images fit into ``cache_gb``."""
 
     cache_gb: float = Field(default=2.0, ge=0)
-    """Memory that decoded and shrunk training images may take, in GB; they are decoded once if they fit."""
+    """Memory in GB for decoded, shrunk training images; if they fit, they are decoded only once."""
 
     predict_batch: PositiveInt = 4
-    """Images a forward pass of prediction, and of scoring while training."""
+    """Images per forward pass of prediction and validation."""
 
 
 class UNetConfig(StrictModel):
     """The U-Net as it was published: double convolutions, transposed-convolution decoder."""
 
     architecture: Literal["unet"]
-    """Which family."""
+    """The kind of network."""
 
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
-    """Channels at each level, from full size down; each level halves the image."""
+    """Channels per level, from full size down; each level halves height and width."""
 
     norm: Literal["batch", "group", "none"] = "batch"
     """Normalization after each convolution."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability with which channels of the lowest level are dropped."""
+    """Probability of dropping a channel of the lowest level."""
 
     input: Mapping[str, Any] = {}
     """Overrides of the section ``input``."""
@@ -300,23 +300,22 @@ class SmpUNetConfig(StrictModel):
     """``segmentation_models_pytorch.Unet`` over any encoder it knows, timm's ``tu-...`` among them."""
 
     architecture: Literal["smp_unet"]
-    """Which family."""
+    """The kind of network."""
 
     encoder: str
     """Name of the encoder, such as ``resnet34`` or ``tu-efficientnetv2_rw_s``."""
 
     encoder_weights: str | None = None
-    """``imagenet`` or another set that the encoder has, the path of a local file, or None for random ones."""
+    """``imagenet``, another set that the encoder has, the path of a local file, or None: random weights."""
 
     upsampling: Literal["nearest", "transposed"] = "nearest"
-    """How features grow from level to level: smp's own (nearest neighbour, then two convolutions), or a transposed
-    convolution alone, which is smaller."""
+    """``nearest``: nearest neighbor, then two convolutions. ``transposed``: one transposed convolution; smaller."""
 
     decoder_channels: tuple[PositiveInt, ...] = (256, 128, 64, 32, 16)
-    """Channels of the decoder, from the lowest level up; their number is the encoder's depth."""
+    """Channels per decoder level, from the lowest up; their number is the encoder's depth."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability with which channels of the decoder's result are dropped."""
+    """Probability of dropping a channel of the decoder's output."""
 
     input: Mapping[str, Any] = {}
     """Overrides of the section ``input``."""
@@ -369,13 +368,13 @@ class SplitTTA(StrictModel):
     """Views of each split, so that a view wanted for an ablation never repredicts test."""
 
     oof: Views
-    """Of validation cars of each fold; maps are kept a view."""
+    """Views of validation cars; stored separately. ``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
 
     holdout: Views
-    """Of cars that no net trained on; maps are kept a view."""
+    """Views of held-out cars; stored separately."""
 
     test: Views
-    """Of test images; maps are summed over the views. Scoring needs the same ones among ``oof`` and ``holdout``."""
+    """Views of test images; only their sum is stored. ``oof`` and ``holdout`` must contain them, for scoring."""
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "SplitTTA":
@@ -390,19 +389,19 @@ class SplitTTA(StrictModel):
 
 
 class PredictSettings(StrictModel):
-    """Section ``predict`` of params.yaml."""
+    """Section ``predict`` of params.yaml: probability maps of each net."""
 
     tta: SplitTTA
-    """What each net looks at."""
+    """Test-time augmentation: the views of each split."""
 
     checkpoint: Literal["last", "best"] = "last"
-    """Of training: ``best`` was selected on the very images that its out-of-fold score reports."""
+    """``last``, or ``best`` (biased: selected on the images of its out-of-fold score)."""
 
     precision: Precision = "auto"
-    """As in ``train``."""
+    """As ``train.precision``."""
 
     shard_images: PositiveInt = 256
-    """Images a file of maps; a killed run loses at most one file."""
+    """Images per file of maps; a killed run loses at most one file."""
 
 
 ENSEMBLE_NAME = "ensemble"
@@ -423,25 +422,25 @@ Steps = Annotated[Unique[PostStep], AfterValidator(_in_order)]
 
 
 class EnsembleSettings(StrictModel):
-    """Section ``ensemble`` of params.yaml."""
+    """Section ``ensemble`` of params.yaml: from maps to masks."""
 
     models: NonEmptyUnique[str] | None = None
-    """Models to merge; None for all active ones."""
+    """Models to merge; None: all active ones."""
 
     folds: NonEmptyUnique[int] | None = None
-    """Folds to merge; None for all active ones."""
+    """Folds to merge; None: all active ones."""
 
     weights: Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]] = {}
-    """Whole-number weight of a model's nets; 1 where none is given."""
+    """Weight of each model's nets; 1 if not given."""
 
     merge: MergeName = "mean_probability"
-    """Mean of probabilities, mean of logits, or majority of masks."""
+    """Mean of probabilities, mean of logits, or majority vote of masks."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Probability from which on a pixel is car."""
+    """Pixels of at least this probability are foreground."""
 
     postprocess: Steps = ()
-    """What follows the merge."""
+    """Post-processing steps after the merge, run in the order ``refine_edges``, ``keep_largest``, ``fill_holes``."""
 
 
 ScoredSplit = Literal["oof", "holdout"]
@@ -461,40 +460,40 @@ MIN_HOLDOUT_CARS = 2
 
 
 class AblationSettings(StrictModel):
-    """Section ``ablation`` of params.yaml: lists of what ``ensemble`` and ``predict.tta`` hold, each tried with each.
+    """Section ``ablation`` of params.yaml: settings to compare on stored maps, in all combinations.
 
-    None stands for each by itself, and the first two, three and so on together.
+    None stands for each item alone, and the first two, three and so on together.
     """
 
     views: NonEmptyUnique[NonEmptyUnique[str]] | None = None
-    """Sets of views, of those predicted."""
+    """Sets of predicted views."""
 
     models: NonEmptyUnique[NonEmptyUnique[str]] | None = None
-    """Sets of models, of the active ones."""
+    """Sets of active models."""
 
     folds: NonEmptyUnique[NonEmptyUnique[int]] | None = None
-    """Sets of folds, of the active ones; scored on held-out cars alone. None without those: no fold ensembles."""
+    """Sets of active folds, scored on held-out cars; without those it must be None."""
 
     merge: NonEmptyUnique[MergeName] = ("mean_probability", "mean_logit", "majority_vote")
-    """Ways to merge."""
+    """Merge rules."""
 
     weights: NonEmptyUnique[Mapping[str, Annotated[int, Field(gt=0, le=1_000_000)]]] = ({},)
-    """Weights of models, as in ``ensemble``; those of the current setting are always among them."""
+    """Weights of models, as in ``ensemble.weights``; the current ones are always included."""
 
     threshold: NonEmptyUnique[Threshold] = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
-    """Probabilities from which on a pixel is car."""
+    """Thresholds, as ``ensemble.threshold``."""
 
     tolerance: Annotated[float, Field(ge=0)] | None = 0.0002
-    """Dice that a cheaper setting may lose against the current one, as sure as a 95 % interval, to be advised.
+    """Maximum Dice loss, with 95 % confidence, of a cheaper setting that is recommended.
 
-    None: as much as it may, if only it can't be told apart from the best.
+    None: any setting in the confidence set of the best.
     """
 
     postprocess: Unique[Steps] = ((), ("keep_largest",), ("fill_holes",), ("refine_edges",))
-    """Steps to try on the current and the best settings, apart from the grid; none at all: nothing is tried."""
+    """Sets of post-processing steps, tried on the current and the best settings only; empty: none is tried."""
 
     postprocess_best: Annotated[int, Field(ge=0)] = 2
-    """How many of the best settings they are tried on, beside the current one."""
+    """How many of the best settings ``postprocess`` is tried on, besides the current one."""
 
 
 PARAMS_FILE = "params.yaml"
@@ -505,13 +504,13 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class ModelSettings(StrictModel):
-    """Section ``models`` of params.yaml."""
+    """Section ``models`` of params.yaml: the networks, by name."""
 
     active: NonEmptyUnique[str]
     """Models to train, predict and merge."""
 
     specs: Mapping[str, ModelConfig]
-    """Every model that can be made active, by name."""
+    """All models, by name; only active ones are used."""
 
     @model_validator(mode="after")
     def _active_exist(self) -> "ModelSettings":
