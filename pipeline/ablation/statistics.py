@@ -167,7 +167,9 @@ class AblationStatistics:
             return f"Keep the current setting: no cheaper one loses less than {self.tolerance:g} with 95 % confidence."
         row, cost = self.table.iloc[recommended], self.table["cost"]
         interval = f" (95 % CI {row['low']:+.5f} to {row['high']:+.5f})" if row["low"] == row["low"] else ""
-        return f"{row['difference']:+.5f}{interval} vs. the current setting, at {row['cost'] / cost[0]:.0%} of its cost."
+        return (
+            f"{row['difference']:+.5f}{interval} vs. the current setting, at {row['cost'] / cost[0]:.0%} of its cost."
+        )
 
     def _row(self, index: int) -> dict[str, Any]:
         return {str(name): _jsonable(value) for name, value in self.table.iloc[index].to_dict().items()}

@@ -67,7 +67,7 @@ def chart_config() -> dict[str, Any]:
     """Return Vega-Lite's ``config`` of colors, and of the styles that ``report/charts.py`` names."""
     night = st.context.theme.type == "dark"
     paper, ink, soft = ("#14181e", "#e4e8ee", "#9aa6b4") if night else ("#ffffff", "#1c2430", "#5b6675")
-    word = {"fontSize": 12, "fontWeight": 600}
+    label = {"fontSize": 12, "fontWeight": 600}
     return {
         "background": "transparent",
         "axis": {"titlePadding": 8},
@@ -75,9 +75,9 @@ def chart_config() -> dict[str, Any]:
         "range": {"category": list(_DARK if night else _LIGHT)},
         "style": {
             "front": {"stroke": soft, "color": soft, "strokeWidth": 1.5},
-            "now": {"stroke": ink, "color": ink},
-            "word": {"color": ink, **word},
-            "halo": {"color": paper, "stroke": paper, "strokeWidth": 3, **word},
+            "current": {"stroke": ink, "color": ink},
+            "label": {"color": ink, **label},
+            "halo": {"color": paper, "stroke": paper, "strokeWidth": 3, **label},
         },
     }
 

@@ -190,7 +190,6 @@ class Evaluation:
         return rows.assign(split=split, model=name, fold=fold)[["split", "model", "fold", *rows.columns]]
 
 
-
 def cv_dice(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return only the Dice of a summary: per model out of fold, and of the ensemble on held-out cars."""
     held_out = {"holdout": summary["holdout"]["dice"]} if "holdout" in summary else {}

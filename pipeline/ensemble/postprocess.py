@@ -77,7 +77,6 @@ class MaskBuilder:
         return mask_HW
 
 
-
 def keep_largest_component(mask_HW: BoolArray) -> BoolArray:
     """Return only the largest connected component of a mask; on a tie, the first one in row-major order.
 

@@ -410,7 +410,7 @@ def pills(drawn: AppTest, label: str) -> Any:
 def put_reports(folder: Path, drawn: FakeReports) -> None:
     (folder / "reports").mkdir()
     drawn.settings().to_csv(folder / "reports/ablation.csv", index=False)
-    drawn.doubts().to_csv(folder / "reports/image_disagreement.csv", index=False)
+    drawn.disagreement().to_csv(folder / "reports/image_disagreement.csv", index=False)
     facts = drawn.summary() | {"nets": {}}
     (folder / "reports/ablation.json").write_text(json.dumps(facts), encoding="utf-8")
 
