@@ -22,7 +22,7 @@ _CERTAIN = 230
 
 
 class CertaintyBounds(NamedTuple):
-    """Quantized probabilities beyond which a pixel's class is the same for all views, nets, weights and merge rules."""
+    """Quantized probabilities beyond which a pixel's class does not depend on views, nets, weights and merge rule."""
 
     background: int
     """If no map exceeds this, the pixel is background."""
@@ -33,7 +33,7 @@ class CertaintyBounds(NamedTuple):
     def of(cls, thresholds: Collection[float]) -> "CertaintyBounds":
         """Return the bounds for some thresholds.
 
-        One quantization step is left as a margin because mean_logit rounds. A pixel that is 0 in all maps is background.
+        One quantization step is left as a margin because mean_logit rounds. Pixels that are 0 everywhere are background.
         """
         least, most = (ceil(Fraction(str(threshold)) * MAX_LEVEL) for threshold in (min(thresholds), max(thresholds)))
         return cls(background=max(0, least - 2), foreground=most)

@@ -111,6 +111,6 @@ def _fold_notes(here: ScoredRun, others: Sequence[ScoredRun]) -> Iterator[str]:
         both = own.index.intersection(theirs.index)
         if (own[both] != theirs[both]).any():
             yield (
-                f"{run.name}: different fold assignment (folds.csv). Out-of-fold scores are valid in both runs, but the "
+                f"{run.name}: different fold assignment (folds.csv). Out-of-fold scores are valid in both runs, but "
                 "nets trained on different cars; holdout scores use only the cars held out in both."
             )

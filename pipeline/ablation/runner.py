@@ -36,7 +36,7 @@ class ScoringGroup:
     stores: Sequence[PredictionStore]
 
     def validate(self, image_ids: Sequence[str], views: Sequence[str], digests: Sequence[str]) -> None:
-        """Raise CarvanaError unless the maps are of these images and views, and were made by nets with these digests."""
+        """Raise CarvanaError unless the maps are of these images and views, made by nets with these digests."""
         for store, digest in zip(self.stores, digests, strict=True):
             fault = (
                 f"view {next(view for view in views if view not in store.views)} is missing"

@@ -112,7 +112,7 @@ def threshold_curve(rows: pd.DataFrame) -> ChartSpec:
 
 
 def training_curves(rows: pd.DataFrame, column: str, title: str) -> ChartSpec:
-    """Return a column of curves.csv against the epoch, one line per net, colored by model, or by net if there is one."""
+    """Return a column of curves.csv against the epoch, one line per net, colored by model (by net if there is one)."""
     model = rows["net"].str.rpartition("/")[0]
     lines = rows[["net", "epoch", column]].assign(color=model if model.nunique() > 1 else rows["net"])
     chart = _chart(lines[lines[column].notna()]).mark_line(strokeWidth=1.5, point={"size": 18})

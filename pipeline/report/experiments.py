@@ -91,8 +91,8 @@ _BIASED_CHECKPOINT = (
 )
 _TRAINING_KEYS = ("train.", "input.", "models.", "folds.", "data.")
 _TRAINING_NOISE = (
-    "If nets were retrained: intervals cover the choice of cars, not the randomness of training. Another train.seed may "
-    "change the score as much."
+    "If nets were retrained: intervals cover the choice of cars, not the randomness of training. Another train.seed "
+    "may change the score as much."
 )
 _STATES = {
     "Queued": "is queued; 'dvc exp run --run-all' runs it.",

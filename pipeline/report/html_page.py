@@ -283,8 +283,8 @@ def _postprocess_note(submission: Mapping[str, Any]) -> str:
     if not steps:
         return ""
     return (
-        f"Settings are compared before post-processing ({', '.join(steps)}). Headline scores, angles, makes and example "
-        "images include it."
+        f"Settings are compared before post-processing ({', '.join(steps)}). Headline scores, angles, makes and "
+        "example images include it."
     )
 
 

@@ -56,8 +56,8 @@ _COLUMNS = (
 )
 
 _NOTES = (
-    "Dice, IoU and accuracy are means over images at 1918 x 1280. CV Dice, IoU and accuracy are out of fold: each car is "
-    "scored by nets that did not train on it. Holdout Dice scores all folds merged, on cars kept out of every fold. "
+    "Dice, IoU and accuracy are means over images at 1918 x 1280. CV Dice, IoU and accuracy are out of fold: each car "
+    "is scored by nets that did not train on it. Holdout Dice scores all folds merged, on cars kept out of every fold. "
     "Brackets: 95 % confidence interval, bootstrapped over cars (needs 8 cars). Minutes: training of all folds, "
     "including validation. Images/s: training steps, and out-of-fold prediction including reading and writing. "
     "*: encoder trained from random weights."
@@ -65,7 +65,7 @@ _NOTES = (
 
 
 def scores_of_split(images: pd.DataFrame, split: str, model: str) -> dict[str, Any] | None:
-    """Return mean scores of rows of reports/images.csv, with the interval of their Dice, or None if there are no rows."""
+    """Return mean scores of rows of reports/images.csv and the interval of their Dice, or None if there are no rows."""
     rows = images[(images["split"] == split) & (images["model"] == model)]
     if rows.empty:
         return None

@@ -28,7 +28,7 @@ from pipeline.workspace import (
 
 
 def run(params: Params, model: str, fold: int, split: str) -> None:
-    """Read images and the net; write its probability maps: one per view for labeled cars, summed over views for test."""
+    """Read images and the net; write probability maps: one per view for labeled cars, summed over views for test."""
     image_ids, read = _images(params, fold, split)
     views, weights, hardware = getattr(params.predict.tta, split), params.predict.checkpoint, params.hardware
     net = net_dir(model, fold)
