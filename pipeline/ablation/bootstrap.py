@@ -1,9 +1,9 @@
-"""How sure a mean Dice, or a difference of two, is: intervals by resampling cars.
+"""Confidence intervals for mean Dice and for differences of means, by a cluster bootstrap over cars.
 
-The images of one car resemble one another, so that cars are drawn, never images. The bootstrap is studentized
-(bootstrap-t: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12; Davison and Hinkley, Bootstrap
-Methods and their Application, 1997, chapter 5): each resample is measured by its own standard error, so that intervals
-are wide enough where cars are few. The plain percentile bootstrap covers 90 % instead of 95 % at 8 cars.
+Images of one car are correlated, so cars are resampled, not images. The bootstrap is studentized (bootstrap-t: Efron
+and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12; Davison and Hinkley, Bootstrap Methods and their
+Application, 1997, chapter 5): each resample is divided by its own standard error, which keeps the coverage close to
+95 % with few cars. The plain percentile bootstrap covers only 90 % at 8 cars.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_CLUSTERS = 8
-"""Cars below which no interval is shown: nobody can tell how 7 values are distributed.
-
-As many have to differ from 0 at all: from cars on which nothing happened nothing can be drawn but more of the same.
-"""
+"""Fewest cars with a nonzero value for which an interval is computed; fewer say too little about the distribution."""
 
 _RESAMPLES = 4999
 _BOUNDS = (0.025, 0.975)
@@ -24,18 +21,18 @@ _SEED = 0
 _COLUMNS_AT_ONCE = 256
 
 _MIN_RELATIVE_SE = 0.1
-"""Least standard error of a resample, as a part of that of all cars.
+"""Lower limit of a resample's standard error, relative to that of the full sample.
 
-Where few cars differ at all, some resamples hold none of them, and dividing by their error would end nowhere.
+If few cars differ from 0, some resamples contain none of them, and their standard error would be 0.
 """
 
 
 def studentized_ci(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the 95 % intervals of K means over images, (K, 2): lower and upper bound, each for itself.
+    """Return pointwise 95 % confidence intervals, float64 (K, 2), of K means over images.
 
-    ``sums_CK`` holds a value's sum over the images of each of C cars, for K quantities, such as paired differences of
-    Dice; ``images_C`` how many images each car has. The same values give the same bounds. NaN where fewer than
-    ``FEWEST_CARS`` cars have a value other than 0.
+    ``sums_CK``: for each of C cars, the sum over its images of each of K quantities, such as paired Dice differences.
+    ``images_C``: the number of images per car. Deterministic. NaN for quantities with fewer than ``MIN_CLUSTERS``
+    nonzero cars.
     """
     bounds_K2 = np.full((sums_CK.shape[1], 2), np.nan)
     for columns, mean_K, error_K, studentized_BK in _resampled(sums_CK, images_C):
@@ -45,10 +42,10 @@ def studentized_ci(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) ->
 
 
 def simultaneous_lower_bounds(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return lower bounds (K,) of the means that hold for all K at once, 95 % sure; values as `intervals` takes them.
+    """Return lower bounds, float64 (K,), that hold for all K means at once with 95 % confidence.
 
-    Of a thousand intervals that hold each for itself some fifty do not; whoever picks among them picks those. Here the
-    largest of all errors is resampled (max-t: Westfall and Young, Resampling-Based Multiple Testing, 1993).
+    Arguments as in `studentized_ci`, whose intervals are pointwise: out of 1,000, about 50 miss. This bootstraps the
+    maximum over all K (max-t: Westfall and Young, Resampling-Based Multiple Testing, 1993).
     """
     bounds_K, worst_B = np.full(sums_CK.shape[1], np.nan), np.full(_RESAMPLES, -np.inf)
     errors_K = np.zeros(sums_CK.shape[1])
@@ -63,11 +60,11 @@ _Part = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArra
 
 
 def _resampled(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> Iterator[_Part]:
-    """Yield some columns at a time of those on which enough cars differ."""
-    told = np.flatnonzero(np.count_nonzero(sums_CK, axis=0) >= MIN_CLUSTERS)
-    drawn_BC = _resample_counts(len(images_C)) if len(told) else np.empty(0)
-    for start in range(0, len(told), _COLUMNS_AT_ONCE):
-        columns = told[start : start + _COLUMNS_AT_ONCE]
+    """Yield the columns with enough nonzero cars, a chunk at a time."""
+    usable = np.flatnonzero(np.count_nonzero(sums_CK, axis=0) >= MIN_CLUSTERS)
+    drawn_BC = _resample_counts(len(images_C)) if len(usable) else np.empty(0)
+    for start in range(0, len(usable), _COLUMNS_AT_ONCE):
+        columns = usable[start : start + _COLUMNS_AT_ONCE]
         yield columns, *_studentized(sums_CK[:, columns], images_C, drawn_BC)
 
 
@@ -75,31 +72,30 @@ def _studentized(
     sums_CK: NDArray[np.float64], images_C: NDArray[np.int64], drawn_BC: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     mean_K = sums_CK.sum(axis=0) / images_C.sum()
-    # Around the mean, so that squares lose no digits to each other.
-    rest_CK = sums_CK - np.outer(images_C, mean_K)
-    error_K = _standard_error(np.ones((1, len(images_C))), rest_CK, images_C)[1][0]
-    moved_BK, errors_BK = _standard_error(drawn_BC, rest_CK, images_C)
-    least_K = np.where(error_K > 0, _MIN_RELATIVE_SE * error_K, 1.0)
-    return mean_K, error_K, moved_BK / np.maximum(errors_BK, least_K)
+    residual_CK = sums_CK - np.outer(images_C, mean_K)  # centered first, for numerical precision
+    error_K = _mean_and_error(np.ones((1, len(images_C))), residual_CK, images_C)[1][0]
+    shift_BK, errors_BK = _mean_and_error(drawn_BC, residual_CK, images_C)
+    min_error_K = np.where(error_K > 0, _MIN_RELATIVE_SE * error_K, 1.0)
+    return mean_K, error_K, shift_BK / np.maximum(errors_BK, min_error_K)
 
 
-def _standard_error(
-    drawn_BC: NDArray[np.float64], rest_CK: NDArray[np.float64], images_C: NDArray[np.int64]
+def _mean_and_error(
+    drawn_BC: NDArray[np.float64], residual_CK: NDArray[np.float64], images_C: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return each resample's mean and standard error, (B, K) both.
+    """Return each resample's mean and standard error, both (B, K).
 
-    The mean is a ratio, sums over numbers of images, since cars may lack images; its error is that of the residuals.
+    Cars may have different numbers of images, so the mean is a ratio estimator; its error comes from the residuals.
     """
     cars = len(images_C)
     images_B1 = (drawn_BC @ images_C)[:, None]
-    mean_BK = drawn_BC @ rest_CK / images_B1
-    # The sum over cars of (rest - mean * images) squared, multiplied out so that no (B, C, K) comes to be.
-    crossed_BK = drawn_BC @ (rest_CK * images_C[:, None])
-    squares_BK = drawn_BC @ rest_CK**2 - 2 * mean_BK * crossed_BK + mean_BK**2 * (drawn_BC @ images_C**2)[:, None]
+    mean_BK = drawn_BC @ residual_CK / images_B1
+    # The sum over cars of (residual - mean * images) squared, expanded to avoid an array of shape (B, C, K).
+    crossed_BK = drawn_BC @ (residual_CK * images_C[:, None])
+    squares_BK = drawn_BC @ residual_CK**2 - 2 * mean_BK * crossed_BK + mean_BK**2 * (drawn_BC @ images_C**2)[:, None]
     return mean_BK, np.sqrt(np.maximum(squares_BK, 0) * cars / (cars - 1)) / images_B1
 
 
 def _resample_counts(cars: int) -> NDArray[np.float64]:
-    """Return how often each resample draws each car, (B, C); the same for all quantities, so that they stay paired."""
+    """Return how often each resample draws each car, (B, C); shared by all quantities, so that they stay paired."""
     generator = np.random.default_rng(_SEED)
     return generator.multinomial(cars, np.full(cars, 1 / cars), size=_RESAMPLES).astype(np.float64)

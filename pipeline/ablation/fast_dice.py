@@ -1,4 +1,4 @@
-"""Exact Dice of many settings at once: only pixels that some setting decides otherwise are counted again."""
+"""Exact Dice of many settings at once: pixels that all settings classify the same way are counted only once."""
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,46 +18,46 @@ from pipeline.inference.probability_map import MAX_LEVEL, ProbabilityMap
 from pipeline.utils.arrays import BoxSlices, UnsignedArray
 
 _CERTAIN = 230
-"""Level from which a net is certain that a pixel is car; as far from 0 it is certain that it is none."""
+"""Quantized probability from which a net counts as certain of foreground; ``255 - _CERTAIN`` or less: background."""
 
 
 class CertaintyBounds(NamedTuple):
-    """What decides a pixel whatever the views, nets, weights and merge, for all thresholds of some settings."""
+    """Quantized probabilities beyond which a pixel's class does not depend on views, nets, weights and merge rule."""
 
-    none: int
-    """Level up to which a pixel is no car, if all maps say so."""
-    car: int
-    """Level from which on it is."""
+    background: int
+    """If no map exceeds this, the pixel is background."""
+    foreground: int
+    """If all maps reach this, the pixel is foreground."""
 
     @classmethod
     def of(cls, thresholds: Collection[float]) -> "CertaintyBounds":
-        """Return the bounds for some thresholds: what all nets and views put on one side of them all, every merge does.
+        """Return the bounds for some thresholds.
 
-        A level is left between, since a mean of logits is rounded; but all 0 is never car.
+        One quantization step is left as a margin because mean_logit rounds. Pixels that are 0 everywhere are background.
         """
         least, most = (ceil(Fraction(str(threshold)) * MAX_LEVEL) for threshold in (min(thresholds), max(thresholds)))
-        return cls(none=max(0, least - 2), car=most)
+        return cls(background=max(0, least - 2), foreground=most)
 
 
 @dataclass(frozen=True)
 class AmbiguousPixels:
-    """Levels of those pixels of an image that decide between settings, and what the others come to."""
+    """The pixels of an image that settings may classify differently, and counts of all other pixels."""
 
     probs_u8_NVU: NDArray[np.uint8]
-    """By net, view and pixel; pixels that are truly car come first."""
+    """By net, view and pixel; pixels that are foreground in the label come first."""
     true: int
-    """How many of the pixels are truly car."""
-    decided: int
-    """Pixels of the image that are car under every setting."""
-    decided_true: int
-    """Those of them that truly are."""
+    """How many of these pixels are foreground in the label."""
+    certain: int
+    """Pixels of the image that are foreground under every setting."""
+    certain_true: int
+    """How many of those are foreground in the label."""
     total_true: int
-    """Pixels of the image that truly are car."""
+    """Foreground pixels of the label."""
 
 
 @dataclass(frozen=True)
 class LabelConflict:
-    """The largest connected region where every net and view is certain and the label says otherwise."""
+    """The largest connected region where every net and view is certain and contradicts the label; all 0 if none."""
 
     pixels: int
     top: int
@@ -68,51 +68,51 @@ class LabelConflict:
 
 @dataclass(frozen=True)
 class MapStack:
-    """All maps of an image in one box, with its true mask there: what both of the above are read off."""
+    """All probability maps of an image, with its true mask, cropped to one box."""
 
     probs_u8_MHW: NDArray[np.uint8]
     """Nets times views."""
     true_HW: NDArray[np.uint8]
-    """0 and 1. Outside the box nothing is car, neither truly nor for any net."""
+    """0 and 1. Outside the box, the label and every map are 0."""
     box: BoxSlices
     views: int
 
     @classmethod
     def of(cls, maps_NV: Sequence[Sequence[ProbabilityMap]], true_HW: NDArray[np.uint8]) -> "MapStack":
-        """Return the maps, N nets of V views each, and a mask (H, W) in the smallest box that holds all that is car."""
-        maps = [level_map for of_net in maps_NV for level_map in of_net]
-        box = _common_box([*(level_map.box for level_map in maps), _box_of(true_HW)])
+        """Return the maps of N nets with V views each, and a true mask (H, W), in their common bounding box."""
+        maps = [prob_map for net_maps in maps_NV for prob_map in net_maps]
+        box = _common_box([*(prob_map.box for prob_map in maps), _box_of(true_HW)])
         rows, columns = box
-        levels_MHW = np.zeros((len(maps), rows.stop - rows.start, columns.stop - columns.start), np.uint8)
-        for into_HW, level_map in zip(levels_MHW, maps, strict=True):
-            y, x = level_map.box
-            into_HW[y.start - rows.start : y.stop - rows.start, x.start - columns.start : x.stop - columns.start] = (
-                level_map.probs_u8
+        probs_MHW = np.zeros((len(maps), rows.stop - rows.start, columns.stop - columns.start), np.uint8)
+        for target_HW, prob_map in zip(probs_MHW, maps, strict=True):
+            y, x = prob_map.box
+            target_HW[y.start - rows.start : y.stop - rows.start, x.start - columns.start : x.stop - columns.start] = (
+                prob_map.probs_u8
             )
-        return cls(levels_MHW, np.ascontiguousarray(true_HW[box]), box, len(maps_NV[0]))
+        return cls(probs_MHW, np.ascontiguousarray(true_HW[box]), box, len(maps_NV[0]))
 
     def ambiguous_pixels(self, bounds: CertaintyBounds) -> AmbiguousPixels:
-        """Return the pixels that decide between settings."""
-        least_HW, most_HW = self._range
-        decided_HW, true_HW = least_HW >= bounds.car, self.true_HW.view(np.bool_)
-        open_HW = ~decided_HW & (most_HW > bounds.none)
-        first, then = np.flatnonzero(open_HW & true_HW), np.flatnonzero(open_HW & ~true_HW)
+        """Return the pixels between the bounds."""
+        min_HW, max_HW = self._range
+        certain_HW, true_HW = min_HW >= bounds.foreground, self.true_HW.view(np.bool_)
+        ambiguous_HW = ~certain_HW & (max_HW > bounds.background)
+        positive, negative = np.flatnonzero(ambiguous_HW & true_HW), np.flatnonzero(ambiguous_HW & ~true_HW)
         maps = len(self.probs_u8_MHW)
-        levels_MU = np.take(self.probs_u8_MHW.reshape(maps, -1), np.concatenate([first, then]), axis=1)
+        probs_MU = np.take(self.probs_u8_MHW.reshape(maps, -1), np.concatenate([positive, negative]), axis=1)
         return AmbiguousPixels(
-            probs_u8_NVU=levels_MU.reshape(maps // self.views, self.views, levels_MU.shape[1]),
-            true=len(first),
-            decided=int(np.count_nonzero(decided_HW)),
-            decided_true=int(np.count_nonzero(decided_HW & true_HW)),
+            probs_u8_NVU=probs_MU.reshape(maps // self.views, self.views, probs_MU.shape[1]),
+            true=len(positive),
+            certain=int(np.count_nonzero(certain_HW)),
+            certain_true=int(np.count_nonzero(certain_HW & true_HW)),
             total_true=int(np.count_nonzero(true_HW)),
         )
 
     def label_conflict(self) -> LabelConflict:
-        """Return where the label is doubted most."""
-        least_HW, most_HW = self._range
-        car_HW = self.true_HW.view(np.bool_)
-        against_HW = ((least_HW >= _CERTAIN) & ~car_HW) | ((most_HW <= MAX_LEVEL - _CERTAIN) & car_HW)
-        _, _, stats, _ = cv2.connectedComponentsWithStats(against_HW.view(np.uint8), connectivity=8)
+        """Return the largest region where all maps contradict the label."""
+        min_HW, max_HW = self._range
+        true_HW = self.true_HW.view(np.bool_)
+        conflict_HW = ((min_HW >= _CERTAIN) & ~true_HW) | ((max_HW <= MAX_LEVEL - _CERTAIN) & true_HW)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(conflict_HW.view(np.uint8), connectivity=8)
         if len(stats) == 1:
             return LabelConflict(0, 0, 0, 0, 0)
         left, top, width, height, pixels = map(int, stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax()])
@@ -139,19 +139,19 @@ def _common_box(boxes: Sequence[BoxSlices]) -> BoxSlices:
 
 
 _PIXELS_AT_ONCE = 1 << 15
-"""What a walk holds in memory stays in a processor's cache."""
+"""Chunk size that keeps the working set in the CPU cache."""
 
 K = TypeVar("K", bound=Hashable)
 
 NetWeights = tuple[tuple[int, int], ...]
-"""Nets of a sum, as index and weight."""
+"""Index and weight of each net in a sum."""
 
 
 @dataclass(frozen=True)
 class _SumNode:
     path: NetWeights
     limits: Sequence[tuple[int, int]]
-    """Index of a setting with the least sum that it calls car."""
+    """For each setting that uses this sum: its index, and the smallest sum that counts as foreground."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,11 @@ class _ViewNode:
 
 
 class SettingScorer:
-    """Counts the pixels of settings, which all take their nets and views from the same lists."""
+    """Computes the Dice of many settings whose nets and views come from the same lists.
+
+    Work is shared as a tree: settings with the same views share the sums over views, those with the same merge rule
+    share lookup tables, and sums over nets reuse the longest common prefix.
+    """
 
     def __init__(self, settings: Sequence[EnsembleConfig], nets: Sequence[NetId], views: Sequence[str]) -> None:
         self.bounds = CertaintyBounds.of({setting.threshold for setting in settings})
@@ -187,37 +191,39 @@ class SettingScorer:
         ]
 
     def count(self, pixels: AmbiguousPixels) -> NDArray[np.int64]:
-        """Return for each setting how many pixels are car in both masks, and in its own, (S, 2)."""
+        """Return, int64 (S, 2), each setting's true positives and its foreground pixels."""
         counts_S2 = np.zeros((self._count, 2), np.int64)
-        counts_S2 += (pixels.decided_true, pixels.decided)
+        counts_S2 += (pixels.certain_true, pixels.certain)
         for start in range(0, pixels.probs_u8_NVU.shape[2], _PIXELS_AT_ONCE):
-            levels_NVU = pixels.probs_u8_NVU[:, :, start : start + _PIXELS_AT_ONCE]
-            true = min(max(pixels.true - start, 0), levels_NVU.shape[2])
-            for of_views in self._plan:
-                _count(of_views, levels_NVU, true, counts_S2)
+            probs_NVU = pixels.probs_u8_NVU[:, :, start : start + _PIXELS_AT_ONCE]
+            true = min(max(pixels.true - start, 0), probs_NVU.shape[2])
+            for node in self._plan:
+                _count(node, probs_NVU, true, counts_S2)
         return counts_S2
 
     def dice(self, pixels: AmbiguousPixels) -> NDArray[np.float64]:
-        """Return each setting's Dice, as ``pipeline.competition.dice`` defines it."""
-        both_S, own_S = self.count(pixels).T
-        whole_S = own_S + pixels.total_true
-        return np.asarray(np.divide(2 * both_S, whole_S, out=np.ones(self._count), where=whole_S > 0))
+        """Return each setting's Dice, float64 (S,), as defined in ``pipeline.competition.dice``."""
+        true_positives_S, positives_S = self.count(pixels).T
+        denominator_S = positives_S + pixels.total_true
+        return np.asarray(
+            np.divide(2 * true_positives_S, denominator_S, out=np.ones(self._count), where=denominator_S > 0)
+        )
 
 
 def _merges(group: Sequence[tuple[int, EnsembleConfig]], net_index: Mapping[NetId, int]) -> Iterator[_MergeNode]:
-    # The table of a vote depends on the threshold, the others do not.
+    # Only the table of majority_vote depends on the threshold.
     def key(setting: EnsembleConfig) -> tuple[str, float | None]:
         return setting.merge, setting.threshold if setting.merge == "majority_vote" else None
 
     for members in _grouped(group, key).values():
-        mergers = {index: setting.merge_rule for index, setting in members}
+        rules = {index: setting.merge_rule for index, setting in members}
         paths = _grouped(members, lambda setting: _path(setting, net_index))
-        first = mergers[members[0][0]]
+        first = rules[members[0][0]]
         yield _MergeNode(
             table=level_lut(first.name, first.threshold, first.counts[0]),
-            dtype=smallest_dtype(max(np.iinfo(merger.dtype).max for merger in mergers.values())),
+            dtype=smallest_dtype(max(np.iinfo(rule.dtype).max for rule in rules.values())),
             sums=[
-                _SumNode(path, [(index, mergers[index].min_positive_sum) for index, _ in paths[path]])
+                _SumNode(path, [(index, rules[index].min_positive_sum) for index, _ in paths[path]])
                 for path in sorted(paths)
             ],
         )
@@ -228,38 +234,38 @@ def _path(setting: EnsembleConfig, net_index: Mapping[NetId, int]) -> NetWeights
     return tuple(sorted(zip(nets, setting.net_weights, strict=True)))
 
 
-def _count(plan: _ViewNode, levels_NVU: NDArray[np.uint8], true: int, counts_S2: NDArray[np.int64]) -> None:
-    summed = {net: _sum_views(levels_NVU[net], plan.views) for net in plan.nets}
-    for merge in plan.merges:
-        worth = {net: apply_lut(levels_U, merge.table, merge.dtype) for net, levels_U in summed.items()}
-        for total_U, limits in _totals(merge, worth):
-            for index, least in limits:
-                car_U = total_U >= least
-                in_both = np.count_nonzero(car_U[:true])
-                counts_S2[index] += (in_both, in_both + np.count_nonzero(car_U[true:]))
+def _count(node: _ViewNode, probs_NVU: NDArray[np.uint8], true: int, counts_S2: NDArray[np.int64]) -> None:
+    summed = {net: _sum_views(probs_NVU[net], node.views) for net in node.nets}
+    for merge in node.merges:
+        values = {net: apply_lut(probs_U, merge.table, merge.dtype) for net, probs_U in summed.items()}
+        for total_U, limits in _totals(merge, values):
+            for index, min_positive_sum in limits:
+                positive_U = total_U >= min_positive_sum
+                true_positives = np.count_nonzero(positive_U[:true])
+                counts_S2[index] += (true_positives, true_positives + np.count_nonzero(positive_U[true:]))
 
 
-def _sum_views(levels_VU: NDArray[np.uint8], views: Sequence[int]) -> UnsignedArray:
-    return levels_VU[views[0]] if len(views) == 1 else np.asarray(levels_VU[views].sum(axis=0, dtype=np.uint16))
+def _sum_views(probs_VU: NDArray[np.uint8], views: Sequence[int]) -> UnsignedArray:
+    return probs_VU[views[0]] if len(views) == 1 else np.asarray(probs_VU[views].sum(axis=0, dtype=np.uint16))
 
 
 def _totals(
-    merge: _MergeNode, worth: Mapping[int, UnsignedArray]
+    merge: _MergeNode, values: Mapping[int, UnsignedArray]
 ) -> Iterator[tuple[UnsignedArray, Sequence[tuple[int, int]]]]:
-    """Yield each sum over nets, grown from what it shares with the one before."""
+    """Yield each weighted sum over nets, extending the prefix that it shares with the previous one."""
     path: NetWeights = ()
     totals: list[UnsignedArray] = []
-    for wanted in merge.sums:
-        shared = _shared(path, wanted.path)
+    for node in merge.sums:
+        shared = _common_prefix(path, node.path)
         del totals[shared:]
-        for net, weight in wanted.path[shared:]:
-            part_U = worth[net] if weight == 1 else np.multiply(worth[net], weight, dtype=merge.dtype)
-            totals.append(np.add(totals[-1], part_U, dtype=merge.dtype) if totals else part_U)
-        path = wanted.path
-        yield totals[-1], wanted.limits
+        for net, weight in node.path[shared:]:
+            term_U = values[net] if weight == 1 else np.multiply(values[net], weight, dtype=merge.dtype)
+            totals.append(np.add(totals[-1], term_U, dtype=merge.dtype) if totals else term_U)
+        path = node.path
+        yield totals[-1], node.limits
 
 
-def _shared(one: NetWeights, other: NetWeights) -> int:
+def _common_prefix(one: NetWeights, other: NetWeights) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

@@ -1,4 +1,4 @@
-"""Runs beside each other, image by image: what settings that needed nets or views of their own are worth."""
+"""Compare runs image by image, also those with nets or views of their own (DVC experiments)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ from pipeline.ablation.search_space import EnsembleConfig
 from pipeline.config import ENSEMBLE_NAME, SCORED_SPLITS, ScoredSplit
 
 WORKSPACE = "workspace"
-"""Name of the run that the others are compared with."""
+"""Name of the run that all others are compared with."""
 
 COMPARISON_COLUMNS = (
     *("split", "name", "changed", "models", "folds", "views", "merge", "weights", "threshold", "current"),
     *("dice", "difference", "low", "high", "better", "worse", "images", "cars", "passes", "seconds", "disk_bytes"),
 )
-"""Of reports/experiments.csv: those of reports/ablation.csv that can be told, and which run it is."""
+"""Columns of reports/experiments.csv."""
 
-_WHERE = {"oof": "out of fold", "holdout": "held out of all folds"}
+_SPLIT_LABELS = {"oof": "out of fold", "holdout": "on held-out cars"}
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """Scores, and the settings that they were made with."""
+    """The scores of a run, with the settings that produced them."""
 
     name: str
     changed: str
-    """What is set otherwise than in the workspace."""
+    """Settings that differ from the workspace."""
     settings: Mapping[ScoredSplit, EnsembleConfig]
     images: pd.DataFrame
-    """Of reports/images.csv: split, model, fold, image_id, car, dice."""
+    """Rows of reports/images.csv: split, model, fold, image_id, car, dice."""
 
     def scores(self, split: ScoredSplit) -> pd.DataFrame:
-        """Return car and Dice by image_id, of what the submission is made with; none where nothing was scored."""
+        """Return car and Dice by image_id for the submission's models; empty if the split was not scored."""
         models = self.settings[split].models
         name = models[0] if split == "oof" and len(models) == 1 else ENSEMBLE_NAME
         rows = self.images[(self.images["split"] == split) & (self.images["model"] == name)]
@@ -43,22 +43,23 @@ class ScoredRun:
 
     @property
     def fold_by_car(self) -> "pd.Series[int]":
-        """The fold of every car scored, -1 for those held out."""
+        """The fold of every scored car; -1: held out."""
         return self.images.drop_duplicates("car").set_index("car")["fold"]
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A row a run and split, best first, and what a reader should know of them."""
+    """One row per run and split, best first, and notes for the reader."""
 
     table: pd.DataFrame
     notes: list[str]
 
 
 def compare_runs(here: ScoredRun, others: Sequence[ScoredRun]) -> PairedComparison:
-    """Compare runs with the one here, on the images that both scored with nets that never saw their cars.
+    """Compare each run with the workspace, on the images that both have scored.
 
-    So are all that count out of fold or as held out, however each run dealt its cars: no more is needed of a pair.
+    Out-of-fold and holdout scores always come from nets that did not train on the car, so runs with different fold
+    assignments can be compared too.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -68,22 +69,18 @@ def compare_runs(here: ScoredRun, others: Sequence[ScoredRun]) -> PairedComparis
         fewest = min((row["cars"] for row in found), default=MIN_CLUSTERS)
         if fewest < MIN_CLUSTERS:
             cars = f"{fewest} car{'' if fewest == 1 else 's'}"
-            notes.append(
-                f"{cars} {_WHERE[split]} can't tell how sure a difference is: an interval needs {MIN_CLUSTERS}."
-            )
-    notes += _on_dealing(here, others)
+            notes.append(f"No intervals {_SPLIT_LABELS[split]}: they need at least {MIN_CLUSTERS} cars, found {cars}.")
+    notes += _fold_notes(here, others)
     return PairedComparison(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)), notes)
 
 
 def _row(split: ScoredSplit, here: ScoredRun, run: ScoredRun, notes: list[str]) -> dict[str, Any] | None:
-    """Return a run's row, or None where there is nothing to compare; ``notes`` gets why, and what is left out."""
+    """Return a run's row, or None if no image was scored by both; appends to ``notes`` what was left out."""
     own, theirs = here.scores(split), run.scores(split)
     pairs = theirs.join(own["dice"].rename("here"), how="inner")
     if len(pairs) < max(len(own), len(theirs)):
-        basis = f"on the {len(pairs)} images that both scored, of {len(theirs)} there and {len(own)} here"
-        notes.append(
-            f"{run.name}, {_WHERE[split]}: compared {basis if len(pairs) else 'on none: no image has both scores'}."
-        )
+        basis = f"compared on {len(pairs)} common images ({len(theirs)} scored by the run, {len(own)} by the workspace)"
+        notes.append(f"{run.name}, {_SPLIT_LABELS[split]}: {basis if len(pairs) else 'no common images to compare'}.")
     if pairs.empty:
         return None
     difference = pairs["dice"] - pairs["here"]
@@ -107,13 +104,13 @@ def _row(split: ScoredSplit, here: ScoredRun, run: ScoredRun, notes: list[str]) 
     }
 
 
-def _on_dealing(here: ScoredRun, others: Sequence[ScoredRun]) -> Iterator[str]:
+def _fold_notes(here: ScoredRun, others: Sequence[ScoredRun]) -> Iterator[str]:
     own = here.fold_by_car
     for run in others:
         theirs = run.fold_by_car
         both = own.index.intersection(theirs.index)
         if (own[both] != theirs[both]).any():
             yield (
-                f"{run.name}: its cars were dealt otherwise (folds.csv). Out of fold each image was new to its nets, "
-                "in both runs, though they learned from other cars; held-out scores rest on the cars held out in both."
+                f"{run.name}: different fold assignment (folds.csv). Out-of-fold scores are valid in both runs, but "
+                "nets trained on different cars; holdout scores use only the cars held out in both."
             )

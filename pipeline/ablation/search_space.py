@@ -1,4 +1,4 @@
-"""Which settings of an ensemble to compare: every combination that can be scored on cars no net of it trained on."""
+"""Ensemble settings to compare: every combination that can be scored on cars that none of its nets trained on."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,46 +14,47 @@ from pipeline.errors import CarvanaError
 T = TypeVar("T")
 
 OWN_FOLD = -1
+"""Fold of a net that stands for "the net of the image's own fold"."""
 
-_SUBSETS_OF_A_SIZE = 252
-"""All those of ten folds."""
+_MAX_SUBSETS = 252
+"""Most fold subsets per size: enough for all subsets of 10 folds."""
 
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """One way to make masks of stored maps, in its one normal form: settings that give the same masks are equal."""
+    """One way to make masks from stored maps, in normal form: settings that give the same masks compare equal."""
 
     models: tuple[str, ...]
     folds: tuple[int, ...]
-    """Empty out of fold: each image by the nets of its own fold."""
+    """Empty out of fold, where each image is scored by the nets of its own fold."""
     views: tuple[str, ...]
     merge: MergeName
     weights: tuple[int, ...]
-    """Of each model, without a common factor."""
+    """One per model, with greatest common divisor 1."""
     threshold: float
 
     @property
     def nets(self) -> list[NetId]:
-        """Model and fold of every net that sees an image."""
+        """Model and fold of every net that predicts an image."""
         return [(model, fold) for model in self.models for fold in self.folds or (OWN_FOLD,)]
 
     @property
     def passes(self) -> int:
-        """Forward passes an image."""
+        """Forward passes per image."""
         return len(self.nets) * len(self.views)
 
     @property
     def net_weights(self) -> tuple[int, ...]:
-        """The weight of every net."""
+        """One weight per net."""
         return tuple(weight for weight in self.weights for _ in self.folds or (OWN_FOLD,))
 
     @property
     def merge_rule(self) -> MergeRule:
-        """The arithmetic, for maps that are sums of the views."""
+        """The merge rule for maps summed over the views."""
         return MergeRule(self.merge, self.threshold, (len(self.views),) * len(self.nets), self.net_weights)
 
     def row(self) -> dict[str, Any]:
-        """Return the setting as cells of a table."""
+        """Return the setting's columns of ablation.csv."""
         equal = len(set(self.weights)) == 1
         weights = "" if equal else " ".join(f"{m}={w}" for m, w in zip(self.models, self.weights, strict=True))
         return {
@@ -67,29 +68,29 @@ class EnsembleConfig:
 
     @property
     def kind(self) -> str:
-        """Whether one net makes the mask, several folds of one model, or several models."""
+        """``single net``, ``folds`` (several folds of one model) or ``models``."""
         return "models" if len(self.models) > 1 else "folds" if len(self.folds) > 1 else "single net"
 
 
 @dataclass(frozen=True)
 class AblationSpace:
-    """What there is to choose from, and what is chosen now."""
+    """The settings to choose from, and the current ones."""
 
     ablation: AblationSettings
     ensemble: EnsembleSettings
     models: tuple[str, ...]
-    """Active ones."""
+    """Active models."""
     folds: tuple[int, ...]
-    """Active ones."""
+    """Active folds."""
     predicted: Mapping[ScoredSplit, tuple[str, ...]]
-    """Views by split."""
+    """Predicted views, by split."""
     views: tuple[str, ...]
-    """Of the submission."""
-    weights: Literal["last", "best"] = "last"
-    """Of training, that predict."""
+    """Views of the submission."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Checkpoint used for prediction."""
 
     def current(self, split: ScoredSplit) -> EnsembleConfig:
-        """Return what the submission is made with; out of fold, its folds are each image's own."""
+        """Return the current setting; out of fold, each image uses the nets of its own fold."""
         folds = () if split == "oof" else self.ensemble.folds or self.folds
         models, weights = self.ensemble.models or self.models, self.ensemble.weights
         return self._setting(split, models, folds, self.views, self.ensemble.merge, weights, self.ensemble.threshold)
@@ -111,21 +112,21 @@ class AblationSpace:
         return list(dict.fromkeys([self.current(split), *settings]))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return all of it as JSON has it, to tell whether an ablation was made of the same."""
-        facts = {
+        """Return the whole space as plain JSON values, to check whether an ablation is still current."""
+        content = {
             "ablation": self.ablation.model_dump(mode="json"),
             "ensemble": self.ensemble.model_dump(mode="json"),
             "models": self.models,
             "folds": self.folds,
             "predicted": dict(self.predicted),
             "views": self.views,
-            "weights": self.weights,
+            "checkpoint": self.checkpoint,
         }
-        tree: dict[str, Any] = json.loads(json.dumps(facts))
-        return tree
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
 
     def fold_subsets(self) -> list[EnsembleConfig]:
-        """Return the current setting with every subset of the active folds, for its models and for each of them."""
+        """Return the current setting with every subset of the active folds, for its models together and one by one."""
         current = self.current("holdout")
         sets = dict.fromkeys([current.models, *((model,) for model in current.models)])
         subsets = [folds for size in range(1, len(self.folds) + 1) for folds in _subsets(self.folds, size)]
@@ -137,33 +138,33 @@ class AblationSpace:
         ]
 
     def warnings(self, split: ScoredSplit) -> list[str]:
-        """Return what a reader must know of a split's scores, in sentences."""
+        """Return caveats about a split's scores, as sentences."""
         found = []
-        if split == "oof" and self.weights == "best":
+        if split == "oof" and self.checkpoint == "best":
             found.append(
-                "predict.checkpoint is best: the epoch of each net was chosen on the very cars that score it here, "
-                "which flatters it. Held-out cars tell."
+                "predict.checkpoint is 'best': each net's epoch was selected on the cars that score it here, which "
+                "biases the score upward. Use held-out cars."
             )
         if self.ensemble.postprocess:
             steps = ", ".join(self.ensemble.postprocess)
-            found.append(f"Settings are compared before post-processing ({steps}), which is tried apart.")
+            found.append(f"Settings are compared before post-processing ({steps}), which is evaluated separately.")
         return found
 
     def why_not_scorable(self, split: ScoredSplit, cars: int) -> str | None:
-        """Return why nothing can be scored on so many cars of a split, or None.
+        """Return why a split with this many held-out cars cannot be scored, or None if it can.
 
-        Raises CarvanaError if that was asked for in so many words.
+        Raises CarvanaError if ``ablation.folds`` requires it.
         """
         if split == "oof" or cars >= MIN_HOLDOUT_CARS:
             return None
-        held_out = "One car is" if cars else "No cars are"
+        held_out = "only one car is" if cars else "no cars are"
         reason = (
-            f"{held_out} held out of all folds, and each other car was learned by some net of an ensemble of folds: "
-            f"set folds.holdout_cars to {MIN_HOLDOUT_CARS} or more (8 for intervals) and run 'dvc repro'."
+            f"{held_out} held out, and some net of a fold ensemble trained on every other car. Set folds.holdout_cars "
+            f"to {MIN_HOLDOUT_CARS} or more (8 for intervals) and run 'dvc repro'."
         )
         if self.ablation.folds is not None:
-            raise CarvanaError(f"ablation.folds can't be scored. {reason}")
-        return f"Fold ensembles are not scored. {reason}"
+            raise CarvanaError(f"ablation.folds cannot be scored: {reason}")
+        return f"Fold ensembles are not scored: {reason}"
 
     def _setting(
         self,
@@ -175,7 +176,7 @@ class AblationSpace:
         weights: Mapping[str, int],
         threshold: float,
     ) -> EnsembleConfig:
-        """Return the normal form: sets in the order of what is active, and one net, which merges with nothing."""
+        """Return the normal form: names in the order of the active ones; a single net has no merge rule to choose."""
         models = sorted(models, key=self.models.index)
         numbers = [weights.get(model, 1) for model in models]
         common = gcd(*numbers)
@@ -194,7 +195,7 @@ class AblationSpace:
 
 
 def ablation_space(params: Params) -> AblationSpace:
-    """Return what an ablation with these settings chooses from."""
+    """Return the search space of these settings."""
     views = params.predict.tta
     return AblationSpace(
         ablation=params.ablation,
@@ -203,16 +204,16 @@ def ablation_space(params: Params) -> AblationSpace:
         folds=params.folds.active,
         predicted={"oof": views.oof, "holdout": views.holdout},
         views=views.test,
-        weights=params.predict.checkpoint,
+        checkpoint=params.predict.checkpoint,
     )
 
 
 def singles_and_prefixes(items: Sequence[T]) -> list[tuple[T, ...]]:
-    """Return each item by itself, and the first two, three and so on together."""
+    """Return each item alone, then the first two, three and so on together."""
     return [*((item,) for item in items), *(tuple(items[:size]) for size in range(2, len(items) + 1))]
 
 
 def _subsets(folds: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Return the subsets of a size; of very many, some that are evenly spaced."""
+    """Return the subsets of one size; evenly spaced ones if there are too many."""
     subsets = list(combinations(folds, size))
-    return subsets[:: -(-len(subsets) // _SUBSETS_OF_A_SIZE)]
+    return subsets[:: -(-len(subsets) // _MAX_SUBSETS)]

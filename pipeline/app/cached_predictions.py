@@ -1,4 +1,4 @@
-"""A picture, and what nets have said of it so far: each is asked but once for each view."""
+"""An image with its cached predictions: each net runs at most once per view."""
 
 import time
 from collections.abc import Sequence
@@ -19,58 +19,58 @@ from pipeline.segment.segmenter import FOLDS_DIR, RawPredictions, Segmenter, loa
 from pipeline.utils.arrays import UInt8Array
 
 DISPLAY_WIDTH, DISPLAY_HEIGHT = 1280, 960
-"""Of what is shown, at most, but for rounding: as much as a screen has room for."""
+"""Largest size at which images are displayed, in pixels."""
 
-_KEPT = 256_000_000
-"""Bytes of what nets said of a picture that are kept, unless what is shown takes more."""
+_CACHE_BYTES = 256_000_000
+"""Size of the predictions kept per image, unless those on display need more."""
 
-_MOST = 1_000_000_000
-"""Bytes that what nets say of a picture may take."""
+_MAX_BYTES = 1_000_000_000
+"""Most memory that the predictions of an image may take."""
 
-_Net = tuple[str, FileFingerprint, str, str]
-"""Its name, and what decides what it says: its files, weights and precision."""
+_NetKey = tuple[str, FileFingerprint, str, str]
+"""Everything a prediction depends on: the net's name, files, checkpoint and precision."""
 
 
 @dataclass
 class CachedImage:
-    """A picture that somebody looks at, kept as long as they do."""
+    """The image of a user's session, with its predictions."""
 
     name: str
     image_HWC: UInt8Array
     seconds: dict[str, float] = field(default_factory=dict)
-    """What took how long so far, by stage: ``reading``, and each net."""
-    _predictions: dict[tuple[_Net, str], ProbabilityMap] = field(default_factory=dict)
-    """By net and view, what was asked for last at the end."""
+    """Time by step: ``reading``, and each net."""
+    _predictions: dict[tuple[_NetKey, str], ProbabilityMap] = field(default_factory=dict)
+    """By net and view, least recently used first."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Width and height of the picture as it is shown."""
+        """Width and height of the displayed image."""
         rows, columns = self.image_HWC.shape[:2]
         width = max(1, round(columns * min(1.0, DISPLAY_WIDTH / columns, DISPLAY_HEIGHT / rows)))
-        return width, max(1, round(rows * width / columns))  # from the rounded width, as ``photograph`` has it
+        return width, max(1, round(rows * width / columns))  # from the rounded width, like `crop_photo`
 
     @property
     def box(self) -> CropBox:
-        """All of it."""
+        """The box of the whole image."""
         return CropBox(0, 0, *self.image_HWC.shape[:2])
 
     @cached_property
     def display_HWC(self) -> UInt8Array:
-        """The picture as it is shown."""
+        """The image at display size, uint8 RGB."""
         return crop_photo(self.image_HWC, self.box, self.shape[0])
 
     @cached_property
     def uri(self) -> str:
-        """The picture as it is shown, encoded once."""
+        """The image at display size, as a data URI."""
         return data_uri(self.display_HWC)
 
     def predict(self, nets: Sequence[str], views: Sequence[str], params: Params) -> RawPredictions:
-        """Return what nets say of it, asking them for what they have not said yet.
+        """Return the predictions of some nets, running them only for views that are not cached.
 
-        Raises CarvanaError if a net can't be loaded, or if they are too many.
+        Raises CarvanaError if a net cannot be loaded, or if the predictions would take too much memory.
         """
-        self._make_room(len(nets) * len(views))
-        maps = {name: self._of_net(name, views, params) for name in nets}
+        self._check_memory(len(nets) * len(views))
+        maps = {name: self._net_maps(name, views, params) for name in nets}
         self._evict(sum(map(len, maps.values())))
         return RawPredictions(self.image_HWC, maps, {"prepare": 0.0, **{name: self.seconds[name] for name in nets}})
 
@@ -85,7 +85,7 @@ class CachedImage:
         self._predictions |= {(asked, view): level_map for view, level_map in maps.items()}
         return maps
 
-    def _run_predictor(self, asked: _Net, net: BasePredictor) -> None:
+    def _run_predictor(self, asked: _NetKey, net: BasePredictor) -> None:
         name, missing = asked[0], [view for view in net.views if (asked, view) not in self._predictions]
         begun = time.perf_counter()
         said = Segmenter({name: net.with_tta(missing)}).predict(self.image_HWC).maps[name]
@@ -95,35 +95,38 @@ class CachedImage:
 
     def _make_room(self, rasters: int) -> None:
         rows, columns = self.image_HWC.shape[:2]
-        if rasters * rows * columns > _MOST:
+        if rasters * rows * columns > _MAX_BYTES:
             raise CarvanaError(
                 f"{rasters} views of a picture of {rows * columns / 1e6:.0f} million pixels are more than this page "
-                f"holds in memory: choose {_MOST // (rows * columns)} nets times views at most, or a smaller picture."
+                f"holds in memory: choose {_MAX_BYTES // (rows * columns)} nets times views at most, or a smaller picture."
             )
 
     def _evict(self, needed: int) -> None:
-        """Let go of what was asked for long ago, or of nets that are trained again by now."""
-        while len(self._predictions) > needed and sum(m.probs_u8.nbytes for m in self._predictions.values()) > _KEPT:
+        """Delete the least recently used predictions, such as those of nets that were retrained."""
+        while (
+            len(self._predictions) > needed
+            and sum(m.probs_u8.nbytes for m in self._predictions.values()) > _CACHE_BYTES
+        ):
             del self._predictions[next(iter(self._predictions))]
 
 
 def cached_predictor(name: str, params: Params) -> BasePredictor:
-    """Return a net, loaded once for everybody, and again when it was trained or exported again."""
+    """Return a predictor, shared by all sessions and reloaded when the net was retrained or exported again."""
     return _cached_predictor(
-        name, _stamp(name), params.predict.checkpoint, params.hardware.device, params.predict.precision
+        name, _fingerprint(name), params.predict.checkpoint, params.hardware.device, params.predict.precision
     )
 
 
 @st.cache_resource(max_entries=16, show_spinner="Loading the net ...")
 def _cached_predictor(
-    name: str, stamp: FileFingerprint, weights: Literal["last", "best"], device: Device, precision: Precision
+    name: str, fingerprint: FileFingerprint, weights: Literal["last", "best"], device: Device, precision: Precision
 ) -> BasePredictor:
     return load_predictor(name, ["identity"], weights=weights, device=device, precision=precision)
 
 
-def _stamp(name: str) -> FileFingerprint:
+def _fingerprint(name: str) -> FileFingerprint:
     try:
         files = sorted((Path(FOLDS_DIR) / name).iterdir())
-    except OSError:  # an export, or a net that is just being removed
+    except OSError:  # an export, or a net that is being deleted
         files = [Path(name)]
     return file_fingerprint(files)

@@ -1,4 +1,4 @@
-"""What Streamlit runs: the three pages, and the way between them. Rooms are entered with the page that needs them."""
+"""The script that Streamlit runs: three pages and the navigation. Each page is imported when it is opened."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def _try() -> None:
     try_page.show()
 
 
-def _compare() -> None:
+def _ablation() -> None:
     from pipeline.app import ablation_page
 
     ablation_page.show()
@@ -23,21 +23,21 @@ def _submissions() -> None:
     submissions_page.show()
 
 
-# Streamlit fetches icons of its own from another host.
+# Streamlit would fetch its own icons from another host.
 _ICON = Path(__file__).with_name("icon.svg").read_text(encoding="utf-8")
 
-# Streamlit leaves a third of a telephone's screen empty above the title.
+# By default Streamlit leaves a third of a phone's screen empty above the title.
 _STYLE = "<style>.stMainBlockContainer { padding-top: 1.5rem; } .stAppHeader { display: none; }</style>"
 
 st.set_page_config(page_title="Carvana", page_icon=_ICON, layout="wide")
 st.html(_STYLE)
 _pages = [
     st.Page(_try, title="Try", icon=":material/image:", url_path="try", default=True),
-    st.Page(_compare, title="Compare", icon=":material/query_stats:", url_path="compare"),
+    st.Page(_ablation, title="Ablation", icon=":material/query_stats:", url_path="ablation"),
     st.Page(_submissions, title="Submissions", icon=":material/upload_file:", url_path="submissions"),
 ]
 _page = st.navigation(_pages, position="hidden")
-# Streamlit's own way between pages hides behind a button on telephones.
+# On phones, Streamlit's own navigation is hidden behind a button.
 with st.container(horizontal=True):
     for _other in _pages:
         st.page_link(_other, width="content")

@@ -1,4 +1,4 @@
-"""What the app's pages share: errors, colors, cached files of the project, an image slider."""
+"""Shared parts of the app's pages: error display, colors, cached project files, an image slider."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from pipeline.report.tables import read_table
 from pipeline.workspace import REPORTS_DIR, project_root
 
 _FOLDERS = re.compile(r"(?<![\w./\\~])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"(),;:]+[/\\])+")
-"""The folders of an absolute path; before the first slash stands something in a relative one, a slash in an address."""
+"""The folders of an absolute path, but not those of a relative path or a URL."""
 
 _QUOTED = re.compile(r"(?<!\w)'([^'`]+)'(?!\w)")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
@@ -26,7 +26,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>$~#|:])")
 
 @contextmanager
 def show_errors() -> Iterator[None]:
-    """Show an error that a user can fix; any other is Streamlit's, which shows none of it but logs it."""
+    """Show errors that the user can fix. All others are left to Streamlit, which logs them without showing details."""
     try:
         yield
     except CarvanaError as error:
@@ -34,60 +34,60 @@ def show_errors() -> Iterator[None]:
 
 
 def error_markdown(error: CarvanaError) -> str:
-    """Return an error as Markdown: paths as the project knows them, commands set as code, nothing else marked up."""
+    """Return an error as Markdown, with paths relative to the project and commands as code."""
     return escape_markdown(hide_folders(str(error)))
 
 
-def hide_folders(words: str) -> str:
-    """Return words with paths as the project knows them, and nothing else of where it lies."""
+def hide_folders(text: str) -> str:
+    """Return text with paths relative to the project, so that it does not reveal where the project is."""
     for folder in sorted(_folders(), key=lambda folder: -len(str(folder))):
-        words = words.replace(f"{folder}/", "")
-    return _FOLDERS.sub("", words)
+        text = text.replace(f"{folder}/", "")
+    return _FOLDERS.sub("", text)
 
 
 def _folders() -> Iterator[Path]:
-    """Yield folders that messages may name, which may have spaces in their names."""
+    """Yield folders that messages may contain; their names may contain spaces, which ``_FOLDERS`` does not match."""
     yield from (Path.cwd().resolve(), project_root(), Path.home())
     with suppress(CarvanaError):
         yield data_dir(read_params().data, project_root()).parent
 
 
-def escape_markdown(words: str) -> str:
-    """Return Markdown that shows just these words; what stands in single quotes, such as commands, as code."""
-    parts = _QUOTED.split(words)
+def escape_markdown(text: str) -> str:
+    """Return Markdown that shows the text literally, except that parts in single quotes become code."""
+    parts = _QUOTED.split(text)
     return "".join(f"`{part}`" if index % 2 else _MARKUP.sub(r"\\\1", part) for index, part in enumerate(parts))
 
 
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5508c", "#b08a00", "#3d9bd1", "#5b5ea6", "#555555")
 _DARK = ("#56b4e9", "#e69f00", "#2fc295", "#e29bc4", "#f0e442", "#ff8a50", "#9db7ff", "#c9c9c9")
-"""After Okabe and Ito, told apart by the color-blind."""
+"""Based on the Okabe-Ito palette, which is safe for color-blind readers."""
 
 
 def chart_config() -> dict[str, Any]:
-    """Return Vega-Lite's ``config`` of colors, and of the styles that ``report/charts.py`` names."""
-    night = st.context.theme.type == "dark"
-    paper, ink, soft = ("#14181e", "#e4e8ee", "#9aa6b4") if night else ("#ffffff", "#1c2430", "#5b6675")
-    word = {"fontSize": 12, "fontWeight": 600}
+    """Return a Vega-Lite ``config`` with the theme's colors and the mark styles of ``report/charts.py``."""
+    dark = st.context.theme.type == "dark"
+    paper, ink, soft = ("#14181e", "#e4e8ee", "#9aa6b4") if dark else ("#ffffff", "#1c2430", "#5b6675")
+    label = {"fontSize": 12, "fontWeight": 600}
     return {
         "background": "transparent",
         "axis": {"titlePadding": 8},
         "legend": {"orient": "bottom", "direction": "horizontal", "symbolOpacity": 1},
-        "range": {"category": list(_DARK if night else _LIGHT)},
+        "range": {"category": list(_DARK if dark else _LIGHT)},
         "style": {
             "front": {"stroke": soft, "color": soft, "strokeWidth": 1.5},
-            "now": {"stroke": ink, "color": ink},
-            "word": {"color": ink, **word},
-            "halo": {"color": paper, "stroke": paper, "strokeWidth": 3, **word},
+            "current": {"stroke": ink, "color": ink},
+            "label": {"color": ink, **label},
+            "halo": {"color": paper, "stroke": paper, "strokeWidth": 3, **label},
         },
     }
 
 
 FileFingerprint = tuple[tuple[str, int, int], ...]
-"""Path, time of change and size of files: another stamp, other content."""
+"""Path, modification time and size of files; changes when their content does."""
 
 
 def file_fingerprint(paths: Iterable[Path]) -> FileFingerprint:
-    """Return the stamp of those of some files that are there."""
+    """Return the fingerprint of those files that exist."""
     states = []
     for path in paths:
         with suppress(OSError):
@@ -97,12 +97,12 @@ def file_fingerprint(paths: Iterable[Path]) -> FileFingerprint:
 
 
 def read_report_table(name: str) -> pd.DataFrame:
-    """Return a CSV of ``reports/``; raises CarvanaError if it can't be read."""
+    """Return a CSV of ``reports/``; raises CarvanaError if it cannot be read."""
     return _table(name, file_fingerprint([REPORTS_DIR / name]))
 
 
 def read_report_json(name: str) -> Mapping[str, Any]:
-    """Return a JSON file of ``reports/``; raises CarvanaError if it can't be read."""
+    """Return a JSON file of ``reports/``; raises CarvanaError if it cannot be read."""
     return workspace.read_json(REPORTS_DIR / name)
 
 
@@ -122,23 +122,23 @@ def test_ids() -> list[str]:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def _table(name: str, stamp: FileFingerprint) -> pd.DataFrame:
+def _table(name: str, fingerprint: FileFingerprint) -> pd.DataFrame:
     return read_table(REPORTS_DIR / name)
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _training(stamp: FileFingerprint) -> LabeledImages:
+def _training(fingerprint: FileFingerprint) -> LabeledImages:
     return workspace.training_images(read_params())
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _test(stamp: FileFingerprint) -> ImageSet:
+def _test(fingerprint: FileFingerprint) -> ImageSet:
     return workspace.test_images(read_params())
 
 
 @st.cache_resource(max_entries=1, show_spinner=False)
-def _test_ids(stamp: FileFingerprint) -> list[str]:
-    return _test(stamp).ids()
+def _test_ids(fingerprint: FileFingerprint) -> list[str]:
+    return _test(fingerprint).ids()
 
 
 _HTML, _CSS, _JS = (
@@ -150,16 +150,16 @@ _component = st.components.v2.component("carvana_slider", html=_HTML, css=_CSS, 
 
 @dataclass(frozen=True)
 class SliderImages:
-    """Two pictures of one size, as data URIs, with words for those who can't see them."""
+    """Two images of one size, as data URIs, with alternative texts."""
 
-    photo: str
+    image: str
     layer: str
-    photo_words: str
-    layer_words: str
+    image_text: str
+    layer_text: str
     width: int
     height: int
 
 
-def compare(comparison: SliderImages, key: str) -> None:
-    """Show the photograph left of a slider and the layer right of it."""
-    _component(data=asdict(comparison), key=key)
+def show_slider(images: SliderImages, key: str) -> None:
+    """Show the image to the left of a slider and the layer to the right of it."""
+    _component(data=asdict(images), key=key)

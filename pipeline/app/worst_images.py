@@ -1,4 +1,4 @@
-"""The images with the lowest Dice, scored again under other settings."""
+"""The images with the lowest Dice under any setting of the ablation."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from pipeline.report.tables import TableRow, describe_setting, rows_of_split, wo
 from pipeline.workspace import REPORTS_DIR
 
 OnProgress = Callable[[float], object]
-"""Told how much is done, 0 to 1."""
+"""Called with the progress, 0 to 1."""
 
 
 def setting_of(row: Mapping[Any, Any]) -> EnsembleConfig:
-    """Return the setting that a row of ``ablation.csv`` is about."""
+    """Return the setting of a row of ablation.csv."""
     models = tuple(row["models"].split())
     weights = dict(pair.split("=") for pair in row["weights"].split())
     return EnsembleConfig(
@@ -44,47 +44,47 @@ def setting_of(row: Mapping[Any, Any]) -> EnsembleConfig:
 
 @dataclass(frozen=True)
 class _WatchedGroup(ScoringGroup):
-    """A panel of a setting's own nets, that unpacks no view but the setting's, and tells of each image that is read."""
+    """The nets of one setting; reads only the setting's views, and reports each image read."""
 
     views: Sequence[str]
     on_image: Callable[[], object]
 
     def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[CompressedMap]]]:
-        for packed_NV in super().read(image_ids):
+        for compressed_NV in super().read(image_ids):
             self.on_image()
-            yield [[packed for packed in of_net if packed.view in self.views] for of_net in packed_NV]
+            yield [[m for m in net_maps if m.view in self.views] for net_maps in compressed_NV]
 
 
 def score_images(
-    panels: Sequence[ScoringGroup], setting: EnsembleConfig, images: LabeledImages, progress: OnProgress
+    groups: Sequence[ScoringGroup], setting: EnsembleConfig, images: LabeledImages, progress: OnProgress
 ) -> pd.DataFrame:
-    """Return one row per image, with the columns of ``image_disagreement.csv``: image_id, car, angle, dice and so on.
+    """Return one row per image, with the columns of image_disagreement.csv.
 
-    ``panels`` hold all the maps of the setting's split.
+    ``groups``: the stored maps of the setting's split.
     """
-    total = sum(len(panel.stores[0].image_ids) for panel in panels)
+    total = sum(len(group.stores[0].image_ids) for group in groups)
     done = 0
 
-    def one_more() -> None:
+    def count_image() -> None:
         nonlocal done
         done += 1
-        if 100 * done // total > 100 * (done - 1) // total:  # a browser hears of each
+        if 100 * done // total > 100 * (done - 1) // total:  # once per percent, as each call goes to the browser
             progress(done / total)
 
-    watched = [_of_setting(panel, setting, one_more) for panel in panels]
-    views = [view for view in panels[0].stores[0].views if view in setting.views]
-    trial = score_settings(watched, [setting], views, images.mask, "Finding a setting's worst images")
+    watched = [_restrict_group(group, setting, count_image) for group in groups]
+    views = [view for view in groups[0].stores[0].views if view in setting.views]
+    scores = score_settings(watched, [setting], views, images.mask, "Scoring images")
     split = "holdout" if setting.folds else "oof"
-    return trial.images.assign(dice=trial.dice_SI[0], split=split)
+    return scores.images.assign(dice=scores.dice_SI[0], split=split)
 
 
 def draw(rows: pd.DataFrame, setting: EnsembleConfig, active: Sequence[int], images: LabeledImages) -> list[Figure]:
-    """Return a figure a row of ``score_images``, in their order: its errors, and where nets part.
+    """Return one figure per row of `score_images`, in order, with errors and disagreement.
 
-    ``active`` are the folds that out of fold each see their own images.
+    ``active``: the active folds, which a setting without folds uses out of fold.
     """
     folds = setting.folds or tuple(active)
-    nets = EnsembleContext(
+    context = EnsembleContext(
         settings=EnsembleSettings(
             weights=dict(zip(setting.models, setting.weights, strict=True)),
             merge=setting.merge,
@@ -99,93 +99,90 @@ def draw(rows: pd.DataFrame, setting: EnsembleConfig, active: Sequence[int], ima
     )
     by_image = {str(row["image_id"]): row for row in rows.to_dict("records")}
     split = "holdout" if setting.folds else "oof"
-    drawn = {
-        o.image_id: _figure_of_setting(by_image[o.image_id], o, images)
-        for o in MemberPredictions(nets).iter_images(split, by_image)
+    figures = {
+        p.image_id: _figure_of_setting(by_image[p.image_id], p, images)
+        for p in MemberPredictions(context).iter_images(split, by_image)
     }
-    return [drawn[image_id] for image_id in by_image]
+    return [figures[image_id] for image_id in by_image]
 
 
-def _of_setting(panel: ScoringGroup, setting: EnsembleConfig, on_image: Callable[[], object]) -> _WatchedGroup:
-    stores = dict(zip(panel.nets, panel.stores, strict=True))
+def _restrict_group(group: ScoringGroup, setting: EnsembleConfig, on_image: Callable[[], object]) -> _WatchedGroup:
+    stores = dict(zip(group.nets, group.stores, strict=True))
     return _WatchedGroup(setting.nets, [stores[net] for net in setting.nets], setting.views, on_image)
 
 
-def _figure_of_setting(row: Mapping[Any, Any], opinion: ImagePredictions, images: LabeledImages) -> Figure:
-    image_HWC, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-    return overlays.worst_image_figure(
-        row, None, image_HWC, true_HW, opinion.mask_HW.view("uint8"), opinion.disagreement_HW
-    )
+def _figure_of_setting(row: Mapping[Any, Any], predictions: ImagePredictions, images: LabeledImages) -> Figure:
+    image_HWC, true_HW = images.image(predictions.image_id), images.mask(predictions.image_id)
+    mask_HW = predictions.mask_HW.view("uint8")
+    return overlays.worst_image_figure(row, None, image_HWC, true_HW, mask_HW, predictions.disagreement_HW)
 
 
-_KEPT = 8
-"""Settings whose scores a session remembers: on the whole competition they are some MB each."""
+_CACHED_SETTINGS = 8
+"""Settings whose scores a session keeps; on the full competition they take a few MB each."""
 
 _SHOWN = 6
-"""Images, at most two of a car."""
+"""Number of images, at most two per car."""
 
 
-def show(row: TableRow, split: ScoredSplit, facts: Mapping[str, Any]) -> None:
-    """Draw the part of the page that shows the setting of a row of ``ablation.csv``; ``facts`` are of its JSON.
+def show(row: TableRow, split: ScoredSplit, ablation: Mapping[str, Any]) -> None:
+    """Draw the worst images of a row of ablation.csv; ``ablation`` is the content of ablation.json.
 
-    Raises CarvanaError if images or maps are not available, or not those that were ablated.
+    Raises CarvanaError if images or maps are not available, or changed since the ablation.
     """
-    st.subheader("Where it does worst")
+    st.subheader("Worst images")
     st.markdown(
-        ("The current setting: " if row["current"] else "The chosen setting: ") + escape_markdown(describe_setting(row))
+        ("Current setting: " if row["current"] else "Selected setting: ") + escape_markdown(describe_setting(row))
     )
     params, setting = read_params(), setting_of(row)
     images = page_parts.training_images()
-    split_panels = _panels(split, _stamp_of_maps(split))
-    if not {store.net for panel in split_panels for store in panel.stores} <= set(facts["nets"].values()):
-        raise CarvanaError("Nets changed since the last ablation: run 'dvc repro ablate' first.")
-    scored = _scores(row, split, split_panels, images)
-    lowest = worst_images(scored, _SHOWN, of_a_car=2)
-    with st.spinner("Drawing them ..."):
-        drawn = _figures(setting, _digests(split_panels), lowest, params.folds.active, images)
+    groups = _groups(split, _maps_fingerprint(split))
+    if not {store.net for group in groups for store in group.stores} <= set(ablation["nets"].values()):
+        raise CarvanaError("Nets changed since the last ablation. Run 'dvc repro ablate' first.")
+    scored = _scores(row, split, groups, images)
+    lowest = worst_images(scored, _SHOWN, per_car=2)
+    with st.spinner("Drawing ..."):
+        figures = _figures(setting, _digests(groups), lowest, params.folds.active, images)
     st.caption(
-        "Left: the true outline is green, car that was missed orange, what was taken for car red. "
-        "Right: the brighter, the less sure are the nets, or the less they agree."
+        "Left: true outline green, false negatives orange, false positives red. "
+        "Right: disagreement between nets, or the uncertainty of a single net; bright is high."
     )
-    for start in range(0, len(drawn), 2):
-        for figure, place in zip(drawn[start : start + 2], st.columns(2), strict=False):
+    for start in range(0, len(figures), 2):
+        for figure, place in zip(figures[start : start + 2], st.columns(2), strict=False):
             with place.container(border=True):
                 _figure(figure)
 
 
 def _figure(figure: Figure) -> None:
     st.markdown(f"**{' · '.join(map(escape_markdown, [figure.facts[0], figure.title]))}**")
-    for picture, place in zip(figure.pictures, st.columns(2), strict=True):
-        place.image(picture.source, caption=picture.words)
+    for image, place in zip(figure.images, st.columns(2), strict=True):
+        place.image(image.source, caption=image.caption)
     st.caption(escape_markdown(" · ".join(figure.facts[2:])))
 
 
-def _scores(
-    row: TableRow, split: ScoredSplit, split_panels: Sequence[ScoringGroup], images: LabeledImages
-) -> pd.DataFrame:
-    """Return a row an image: from the ablation itself for the current setting, else scored now and kept."""
-    doubts = REPORTS_DIR / "image_disagreement.csv"
-    if row["current"] and doubts.is_file():
-        return rows_of_split(page_parts.read_report_table(doubts.name), split)
-    kept: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})
-    key = setting_of(row), _digests(split_panels)
-    if key not in kept:
+def _scores(row: TableRow, split: ScoredSplit, groups: Sequence[ScoringGroup], images: LabeledImages) -> pd.DataFrame:
+    """Return one row per image: from the ablation for the current setting, else scored now and cached."""
+    path = REPORTS_DIR / "image_disagreement.csv"
+    if row["current"] and path.is_file():
+        return rows_of_split(page_parts.read_report_table(path.name), split)
+    cached: dict[Any, pd.DataFrame] = st.session_state.setdefault("scores", {})
+    key = setting_of(row), _digests(groups)
+    if key not in cached:
         place = st.empty()
-        bar = place.progress(0.0, "Scoring every image under this setting ...")
-        kept[key] = score_images(split_panels, key[0], images, bar.progress)
-        if len(kept) > _KEPT:
-            del kept[next(iter(kept))]
+        bar = place.progress(0.0, "Scoring all images with this setting ...")
+        cached[key] = score_images(groups, key[0], images, bar.progress)
+        if len(cached) > _CACHED_SETTINGS:
+            del cached[next(iter(cached))]
         place.empty()
-    return kept[key]
+    return cached[key]
 
 
-@st.cache_resource(max_entries=2, show_spinner="Looking at the stored predictions ...")
-def _panels(split: ScoredSplit, maps: FileFingerprint) -> list[ScoringGroup]:
+@st.cache_resource(max_entries=2, show_spinner="Reading the stored predictions ...")
+def _groups(split: ScoredSplit, maps: FileFingerprint) -> list[ScoringGroup]:
     return scoring_groups(read_params(), page_parts.training_images().ids(), workspace.read_fold_by_car(), split)
 
 
-def _stamp_of_maps(split: ScoredSplit) -> FileFingerprint:
-    """Return what tells whether ``_panels`` are still the same."""
+def _maps_fingerprint(split: ScoredSplit) -> FileFingerprint:
+    """Return a fingerprint of everything that `_groups` depends on."""
     params = read_params()
     nets = [(model, fold) for model in params.models.active for fold in params.folds.active]
     indexes = (workspace.predictions_dir(split, *net) / "index.json" for net in nets)
@@ -193,8 +190,8 @@ def _stamp_of_maps(split: ScoredSplit) -> FileFingerprint:
     return file_fingerprint([Path(PARAMS_FILE), workspace.MANIFEST_FILE, workspace.FOLDS_FILE, *indexes, *weights])
 
 
-def _digests(split_panels: Sequence[ScoringGroup]) -> tuple[str, ...]:
-    return tuple(store.digest for panel in split_panels for store in panel.stores)
+def _digests(groups: Sequence[ScoringGroup]) -> tuple[str, ...]:
+    return tuple(store.digest for group in groups for store in group.stores)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

@@ -1,4 +1,4 @@
-"""From maps to the rows of a submission, shard by shard, in memory that does not grow with the number of images."""
+"""Write a submission from stored probability maps, shard by shard, so memory use is independent of the image count."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,32 +20,33 @@ from pipeline.utils.files import atomic_write
 from pipeline.utils.parallel import available_cpus
 
 FallbackRow = Callable[[str], str]
-"""Run-length code for an image that can't be read, by its id."""
+"""Returns the RLE for an unreadable image, by id."""
 
 
 def write_submission(
-    stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, work: Path, target: Path
+    stores: Sequence[PredictionStore], mask_builder: MaskBuilder, fallback: FallbackRow, work: Path, target: Path
 ) -> None:
-    """Merge the nets' maps of every test image and write the gzipped CSV ``target``.
+    """Merge the probability maps of every test image and write the gzipped CSV ``target``.
 
-    Parts that a killed run left in ``work`` are kept. Raises CarvanaError if the nets disagree about the images.
+    Finished parts of an interrupted run in ``work`` are reused. Raises CarvanaError if the nets' stores hold maps of
+    different images.
     """
     _check_same_images(stores)
     shards = range(stores[0].shard_count())
     missing = [number for number in shards if not _part(work, number).is_file()]
-    # Decompressing, adding and compressing let other threads run; a few shards at a time bound the memory.
+    # Decompressing, adding and compressing release the GIL. One shard per thread bounds the memory.
     with ThreadPoolExecutor(available_cpus()) as pool, tqdm(total=len(shards), desc="Merging", unit="shard") as bar:
         bar.update(len(shards) - len(missing))
-        # A task is no more than a number and a row of text on disk, so all of them may wait at once.
-        for _ in pool.map(lambda number: _write_part(stores, decision, fallback, number, _part(work, number)), missing):
+        for _ in pool.map(
+            lambda number: _write_part(stores, mask_builder, fallback, number, _part(work, number)), missing
+        ):
             bar.update()
     with atomic_write(target) as temporary:
         join_parts((_part(work, number) for number in shards), temporary)
 
 
 def mean_mask_rows(image_ids: Sequence[str], mask: Callable[[str], NDArray[np.uint8]]) -> FallbackRow:
-    """Return the fallback that gives an image the mean of the training masks at its angle, rounded."""
-
+    """Return the fallback that uses the rounded mean of the training masks at the image's angle."""
     lock = Lock()
 
     @cache
@@ -57,32 +58,32 @@ def mean_mask_rows(image_ids: Sequence[str], mask: Callable[[str], NDArray[np.ui
         return rle.encode(2 * total_HW >= len(ids)) if ids else ""
 
     def fallback(image_id: str) -> str:
-        with lock:  # or each of several threads would decode all masks of an angle
+        with lock:  # so that only one thread decodes all masks of an angle
             return of_angle(parse_image_id(image_id)[1])
 
     return fallback
 
 
 def shard_rows(
-    stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, number: int
+    stores: Sequence[PredictionStore], mask_builder: MaskBuilder, fallback: FallbackRow, number: int
 ) -> Iterator[str]:
-    """Yield the CSV rows of a shard's images, in order, without line ends."""
+    """Yield the CSV rows of a shard's images, in order, without line endings."""
     maps = zip(*(store.images(number) for store in stores), strict=True)
     for image_id in stores[0].shard_ids(number):
         if image_id in stores[0].unreadable:
-            text = fallback(image_id)
+            mask_rle = fallback(image_id)
         else:
-            of_nets = next(maps)
-            if any(level_map.image_id != image_id for level_map in of_nets):
+            net_maps = next(maps)
+            if any(prob_map.image_id != image_id for prob_map in net_maps):
                 raise CarvanaError(f"The maps of {image_id} are missing or out of order: {REBUILD_HINT}.")
-            text = rle.encode(decision.mask(of_nets))
-        yield f"{image_filename(image_id)},{text}"
+            mask_rle = rle.encode(mask_builder.mask(net_maps))
+        yield f"{image_filename(image_id)},{mask_rle}"
 
 
 def _write_part(
-    stores: Sequence[PredictionStore], decision: MaskBuilder, fallback: FallbackRow, number: int, path: Path
+    stores: Sequence[PredictionStore], mask_builder: MaskBuilder, fallback: FallbackRow, number: int, path: Path
 ) -> None:
-    lines = ([CSV_HEADER] if number == 0 else []) + list(shard_rows(stores, decision, fallback, number))
+    lines = ([CSV_HEADER] if number == 0 else []) + list(shard_rows(stores, mask_builder, fallback, number))
     with atomic_write(path) as temporary:
         temporary.write_bytes(compress_part("".join(f"{line}\n" for line in lines).encode()))
 

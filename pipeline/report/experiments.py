@@ -1,4 +1,4 @@
-"""``carvana ablate --exps``: DVC's experiments beside the workspace's results, read without checking them out."""
+"""``carvana ablate --exps``: compare DVC experiments with the workspace, without checking them out."""
 
 import hashlib
 import json
@@ -28,10 +28,9 @@ _INDENT = " " * 4
 
 
 def format_experiments(table: pd.DataFrame, notes: Sequence[str], width: int) -> Iterator[str]:
-    """Yield reports/experiments.csv, a part a split, and notes on it, in lines no longer than ``width``.
+    """Yield reports/experiments.csv as text, one table per split, then notes, in lines of at most ``width``.
 
-    Settings are told by what changed; images and passes where they are not the same for all. A split without anything
-    beside the workspace is left out.
+    Columns that are equal in all rows, and splits without experiments, are left out.
     """
     for split, title in SPLIT_TITLES.items():
         rows = rows_of_split(table, split)
@@ -42,8 +41,8 @@ def format_experiments(table: pd.DataFrame, notes: Sequence[str], width: int) ->
 
 
 def _table_lines(rows: pd.DataFrame, title: str, width: int) -> Iterator[str]:
-    here = rows[rows["current"]].iloc[0]
-    yield f"{title}: {here['images']} images of {here['cars']} cars"
+    workspace = rows[rows["current"]].iloc[0]
+    yield f"{title}: {workspace['images']} images of {workspace['cars']} cars"
     cells = {
         "": rows["name"],
         "Dice": rows["dice"].map("{:.5f}".format),
@@ -55,112 +54,112 @@ def _table_lines(rows: pd.DataFrame, title: str, width: int) -> Iterator[str]:
     for column in ("better", "worse", "images", "passes"):
         if rows[column].nunique() > 1:
             cells[column] = rows[column].astype(str).mask(rows["current"] & (column in ("better", "worse")), "")
-    yield from _aligned(cells, rows["changed"].mask(~rows["current"] & (rows["changed"] == ""), "no setting"), width)
+    yield from _aligned(cells, rows["changed"].mask(~rows["current"] & (rows["changed"] == ""), "nothing"), width)
 
 
 def _aligned(cells: Mapping[str, "pd.Series[str]"], changed: "pd.Series[str]", width: int) -> Iterator[str]:
-    """Yield a line a row, with its changes to the right, or below where they find no room there."""
+    """Yield one line per row, with its changes to the right, or below if they do not fit."""
     widths = {title: max(len(title), *map(len, texts)) for title, texts in cells.items()}
     left = sum(widths.values()) + 2 * len(widths)
-    below = max((len(word) for words in changed for word in words.split()), default=0) > width - left
+    below = max((len(word) for text in changed for word in text.split()), default=0) > width - left
     for *texts, last in [(*cells, "" if below else "changed"), *zip(*cells.values(), changed, strict=True)]:
         name, *numbers = (text.rjust(size) for text, size in zip(texts, widths.values(), strict=True))
         indent = _INDENT if below else " " * left
-        words = textwrap.wrap(last, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        lines = textwrap.wrap(last, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
         row = "  ".join([name.strip().ljust(len(name)), *numbers, ""])
-        first = [] if below else words[:1]
+        first = [] if below else lines[:1]
         yield (row + "".join(first).lstrip()).rstrip()
-        yield from words[len(first) :]
+        yield from lines[len(first) :]
 
 
 TABLE = Path("reports/experiments.csv")
-"""A row an experiment and split; the workspace's are among them."""
+"""One row per run and split, the workspace included."""
 
 _IMAGES = Path("reports/images.csv")
 _LOCK = Path("dvc.lock")
 _PARAMS = "params.yaml"
 _COLUMNS = {"split": str, "model": str, "fold": int, "image_id": str, "car": str, "dice": float}
 
-_COMMITTED = "HEAD"
-_NONE_YET = (
-    "There are no experiments yet: 'dvc exp run --temp --set-param train.epochs=20' makes one and leaves the workspace "
-    "as it is; with --queue instead of --temp, several wait for 'dvc exp run --run-all'."
+_HEAD = "HEAD"
+_NO_EXPERIMENTS = (
+    "No experiments yet. 'dvc exp run --temp --set-param train.epochs=20' runs one without changing the workspace; "
+    "with --queue instead of --temp it waits for 'dvc exp run --run-all'."
 )
-_FLATTERING = (
-    "predict.checkpoint=best chooses nets by the very images that score them out of fold: only held-out cars can tell "
-    "what it is worth."
+_BIASED_CHECKPOINT = (
+    "predict.checkpoint=best selects checkpoints on the images that score them out of fold, which biases those scores "
+    "upward. Compare on held-out cars."
 )
-_LEARNING = ("train.", "input.", "models.", "folds.", "data.")
-_LUCK = (
-    "Where nets were trained again, an interval tells how far the cars may deceive, not the luck of a training: "
-    "another train.seed may move the score as much."
+_TRAINING_KEYS = ("train.", "input.", "models.", "folds.", "data.")
+_TRAINING_NOISE = (
+    "If nets were retrained: intervals cover the choice of cars, not the randomness of training. Another train.seed "
+    "may change the score as much."
 )
 _STATES = {
-    "Queued": "waits in the queue; 'dvc exp run --run-all' runs it.",
+    "Queued": "is queued; 'dvc exp run --run-all' runs it.",
     "Running": "is running.",
     "Failed": "failed; 'dvc queue logs {}' shows why.",
 }
 
-_SCORING = ("download", "folds", "train", "predict", "evaluate")
-"""Stages that scores follow from; of predict not all."""
+_SCORING_STAGES = ("download", "folds", "train", "predict", "evaluate")
+"""Stages that the scores depend on."""
 
 _CODE = re.compile(r"^    - path: pipeline/.*\n(?:      .*\n)+", re.MULTILINE)
-"""The pipeline's own code among a stage's dependencies: most of dvc.lock, and YAML is slow to parse."""
+"""Code dependencies in dvc.lock. They are most of the file, and removing them makes parsing the YAML much faster."""
 
 
 def show_experiments() -> None:
-    """Print the experiments beside the workspace and write ``TABLE``; raises CarvanaError as `compare` does."""
+    """Print the experiments next to the workspace and write ``TABLE``; raises CarvanaError as `compare` does."""
     found = compare()
     write_text(TABLE, found.table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
     print("\n".join(format_experiments(found.table, found.notes, max(80, shutil.get_terminal_size((120, 24)).columns))))
-    print(f"{TABLE}: all of it")
+    print(f"All columns: {TABLE}")
 
 
 def compare() -> PairedComparison:
-    """Return all experiments, and the last commit where it scored otherwise, beside the workspace.
+    """Compare all experiments, and the last commit if its scores differ, with the workspace.
 
-    Those of earlier commits too: pairs of images tell what a setting did wherever it was tried, and to commit the best
-    one should not empty the table. Raises CarvanaError where the workspace has no scores, or DVC can't be asked.
+    Experiments of earlier commits are included, so that committing the best one does not empty the table. Raises
+    CarvanaError if the workspace has no scores or DVC fails.
     """
     lock, here = _workspace()
     project = _ask_dvc()
     runs, notes = [], [f"{name} {reason}" for name, reason in project.unfinished]
-    committed = _lock_of(_COMMITTED)
+    committed = _lock_of(_HEAD)
     if committed and committed.images not in (None, lock.images):
-        project.finished[_COMMITTED] = _COMMITTED
+        project.finished[_HEAD] = _HEAD
     for name, revision in project.finished.items():
         try:
-            runs.append(_run(name, revision, lock, project.cache))
+            runs.append(_experiment(name, revision, lock, project.cache))
         except CarvanaError as error:
             notes.append(f"{name} {error}")
     found = compare_runs(here, runs)
     if any("predict.checkpoint=" in run.changed for run in runs):
-        notes.append(_FLATTERING)
-    if any(word.startswith(_LEARNING) for run in runs for word in run.changed.split()):
-        notes.append(_LUCK)
-    return PairedComparison(found.table, [*found.notes, *notes] if runs or notes else [_NONE_YET])
+        notes.append(_BIASED_CHECKPOINT)
+    if any(word.startswith(_TRAINING_KEYS) for run in runs for word in run.changed.split()):
+        notes.append(_TRAINING_NOISE)
+    return PairedComparison(found.table, [*found.notes, *notes] if runs or notes else [_NO_EXPERIMENTS])
 
 
 @dataclass(frozen=True)
 class _LockFile:
-    """What a dvc.lock says of scores."""
+    """The parts of a dvc.lock that concern scores."""
 
     settings: Mapping[str, Any]
-    """By key of params.yaml, as far as scores follow from them."""
+    """Values by key of params.yaml, for the stages that scores depend on."""
     images: str | None
     """MD5 of reports/images.csv."""
-    older: bool
-    """Whether the scores are older than nets or maps."""
+    stale: bool
+    """Whether nets or predictions changed after scoring."""
 
 
 @dataclass(frozen=True)
 class _DvcProject:
-    """What DVC knows of experiments."""
+    """DVC's experiments."""
 
     finished: dict[str, str]
     """Revision by name."""
     unfinished: list[tuple[str, str]]
-    """Names, and what became of them."""
+    """Names with their states as text."""
     cache: Path
 
 
@@ -181,18 +180,18 @@ def _ask_dvc() -> _DvcProject:
             cache = Path(repo.cache.local.path)
             changed = [dep for part in repo.status(["evaluate"]).get("evaluate", ()) for dep in _deps_of(part)]
     except DvcException as error:
-        raise CarvanaError(f"DVC can't tell its experiments: {error}") from error
+        raise CarvanaError(f"DVC could not list its experiments: {error}") from error
     if any(dep.startswith("predictions/") for dep in changed):
-        raise CarvanaError(f"{_IMAGES} is older than the maps here: run 'dvc repro' first, for scores to compare with.")
+        raise CarvanaError(f"{_IMAGES} is older than the predictions. Run 'dvc repro' first.")
     times = Counter(name for name, _, _ in found)
     finished = {name if times[name] == 1 else f"{name}@{base[:7]}": rev for name, base, rev in found}
-    # What failed at first and was run again is finished.
+    # An experiment that failed and was then rerun is finished.
     unfinished = {(n, state) for n, state in queue if state in _STATES and not (state == "Failed" and times[n])}
     return _DvcProject(finished, [(n, _STATES[state].format(n)) for n, state in sorted(unfinished)], cache)
 
 
 def _deps_of(changes: Any) -> Iterator[str]:
-    """Yield what a part of DVC's status calls changed; it may be a word."""
+    """Yield the changed dependencies in an entry of DVC's status, which may also be a plain string."""
     if isinstance(changes, dict):
         yield from changes.get("changed deps", ())
 
@@ -202,37 +201,35 @@ def _workspace() -> tuple[_LockFile, ScoredRun]:
     try:
         lock, content = _parse(_LOCK.read_text(encoding="utf-8")), _IMAGES.read_bytes()
     except OSError as error:
-        raise CarvanaError(
-            f"{error.filename} is missing: run 'dvc repro' first, for scores to compare with."
-        ) from error
-    if lock.older or lock.images != hashlib.md5(content, usedforsecurity=False).hexdigest():
-        raise CarvanaError(f"{_IMAGES} is not what {_LOCK} says: run 'dvc repro' first, for scores to compare with.")
+        raise CarvanaError(f"{error.filename} not found. Run 'dvc repro' first.") from error
+    if lock.stale or lock.images != hashlib.md5(content, usedforsecurity=False).hexdigest():
+        raise CarvanaError(f"{_IMAGES} does not match {_LOCK}. Run 'dvc repro' first.")
     try:
-        return lock, _as_run(WORKSPACE, "", lock, content)
+        return lock, _scored_run(WORKSPACE, "", lock, content)
     except CarvanaError as error:
         raise CarvanaError(f"The workspace {error} Run 'dvc repro'.") from error
 
 
-def _run(name: str, revision: str, here: _LockFile, cache: Path) -> ScoredRun:
-    """Return an experiment; raises CarvanaError with why it can't be compared, which follows its name."""
+def _experiment(name: str, revision: str, workspace: _LockFile, cache: Path) -> ScoredRun:
+    """Return an experiment's run; raises CarvanaError if it cannot be compared, whose message follows its name."""
     lock = _lock_of(revision)
-    if lock is None or lock.images is None or lock.older:
-        raise CarvanaError("was run only in part: it has no scores of its own.")
+    if lock is None or lock.images is None or lock.stale:
+        raise CarvanaError("is incomplete: it has no scores.")
     try:
         content = (cache / lock.images[:2] / lock.images[2:]).read_bytes()
     except OSError as error:
-        raise CarvanaError("has no scores in DVC's cache any more: run it again, or 'dvc exp pull' it.") from error
-    changes = list(_changes(here, lock))
-    if changes and lock.images == here.images:
-        raise CarvanaError("has the very scores of the workspace: it was run only in part, or changed nothing.")
-    return _as_run(name, " ".join(changes), lock, content)
+        raise CarvanaError("has scores that are not in DVC's cache. Run it again, or run 'dvc exp pull'.") from error
+    changes = list(_changes(workspace, lock))
+    if changes and lock.images == workspace.images:
+        raise CarvanaError("has the same scores as the workspace: it is incomplete, or its settings changed nothing.")
+    return _scored_run(name, " ".join(changes), lock, content)
 
 
-def _as_run(name: str, changed: str, lock: _LockFile, content: bytes) -> ScoredRun:
+def _scored_run(name: str, changed: str, lock: _LockFile, content: bytes) -> ScoredRun:
     try:
         images = pd.read_csv(BytesIO(content), usecols=list(_COLUMNS), dtype=_COLUMNS, keep_default_na=False)
         views = tuple(lock.settings["predict.tta.test"])
-        choices = AblationSpace(
+        space = AblationSpace(
             ablation=AblationSettings(),
             ensemble=EnsembleSettings.model_validate(lock.settings["ensemble"]),
             models=tuple(lock.settings["models.active"]),
@@ -240,19 +237,19 @@ def _as_run(name: str, changed: str, lock: _LockFile, content: bytes) -> ScoredR
             predicted=dict.fromkeys(SCORED_SPLITS, views),
             views=views,
         )
-    except (ValueError, KeyError, TypeError) as error:  # pydantic's and pandas' own are ValueErrors
-        raise CarvanaError("has settings or scores in the form of another version.") from error
-    return ScoredRun(name, changed, {split: choices.current(split) for split in SCORED_SPLITS}, images)
+    except (ValueError, KeyError, TypeError) as error:  # includes pydantic's and pandas' errors
+        raise CarvanaError("has settings or scores in the format of another version.") from error
+    return ScoredRun(name, changed, {split: space.current(split) for split in SCORED_SPLITS}, images)
 
 
 def _lock_of(revision: str) -> _LockFile | None:
-    """Return what a revision's dvc.lock says, or None where it has none."""
-    # By git, since DVC would parse all of dvc.yaml and dvc.lock for it.
+    """Return the dvc.lock of a revision, or None if it has none."""
+    # With git, which is faster: DVC would parse all of dvc.yaml and dvc.lock.
     command = ["git", "show", f"{revision}:./{_LOCK}"]
     try:
         shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError as error:
-        raise CarvanaError(f"git can't be run ({error.strerror}): experiments are kept in it.") from error
+        raise CarvanaError(f"Cannot run git ({error.strerror}), which stores the experiments. Install it.") from error
     return _parse(shown.stdout) if shown.returncode == 0 else None
 
 
@@ -261,30 +258,32 @@ def _parse(text: str) -> _LockFile:
     evaluate = stages.get("evaluate", {})
     known = evaluate.get("params", {}).get(_PARAMS, {})
     nets = [f"{model}-{fold}" for model in known.get("models.active", ()) for fold in known.get("folds.active", ())]
-    # Stages of models that are no longer active stay in dvc.lock.
+    # dvc.lock keeps stages of models that are no longer active.
     matrix = {"", *nets, *(f"{net}-{split}" for net in nets for split in SCORED_SPLITS)}
     parts = {name: name.partition("@") for name in stages}
-    used = [stages[name] for name, (stage, _, item) in parts.items() if stage in _SCORING and item in matrix]
-    made = {out["path"]: out.get("md5") for entry in used for out in entry.get("outs") or ()}
-    read = [dep for entry in used for dep in entry.get("deps") or ()]
+    entries = [stages[name] for name, (stage, _, item) in parts.items() if stage in _SCORING_STAGES and item in matrix]
+    made = {out["path"]: out.get("md5") for entry in entries for out in entry.get("outs") or ()}
+    read = [dep for entry in entries for dep in entry.get("deps") or ()]
     return _LockFile(
-        settings={key: value for entry in used for key, value in entry.get("params", {}).get(_PARAMS, {}).items()},
+        settings={key: value for entry in entries for key, value in entry.get("params", {}).get(_PARAMS, {}).items()},
         images=made.get(_IMAGES.as_posix()),
-        older=any(made.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read),
+        stale=any(made.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read),
     )
 
 
-def _changes(here: _LockFile, there: _LockFile) -> Iterator[str]:
-    """Yield the settings that scores follow from and that differ there, as DVC's ``--set-param`` takes them."""
-    for key, value in sorted(there.settings.items()):
-        # Of a model that is not active here dvc.lock knows nothing.
-        base = here.settings[key] if key in here.settings else _written(key)
+def _changes(workspace: _LockFile, experiment: _LockFile) -> Iterator[str]:
+    """Yield the settings that affect scores and differ from the workspace, in the form of DVC's ``--set-param``."""
+    for key, value in sorted(experiment.settings.items()):
+        # The workspace's dvc.lock lacks models that are not active there.
+        base = workspace.settings[key] if key in workspace.settings else _param(key)
         own, theirs = dict(_flat(key, base)), dict(_flat(key, value))
         yield from (f"{name}={_as_text(v)}" for name, v in theirs.items() if name not in own or own[name] != v)
+
         yield from (f"no {name}" for name in own if name not in theirs)
 
 
-def _written(key: str) -> Any:
+def _param(key: str) -> Any:
+    """Return the value of a dotted key of params.yaml, an empty dict if it is missing."""
     tree = YAML(typ="safe").load(Path(_PARAMS).read_text(encoding="utf-8"))
     for step in key.split("."):
         tree = tree.get(step, {}) if isinstance(tree, dict) else {}

@@ -1,6 +1,6 @@
-"""reports/index.html: all that a run found on one page, which asks nothing of anyone to open."""
+"""reports/index.html: the results of a run on one self-contained page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,24 +27,24 @@ from pipeline.report.tables import (
 )
 
 PLOT_WIDTH = 150
-"""Of the forest plot, in pixels."""
+"""Width of the forest plot in pixels."""
 
 _MARGIN = 8
 
 
 @dataclass(frozen=True)
 class ComparisonCell:
-    """A part of a setting."""
+    """One cell of a setting."""
 
     name: str
     text: str
     changed: bool
-    """Whether it is another than in the current setting."""
+    """Whether it differs from the current setting."""
 
 
 @dataclass(frozen=True)
 class CiMark:
-    """A difference in the forest plot, as distances from its left border; without an interval both ends are the dot."""
+    """A difference in the forest plot, in pixels from its left edge; without an interval both ends equal ``dot``."""
 
     dot: float
     low: float
@@ -53,7 +53,7 @@ class CiMark:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A setting and what it scored."""
+    """A setting and its scores."""
 
     label: str
     cells: Sequence[ComparisonCell]
@@ -62,7 +62,7 @@ class ComparisonRow:
     difference: str
     interval: str
     kind: str
-    """``better`` or ``worse`` where the interval says so, else ``open``."""
+    """``better`` or ``worse`` if the interval excludes 0, else ``open``."""
     mark: CiMark
     better: str
     worse: str
@@ -72,37 +72,37 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """A table of settings."""
+    """A table of settings, compared with the current one."""
 
     label: str
-    """Head of the first column."""
+    """Title of the first column."""
     heads: Sequence[str]
     lines: Sequence[ComparisonRow]
     timed: bool
-    """Whether any of them has a time."""
+    """Whether any row has a time."""
     nets: str
-    """Whose cost it is, if not that of all nets of a setting."""
+    """Which nets the cost is of, if not all nets of a setting."""
     zero: float
-    """Where the forest plot has its line of no difference."""
+    """Position of "no difference" in the forest plot."""
     low: str
     high: str
-    """Ends of its axis."""
+    """Ends of the forest plot's axis."""
 
 
 def build_comparison(
     rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]"
 ) -> ComparisonTable:
-    """Return the rows as a table; ``current`` is the setting that they are compared with."""
+    """Return a table of the rows, each labeled by one of ``labels``; ``current`` is the current setting."""
     heads = [name for name in SETTING_COLUMNS if (rows[name] != "").any()]
     ends = pd.concat([rows["difference"], rows["low"], rows["high"], pd.Series([0.0])]).dropna()
     low, high = float(ends.min()), float(ends.max())
     span = (high - low) or 1.0
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(_MARGIN + (value - low) / span * (PLOT_WIDTH - 2 * _MARGIN), 1)
 
     lines = [
-        _line(row, name, heads, current, _mark(row, place))
+        _line(row, name, heads, current, _mark(row, position))
         for name, row in zip(labels, rows.to_dict("records"), strict=True)
     ]
     return ComparisonTable(
@@ -111,25 +111,23 @@ def build_comparison(
         lines=lines,
         timed=bool(rows["seconds"].notna().any()),
         nets=ablation_text.PER_FOLD if (rows["split"] == "oof").all() else "",
-        zero=place(0.0),
+        zero=position(0.0),
         low=ablation_text.format_signed(low),
         high=ablation_text.format_signed(high),
     )
 
 
-def _mark(row: dict[Any, Any], place: Any) -> CiMark:
-    dot = place(row["difference"])
-    return (
-        CiMark(dot, place(row["low"]), place(row["high"]))
-        if ablation_text.is_known(row["low"])
-        else CiMark(dot, dot, dot)
-    )
+def _mark(row: dict[Any, Any], position: Callable[[float], float]) -> CiMark:
+    dot = position(row["difference"])
+    if not ablation_text.is_known(row["low"]):
+        return CiMark(dot, dot, dot)
+    return CiMark(dot, position(row["low"]), position(row["high"]))
 
 
 def _line(
     row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: CiMark
 ) -> ComparisonRow:
-    sure = ablation_text.is_known(row["low"])
+    has_interval = ablation_text.is_known(row["low"])
     return ComparisonRow(
         label=label,
         cells=[ComparisonCell(name, _cell(name, row[name]), row[name] != current[name]) for name in heads],
@@ -137,9 +135,9 @@ def _line(
         dice=ablation_text.format_dice(row["dice"]),
         difference="" if row["current"] else ablation_text.format_signed(row["difference"]),
         interval=f"{ablation_text.format_signed(row['low'])} to {ablation_text.format_signed(row['high'])}"
-        if sure and not row["current"]
+        if has_interval and not row["current"]
         else "",
-        kind="better" if sure and row["low"] > 0 else "worse" if sure and row["high"] < 0 else "open",
+        kind="better" if has_interval and row["low"] > 0 else "worse" if has_interval and row["high"] < 0 else "open",
         mark=mark,
         better="" if row["current"] else ablation_text.format_int(row["better"]),
         worse="" if row["current"] else ablation_text.format_int(row["worse"]),
@@ -156,32 +154,33 @@ def _cell(name: str, value: Any) -> str:
 
 TEMPLATE = Path(__file__).with_name("html_page.html.j2")
 
-_BEST, _OF_EACH_CHANGE = 15, 3
+_BEST, _PER_FACTOR = 15, 3
+"""Rows of the table of best settings, and rows per changed factor in the one-factor comparison."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What other stages wrote, as ``tables.read_table`` and JSON give it."""
+    """The results of earlier stages: tables as ``tables.read_table`` returns them, and parsed JSON."""
 
     ablation: Mapping[str, Any]
     settings: pd.DataFrame
     postprocess: pd.DataFrame
-    fold_worth: pd.DataFrame
-    doubts: pd.DataFrame
-    """With the Dice of ``images``."""
+    fold_subsets: pd.DataFrame
+    disagreement: pd.DataFrame
+    """image_disagreement.csv with the Dice of ``images``."""
     images: pd.DataFrame
-    """Rows of images.csv that are scored as the submission is made."""
+    """Rows of images.csv whose masks are made like the submission's."""
     curves: pd.DataFrame
     submission: Mapping[str, Any]
     makes: Mapping[str, str]
-    """By car; empty where metadata.csv is not there."""
+    """By car; empty if there is no metadata.csv."""
     warnings: Sequence[str] = ()
-    """Of images that were left out or replaced."""
+    """About images that were skipped or replaced."""
 
 
 @dataclass(frozen=True)
 class ReportChart:
-    """A chart of the page: where it stands, and a line over it."""
+    """A chart with its element id and its title."""
 
     name: str
     title: str
@@ -189,46 +188,47 @@ class ReportChart:
 
 
 def render_page(
-    findings: ReportData, worst: Sequence[Figure], suspected: Sequence[Figure], panels: Sequence[Figure] = ()
+    data: ReportData, worst: Sequence[Figure], suspected: Sequence[Figure], prediction_grids: Sequence[Figure] = ()
 ) -> str:
-    """Return the page's HTML."""
-    settings, postprocessed = _by_split(findings.settings), _by_split(findings.postprocess)
-    drawn: dict[str, list[ReportChart]] = {
+    """Return the page's HTML.
+
+    ``worst``: images with the lowest Dice; ``suspected``: possible label errors; ``prediction_grids``: one per model.
+    """
+    settings, postprocessed = _by_split(data.settings), _by_split(data.postprocess)
+    sections: dict[str, list[ReportChart]] = {
         "cost": [_chart("cost", title, charts.accuracy_by_cost(rows)) for title, rows in settings.items()],
-        "folds": [_chart("folds", "Held-out cars", charts.fold_worth(findings.fold_worth))]
-        if len(findings.fold_worth)
+        "folds": [_chart("folds", "Held-out cars", charts.fold_subsets(data.fold_subsets))]
+        if len(data.fold_subsets)
         else [],
         "threshold": [_chart("threshold", title, charts.threshold_curve(rows)) for title, rows in settings.items()],
-        "training": _training(findings.curves),
-        "angle": [_chart("angle", "By angle", charts.dice_by_angle(findings.doubts))],
-        "make": [_chart("make", "By make", charts.dice_by_make(findings.doubts, findings.makes))]
-        if findings.makes
-        else [],
+        "training": _training(data.curves),
+        "angle": [_chart("angle", "By angle", charts.dice_by_angle(data.disagreement))],
+        "make": [_chart("make", "By make", charts.dice_by_make(data.disagreement, data.makes))] if data.makes else [],
     }
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.policies["json.dumps_kwargs"] = {}  # the charts in their order, that they be drawn from the top
+    environment.policies["json.dumps_kwargs"] = {}  # keep the order of the charts, so that they are drawn from the top
     html = environment.get_template(TEMPLATE.name).render(
-        scores=summary.headline_scores(findings.images, findings.submission),
-        warnings=findings.warnings,
-        before=_before(findings.submission),
-        verdicts=ablation_text.summarize_ablation(findings.ablation),
-        charts=drawn,
-        specs={chart.name: chart.spec for section in drawn.values() for chart in section},
-        compared={title: ablation_text.pluralize(len(rows), "setting") for title, rows in settings.items()},
+        scores=summary.headline_scores(data.images, data.submission),
+        warnings=data.warnings,
+        postprocess_note=_postprocess_note(data.submission),
+        summaries=ablation_text.summarize_ablation(data.ablation),
+        charts=sections,
+        specs={chart.name: chart.spec for section in sections.values() for chart in section},
+        setting_counts={title: ablation_text.pluralize(len(rows), "setting") for title, rows in settings.items()},
         best={title: _best(rows) for title, rows in settings.items()},
         changes={title: _changes(rows) for title, rows in settings.items()},
-        postprocess={_postprocessed(title, rows): _postprocess(rows) for title, rows in postprocessed.items()},
-        panels=panels,
+        postprocess={_postprocess_caption(t, rows): _postprocess_table(rows) for t, rows in postprocessed.items()},
+        prediction_grids=prediction_grids,
         worst=worst,
         suspects=suspected,
-        suspect_share=(
-            f"{ablation_text.format_int(len(suspected_label_errors(findings.doubts)))} of "
-            f"{ablation_text.pluralize(len(findings.doubts), 'image')}"
+        suspect_count=(
+            f"{ablation_text.format_int(len(suspected_label_errors(data.disagreement)))} of "
+            f"{ablation_text.pluralize(len(data.disagreement), 'image')}"
         ),
         suspect_pixels=SUSPECT_PIXELS,
         suspect_side=SUSPECT_SIDE,
-        now=_now(settings, findings.submission),
+        current_setting=_describe_current(settings, data.submission),
         forest_width=PLOT_WIDTH,
         library=_library(),
     )
@@ -236,7 +236,7 @@ def render_page(
 
 
 def _by_split(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the rows of each split that has some, by the words for it."""
+    """Return the rows of each split that has any, by the split's title."""
     parts = {title: rows_of_split(rows, split) for split, title in SPLIT_TITLES.items()}
     return {title: part for title, part in parts.items() if len(part)}
 
@@ -246,7 +246,7 @@ def _chart(section: str, title: str, spec: ChartSpec) -> ReportChart:
 
 
 def _training(curves: pd.DataFrame) -> list[ReportChart]:
-    shown = (("dice", "Dice of validation cars", "Dice"), ("loss", "Loss", "loss"))
+    shown = (("dice", "Validation Dice", "Dice"), ("loss", "Training loss", "loss"))
     return [
         _chart("training", title, charts.training_curves(curves, column, unit))
         for column, title, unit in shown
@@ -260,49 +260,48 @@ def _best(rows: pd.DataFrame) -> ComparisonTable:
 
 
 def _changes(rows: pd.DataFrame) -> ComparisonTable:
-    shown = one_factor_changes(rows, _OF_EACH_CHANGE)
+    shown = one_factor_changes(rows, _PER_FACTOR)
     return build_comparison(shown, list(shown["changed"]), "changed", _current(rows))
 
 
-def _postprocess(rows: pd.DataFrame) -> ComparisonTable:
-    return build_comparison(
-        rows, [steps.replace(" ", " + ") for steps in rows["postprocess"]], "postprocess", _current(rows)
-    )
+def _postprocess_table(rows: pd.DataFrame) -> ComparisonTable:
+    labels = [steps.replace(" ", " + ") for steps in rows["postprocess"]]
+    return build_comparison(rows, labels, "post-processing", _current(rows))
 
 
-def _postprocessed(title: str, rows: pd.DataFrame) -> str:
-    """Return the caption of a table of steps, which are tried on few cars."""
+def _postprocess_caption(title: str, rows: pd.DataFrame) -> str:
+    """Return the caption of a table of post-processing steps, which are scored on a few cars only."""
     first = rows.iloc[0]
-    timed = ", the time with the steps" if rows["seconds"].notna().any() else ""
+    timed = " (time includes post-processing)" if rows["seconds"].notna().any() else ""
     basis = f"{ablation_text.pluralize(first['images'], 'image')} of {ablation_text.pluralize(first['cars'], 'car')}"
-    return f"{title}: masks post-processed, on {basis}{timed}"
+    return f"{title}: post-processing, on {basis}{timed}"
 
 
-def _before(submission: Mapping[str, Any]) -> str:
-    """Return what must be known of settings that are compared without the steps of the submission."""
+def _postprocess_note(submission: Mapping[str, Any]) -> str:
+    """Return a note that settings are compared without the submission's post-processing, if it has any."""
     steps = submission["postprocess"]
     if not steps:
         return ""
     return (
-        f"Settings are compared before post-processing ({', '.join(steps)}); the scores at the top, angles, makes and "
-        "photographs are after it."
+        f"Settings are compared before post-processing ({', '.join(steps)}). Headline scores, angles, makes and "
+        "example images include it."
     )
 
 
-def _now(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) -> str:
-    """Return the current setting in words with what an image of the submission costs.
+def _describe_current(settings: Mapping[str, pd.DataFrame], submission: Mapping[str, Any]) -> str:
+    """Return the current setting as text, with the submission's cost per image.
 
-    Only held-out cars, which come last, are looked at by all its nets, so that only they tell its seconds.
+    Its seconds are known only from the holdout split (the last one), which all its nets predict.
     """
     row = {str(name): value for name, value in _current(list(settings.values())[-1]).items()}
     nets, steps = submission["nets"], submission["postprocess"]
     folds = " ".join(dict.fromkeys(net.rpartition("/")[2] for net in nets))
-    postprocessed = f", post-processed with {' and '.join(steps)}" if steps else ""
-    beyond = ", the mending not counted" if steps else ""
-    timed = None if row["split"] == "oof" else row["seconds"]
-    cost = ablation_text.format_cost(len(nets) * len(submission["views"]), timed)
-    setting = f"{describe_setting(row | {'folds': folds})}{postprocessed}"
-    return f"{setting}; {ablation_text.pluralize(len(nets), 'net')}, {cost}{beyond}"
+    postprocess = f", post-processing {' and '.join(steps)}" if steps else ""
+    excluded = ", excluding post-processing" if steps else ""
+    seconds = None if row["split"] == "oof" else row["seconds"]
+    cost = ablation_text.format_cost(len(nets) * len(submission["views"]), seconds)
+    setting = f"{describe_setting(row | {'folds': folds})}{postprocess}"
+    return f"{setting}; {ablation_text.pluralize(len(nets), 'net')}, {cost}{excluded}"
 
 
 def _current(rows: pd.DataFrame) -> "pd.Series[Any]":
@@ -311,8 +310,8 @@ def _current(rows: pd.DataFrame) -> "pd.Series[Any]":
 
 @cache
 def _library() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed in one script."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    # Else a text in it could end the page's script element.
+    # Escaped, because these strings would end the page's script element.
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

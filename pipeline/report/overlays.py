@@ -1,4 +1,4 @@
-"""Crops, error overlays, figures and contact sheets."""
+"""Crops, error overlays, heatmaps, figures of the report, and contact sheets."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ _TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
 _COLUMNS = 4
 _JPEG = (
     *(cv2.IMWRITE_JPEG_QUALITY, 88),
-    # Color at full resolution: halved, as is usual, it would wash out lines of one pixel.
+    # No chroma subsampling: it would wash out lines of one pixel.
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
 TRUTH, FALSE_NEGATIVE, FALSE_POSITIVE = (40, 200, 40), (255, 140, 0), (235, 30, 60)
-"""Colors, RGB, of the true outline and of errors, in every picture."""
+"""RGB colors of the true outline and of errors."""
 _OUTLINE = (255, 220, 0)
 
 
 @dataclass(frozen=True)
 class SheetTile:
-    """A photograph, uint8 RGB (H, W, 3), with masks (H, W) of 0 and 1 and a line of text; no true mask, no error."""
+    """An image, uint8 RGB (H, W, 3), with masks (H, W) of 0 and 1, and a caption; errors are drawn if ``true`` is set."""
 
     image: UInt8Array
     mask: UInt8Array
@@ -40,9 +40,9 @@ class SheetTile:
 
 
 def write_contact_sheet(path: Path, tiles: Sequence[SheetTile], title: str) -> None:
-    """Write tiles as one JPEG, four in a row.
+    """Write tiles as one JPEG, four per row.
 
-    With a true mask its outline is drawn green, missed car orange and false car red; without, the mask's is yellow.
+    With a true mask: true outline green, false negatives orange, false positives red. Without: mask outline yellow.
     """
     rows = -(-len(tiles) // _COLUMNS)
     height, width = _CAPTION + max(1, rows) * (_TILE_HEIGHT + _CAPTION), _COLUMNS * _TILE_WIDTH
@@ -65,14 +65,14 @@ def _draw(tile: SheetTile) -> UInt8Array:
         return small_HWC
     _outline(small_HWC, tile.true, TRUTH)
     for wrong_HW, color in ((tile.true & ~tile.mask, FALSE_NEGATIVE), (tile.mask & ~tile.true, FALSE_POSITIVE)):
-        # A pixel of error is 1/4 of a tile's pixel: draw it where any lies, or it would not be seen.
-        seen_HW = _thumbnail((wrong_HW & np.uint8(1)) * np.uint8(255)) > 96
-        small_HWC[seen_HW] = color
+        # The threshold is below 50 %, so that thin errors stay visible when shrunk.
+        visible_HW = _thumbnail((wrong_HW & np.uint8(1)) * np.uint8(255)) > _VISIBLE
+        small_HWC[visible_HW] = color
     return small_HWC
 
 
-def _thumbnail(raster: UInt8Array) -> UInt8Array:
-    return np.asarray(cv2.resize(raster, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
+def _thumbnail(image: UInt8Array) -> UInt8Array:
+    return np.asarray(cv2.resize(image, (_TILE_WIDTH, _TILE_HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _outline(small_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, int, int]) -> None:
@@ -86,19 +86,19 @@ def _write(sheet_HWC: UInt8Array, text: str, left: int, base: int) -> None:
 
 
 NETS = (224, 60, 220)
-"""Color, RGB, of the nets' outlines where they stand against the truth's."""
+"""RGB color of the nets' outlines in figures that compare them with the label."""
 
 REGION = (255, 220, 0)
-"""Color, RGB, of the frame around a region."""
+"""RGB color of the frame around a region."""
 
 _QUALITY = 80
 _GAP = 4
-_SEEN = 96
-"""Part of 255 that must be wrong for a pixel of the picture to be drawn wrong: a single pixel's error must be seen."""
+_VISIBLE = 96
+"""Share of wrong pixels, out of 255, from which a shrunk pixel is drawn as an error."""
 
 
 class CropBox(NamedTuple):
-    """Rows and columns of a raster; the latter two are the first outside."""
+    """A box of pixels; ``bottom`` and ``right`` are exclusive."""
 
     top: int
     left: int
@@ -107,7 +107,7 @@ class CropBox(NamedTuple):
 
     @classmethod
     def around(cls, masks: Sequence[NDArray[np.generic]], margin: int) -> Self:
-        """Return the box of all that is set in any of the masks with a margin; all of it where nothing is set."""
+        """Return the bounding box of all masks, with a margin; the whole image if all are empty."""
         any_HW = np.logical_or.reduce(masks)
         rows, columns = np.flatnonzero(any_HW.any(axis=1)), np.flatnonzero(any_HW.any(axis=0))
         if not len(rows):
@@ -116,175 +116,183 @@ class CropBox(NamedTuple):
         return inner.grown(margin, margin, *any_HW.shape)
 
     def grown(self, rows: int, columns: int, height: int, width: int) -> Self:
-        """Return the box with so much more on each side, cut off at the borders of a raster."""
+        """Return the box enlarged by ``rows`` and ``columns`` on each side, clipped to an image."""
         top, left = max(0, self.top - rows), max(0, self.left - columns)
         return type(self)(top, left, min(height, self.bottom + rows), min(width, self.right + columns))
 
-    def in_context(self, times: float, least: int, height: int, width: int) -> Self:
-        """Return a box ``times`` as high and wide around this one, at least ``least`` high, as 3 to 4 if it can be."""
+    def in_context(self, factor: float, min_height: int, height: int, width: int) -> Self:
+        """Return this box enlarged ``factor`` times, at least ``min_height`` high, with aspect ratio 4:3 if it fits."""
         rows, columns = self.bottom - self.top, self.right - self.left
-        wanted = max(times * rows, 0.75 * times * columns, least)
+        wanted = max(factor * rows, 0.75 * factor * columns, min_height)
         return self.grown(round((wanted - rows) / 2), round((wanted / 0.75 - columns) / 2), height, width)
 
-    def cut(self, raster: UInt8Array) -> UInt8Array:
-        """Return this part of a raster."""
-        return raster[self.top : self.bottom, self.left : self.right]
+    def cut(self, image: UInt8Array) -> UInt8Array:
+        """Return this part of an image or mask."""
+        return image[self.top : self.bottom, self.left : self.right]
 
 
 def crop_photo(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
-    """Return a part of a photograph, so wide."""
+    """Return a part of an image, resized to ``width`` pixels."""
     return _scaled(box.cut(image_HWC), width)
 
 
 def error_overlay(
     image_HWC: UInt8Array, mask_HW: UInt8Array, true_HW: UInt8Array, box: CropBox, width: int
 ) -> UInt8Array:
-    """Return a part of a photograph with the true outline, what the mask missed, and what it has too much."""
-    picture_HWC = crop_photo(image_HWC, box, width)
-    _draw_contour(picture_HWC, box.cut(true_HW), TRUTH)
+    """Return a part of an image with the true outline, false negatives and false positives."""
+    crop_HWC = crop_photo(image_HWC, box, width)
+    _draw_contour(crop_HWC, box.cut(true_HW), TRUTH)
     for wrong_HW, color in ((true_HW & ~mask_HW, FALSE_NEGATIVE), (mask_HW & ~true_HW, FALSE_POSITIVE)):
-        picture_HWC[_scaled(box.cut(wrong_HW & np.uint8(1)) * np.uint8(255), width) > _SEEN] = color
-    return picture_HWC
+        crop_HWC[_scaled(box.cut(wrong_HW & np.uint8(1)) * np.uint8(255), width) > _VISIBLE] = color
+    return crop_HWC
 
 
-def heatmap_overlay(image_HWC: UInt8Array, doubt_HW: UInt8Array, box: CropBox, width: int) -> UInt8Array:
-    """Return a part of a photograph, dark and grey, that glows from violet to yellow where ``doubt_HW`` is high."""
-    grey_HW = cv2.cvtColor(crop_photo(image_HWC, box, width), cv2.COLOR_RGB2GRAY)
-    part_HW = box.cut(doubt_HW)
-    # Spread first, or lines of one pixel would fade when shrunk.
+def heatmap_overlay(image_HWC: UInt8Array, values_HW: UInt8Array, box: CropBox, width: int) -> UInt8Array:
+    """Return a part of an image, dark and gray, with a heatmap of ``values_HW``: violet is low, yellow is high."""
+    gray_HW = cv2.cvtColor(crop_photo(image_HWC, box, width), cv2.COLOR_RGB2GRAY)
+    part_HW = box.cut(values_HW)
+    # Dilated first, so that lines of one pixel stay visible when shrunk.
     reach = max(1, round(part_HW.shape[1] / width)) + 1
     heat_HW = _scaled(np.asarray(cv2.dilate(part_HW, np.ones((reach, reach), np.uint8)), np.uint8), width)
     colors_HWC = cv2.cvtColor(cv2.applyColorMap(heat_HW, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     share_HW1 = np.sqrt(heat_HW.astype(np.float32) / 255)[..., None]
-    mixed_HWC = 0.55 * grey_HW[..., None] * (1 - share_HW1) + colors_HWC * share_HW1
+    mixed_HWC = 0.55 * gray_HW[..., None] * (1 - share_HW1) + colors_HWC * share_HW1
     return np.asarray(np.rint(mixed_HWC), np.uint8)
 
 
 def with_outlines(
     image_HWC: UInt8Array, true_HW: UInt8Array, nets: Sequence[UInt8Array], box: CropBox, width: int
 ) -> UInt8Array:
-    """Return a part of a photograph with the outlines of the nets' masks, and the true one over them."""
-    picture_HWC = crop_photo(image_HWC, box, width)
+    """Return a part of an image with the outlines of the nets' masks, and the true outline on top."""
+    crop_HWC = crop_photo(image_HWC, box, width)
     for net_HW in nets:
-        _draw_contour(picture_HWC, box.cut(net_HW), NETS, thickness=2)
-    _draw_contour(picture_HWC, box.cut(true_HW), TRUTH, thickness=2)
-    return picture_HWC
+        _draw_contour(crop_HWC, box.cut(net_HW), NETS, thickness=2)
+    _draw_contour(crop_HWC, box.cut(true_HW), TRUTH, thickness=2)
+    return crop_HWC
 
 
 def locator(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
-    """Return the whole photograph, small, with a frame around the box."""
+    """Return the whole image, small, with a frame around the box."""
     height_pixels, width_pixels = image_HWC.shape[:2]
-    picture_HWC = crop_photo(image_HWC, CropBox(0, 0, height_pixels, width_pixels), width)
+    crop_HWC = crop_photo(image_HWC, CropBox(0, 0, height_pixels, width_pixels), width)
     scale = width / width_pixels
     first, last = ((round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.right, box.bottom)))
-    cv2.rectangle(picture_HWC, first, last, (255, 255, 255), 4)
-    cv2.rectangle(picture_HWC, first, last, NETS, 2)
-    return picture_HWC
+    cv2.rectangle(crop_HWC, first, last, (255, 255, 255), 4)
+    cv2.rectangle(crop_HWC, first, last, NETS, 2)
+    return crop_HWC
 
 
-def with_frame(picture_HWC: UInt8Array, region: CropBox, box: CropBox) -> UInt8Array:
-    """Return the picture of a part of a photograph with a thin frame a little outside a region of it."""
-    scale = picture_HWC.shape[1] / (box.right - box.left)
+def with_frame(crop_HWC: UInt8Array, region: CropBox, box: CropBox) -> UInt8Array:
+    """Return a crop of an image (``box``) with a thin frame just outside a region of it."""
+    scale = crop_HWC.shape[1] / (box.right - box.left)
     first = round((region.left - box.left) * scale) - _GAP, round((region.top - box.top) * scale) - _GAP
     last = round((region.right - box.left) * scale) + _GAP, round((region.bottom - box.top) * scale) + _GAP
-    marked_HWC = picture_HWC.copy()
+    marked_HWC = crop_HWC.copy()
     cv2.rectangle(marked_HWC, first, last, (0, 0, 0), 4)
     cv2.rectangle(marked_HWC, first, last, REGION, 2)
     return marked_HWC
 
 
-def data_uri(picture_HWC: UInt8Array) -> str:
-    """Return a picture as a JPEG that stands in the page itself."""
+def data_uri(crop_HWC: UInt8Array) -> str:
+    """Return an image as a JPEG data URI."""
     color_at_full_resolution = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *color_at_full_resolution)
-    data = cv2.imencode(".jpg", cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2BGR), options)[1]
+    data = cv2.imencode(".jpg", cv2.cvtColor(crop_HWC, cv2.COLOR_RGB2BGR), options)[1]
     return jpeg_uri(data.tobytes())
 
 
 def jpeg_uri(jpeg: bytes) -> str:
-    """Return a JPEG as it is, to stand in the page itself."""
+    """Return JPEG bytes as a data URI."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _scaled(raster: UInt8Array, width: int) -> UInt8Array:
-    rows, columns = raster.shape[:2]
-    way = cv2.INTER_AREA if width < columns else cv2.INTER_CUBIC if raster.ndim == 3 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(raster, (width, max(1, round(rows * width / columns))), interpolation=way), np.uint8)
+def _scaled(image: UInt8Array, width: int) -> UInt8Array:
+    rows, columns = image.shape[:2]
+    method = cv2.INTER_AREA if width < columns else cv2.INTER_CUBIC if image.ndim == 3 else cv2.INTER_LINEAR
+    size = (width, max(1, round(rows * width / columns)))
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
 
 
-def _draw_contour(
-    picture_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, int, int], thickness: int = 1
-) -> None:
-    inside_HW = (_scaled(mask_HW * np.uint8(255), picture_HWC.shape[1]) >= 128).view(np.uint8)
-    # Unlike a contour, the border of what is set has no line where the picture is cut off.
+def _draw_contour(crop_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, int, int], thickness: int = 1) -> None:
+    inside_HW = (_scaled(mask_HW * np.uint8(255), crop_HWC.shape[1]) >= 128).view(np.uint8)
+    # Unlike a contour, the morphological gradient draws no line along the edge of the crop.
     border_HW = cv2.morphologyEx(inside_HW, cv2.MORPH_GRADIENT, np.ones((thickness + 1, thickness + 1), np.uint8))
-    picture_HWC[border_HW > 0] = color
+    crop_HWC[border_HW > 0] = color
 
 
-_CAR_WIDTH, _REGION_WIDTH, _PLACE_WIDTH = 720, 480, 320
+_CAR_WIDTH, _REGION_WIDTH, _LOCATOR_WIDTH = 720, 480, 320
 _MARGIN = 30
 
 
 @dataclass(frozen=True)
 class FigureImage:
-    """A picture that stands in the page itself."""
+    """An image embedded in the page."""
 
     source: str
-    words: str
+    """Data URI."""
+    caption: str
     width: int
     height: int
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Pictures of one image, side by side, with what is known of it."""
+    """Several views of one image, side by side, with facts about it."""
 
     title: str
     facts: Sequence[str]
-    pictures: Sequence[FigureImage]
+    images: Sequence[FigureImage]
 
 
 def worst_image_figure(
-    row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, mask: UInt8Array, doubt: UInt8Array
+    row: Mapping[Any, Any],
+    make: str | None,
+    image: UInt8Array,
+    true: UInt8Array,
+    mask: UInt8Array,
+    disagreement: UInt8Array,
 ) -> Figure:
-    """Return the image of a row of image_disagreement.csv, with its errors and the disagreement of its nets."""
+    """Return the image of a row of image_disagreement.csv, with its errors and the disagreement between nets."""
     box = CropBox.around([true, mask], _MARGIN)
     several = row["nets"] > 1
-    part = f"where the {format_int(row['nets'])} nets differ" if several else "where the net is undecided"
-    pictures = [
-        _picture(error_overlay(image, mask, true, box, _CAR_WIDTH), "errors"),
-        _picture(heatmap_overlay(image, doubt, box, _CAR_WIDTH), part),
+    caption = f"disagreement between {format_int(row['nets'])} nets" if several else "uncertainty of the net"
+    images = [
+        _figure_image(error_overlay(image, mask, true, box, _CAR_WIDTH), "errors"),
+        _figure_image(heatmap_overlay(image, disagreement, box, _CAR_WIDTH), caption),
     ]
-    differ = [f"{pluralize(row['disagreement'], 'pixel')} where nets differ"] if several else []
-    return Figure(row["image_id"], [f"Dice {format_dice(row['dice'])}", *_car(row, make), *differ], pictures)
+    pixels = [f"nets disagree on {pluralize(row['disagreement'], 'pixel')}"] if several else []
+    return Figure(row["image_id"], [f"Dice {format_dice(row['dice'])}", *_car(row, make), *pixels], images)
 
 
 def label_error_figure(
     row: Mapping[Any, Any], make: str | None, image: UInt8Array, true: UInt8Array, nets: Sequence[UInt8Array]
 ) -> Figure:
-    """Return the region of an image, of this row of image_disagreement.csv, where all nets contradict the label."""
+    """Return the region of the image of a row of image_disagreement.csv where all nets contradict the label."""
     top, left = int(row["top"]), int(row["left"])
     region = CropBox(top, left, top + int(row["height"]), left + int(row["width"]))
     box = region.in_context(2.5, 160, *true.shape)
-    pictures = [
-        _picture(locator(image, box, _PLACE_WIDTH), "where it is"),
-        _picture(crop_photo(image, box, _REGION_WIDTH), "the photograph"),
-        _picture(
+    images = [
+        _figure_image(locator(image, box, _LOCATOR_WIDTH), "location"),
+        _figure_image(crop_photo(image, box, _REGION_WIDTH), "image"),
+        _figure_image(
             with_frame(with_outlines(image, true, nets, box, _REGION_WIDTH), region, box),
-            "label green, nets magenta, the region framed yellow",
+            "label green, nets magenta, region framed in yellow",
         ),
     ]
-    agree = {1: "its one net is", 2: "both nets are"}.get(int(row["nets"]), f"all {format_int(row['nets'])} nets are")
-    sides = f"{format_int(row['width'])} x {format_int(row['height'])}"
-    size = f"{pluralize(row['suspect'], 'pixel')}, {sides}, of which {agree} certain"
-    return Figure(row["image_id"], [size, *_car(row, make), f"Dice {format_dice(row['dice'])}"], pictures)
+    agree = (
+        f"all {format_int(row['nets'])} nets contradict the label"
+        if row["nets"] > 1
+        else "the net contradicts the label"
+    )
+    size = f"{pluralize(row['suspect'], 'pixel')} ({format_int(row['width'])} x {format_int(row['height'])}), {agree}"
+    return Figure(row["image_id"], [size, *_car(row, make), f"Dice {format_dice(row['dice'])}"], images)
 
 
-def prediction_grid_figure(net: str, dice_of_all: float, jpeg: bytes) -> Figure:
-    """Return the panel that a net's training ended with, as it lies in the net's folder."""
+def prediction_grid_figure(net: str, validation_dice: float, jpeg: bytes) -> Figure:
+    """Return the prediction grid (``panel.jpg``) of a net's last epoch."""
     width, height = Image.open(BytesIO(jpeg)).size
-    picture = FigureImage(jpeg_uri(jpeg), "photograph, truth, prediction, error", width, height)
-    return Figure(net, [f"Dice {format_dice(dice_of_all)} on all its validation images"], [picture])
+    grid = FigureImage(jpeg_uri(jpeg), "image, true mask, probability, errors", width, height)
+    return Figure(net, [f"Dice {format_dice(validation_dice)} on all its validation images"], [grid])
 
 
 def _car(row: Mapping[Any, Any], make: str | None) -> list[str]:
@@ -292,6 +300,6 @@ def _car(row: Mapping[Any, Any], make: str | None) -> list[str]:
     return [car, f"angle {format_int(row['angle'])}", SPLIT_TITLES[row["split"]].lower()]
 
 
-def _picture(raster: UInt8Array, words: str) -> FigureImage:
-    height, width = raster.shape[:2]
-    return FigureImage(data_uri(raster), words, width, height)
+def _figure_image(image: UInt8Array, caption: str) -> FigureImage:
+    height, width = image.shape[:2]
+    return FigureImage(data_uri(image), caption, width, height)

@@ -1,4 +1,4 @@
-"""``carvana results``: what runs reached, kept in docs/results/ and laid side by side."""
+"""``carvana results``: keep the results of runs in docs/results/, and show them in one table."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ from pipeline.utils.files import sha256_of, write_json, write_text
 from pipeline.workspace import net_dir, predictions_dir, read_json, read_manifest, training_images
 
 RunResult = Mapping[str, Any]
-"""Of a model or of several merged: ``KEYS``, and ``ensemble``, the section of ``params.yaml``."""
+"""The result of one model or of several merged ones: ``KEYS``, and ``ensemble``, that section of params.yaml."""
 
 KEYS = {
     "name",
@@ -39,15 +39,15 @@ KEYS = {
     "trained_per_second",
     "predicted_per_second",
 }
-"""What the table tells; ``setting`` is a digest of all in which results have to be equal to be compared."""
+"""Keys of a result; ``setting`` is a digest of everything that must be equal for results to be comparable."""
 
 _COLUMNS = (
     "recipe",
     "parameters",
-    "sees",
+    "input size",
     "epochs",
-    "Dice out of fold",
-    "Dice held out",
+    "CV Dice",
+    "holdout Dice",
     "IoU",
     "accuracy",
     "training, min",
@@ -56,16 +56,16 @@ _COLUMNS = (
 )
 
 _NOTES = (
-    "Dice, IoU and accuracy are means over images at 1918 x 1280. Dice out of fold, IoU and accuracy score each car by "
-    "the net that never saw it; Dice held out scores cars that were kept out of every fold, by all folds merged. In "
-    "brackets the 95 % interval, by resampling cars, which takes 8 of them. Minutes are those of training all folds, "
-    "scoring included. Images a second are those of training steps, and of predicting out of fold, reading and storing "
-    "included. *: an encoder that began with random weights."
+    "Dice, IoU and accuracy are means over images at 1918 x 1280. CV Dice, IoU and accuracy are out of fold: each car "
+    "is scored by nets that did not train on it. Holdout Dice scores all folds merged, on cars kept out of every fold. "
+    "Brackets: 95 % confidence interval, bootstrapped over cars (needs 8 cars). Minutes: training of all folds, "
+    "including validation. Images/s: training steps, and out-of-fold prediction including reading and writing. "
+    "*: encoder trained from random weights."
 )
 
 
 def scores_of_split(images: pd.DataFrame, split: str, model: str) -> dict[str, Any] | None:
-    """Return scores of rows of ``reports/images.csv`` with the interval of their Dice, or None if there are none."""
+    """Return mean scores of rows of reports/images.csv and the interval of their Dice, or None if there are no rows."""
     rows = images[(images["split"] == split) & (images["model"] == model)]
     if rows.empty:
         return None
@@ -76,7 +76,10 @@ def scores_of_split(images: pd.DataFrame, split: str, model: str) -> dict[str, A
 
 
 def throughput(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    """Return minutes and images a second from the ``timing.json`` of nets, and images and seconds of predictions."""
+    """Return training minutes and images per second.
+
+    ``trainings``: the timing.json of each net; ``predictions``: images and seconds of each prediction.
+    """
     trained = sum(timing["training_seconds"] for timing in trainings)
     predicted = sum(seconds for _, seconds in predictions)
     return {
@@ -88,7 +91,7 @@ def throughput(trainings: Sequence[Mapping[str, Any]], predictions: Sequence[tup
 
 
 def results_table(results: Sequence[RunResult]) -> str:
-    """Return Markdown: a table for each setting, since only equal ones compare, best first."""
+    """Return Markdown with one table per setting, since only equal settings are comparable; best first."""
     parts, ruler = [_NOTES], ["---", *["---:"] * (len(_COLUMNS) - 1)]
     for _, group in groupby(sorted(results, key=_order), key=lambda result: result["setting"]):
         equal = list(group)
@@ -104,23 +107,23 @@ def _order(result: RunResult) -> tuple[str, str, float]:
 def _heading(result: RunResult) -> str:
     data, folds = result["data"], result["folds"]
     cars = pluralize(data["cars"], "car")
-    what = f"The drawn sample, {cars}" if data["source"] == "sample" else f"Real photographs, {cars}"
+    what = f"Synthetic sample, {cars}" if data["source"] == "sample" else f"Real images, {cars}"
     parts = f"{len(folds['active'])} of {folds['count']} folds, {pluralize(folds['holdout_cars'], 'car')} held out"
     return (
-        f"{what}; {parts}, seed {folds['seed']} of folds and {' and '.join(map(str, result['seeds']))} of training; "
+        f"{what}; {parts}, fold seed {folds['seed']}, training seed {' and '.join(map(str, result['seeds']))}; "
         f"{result['device']}; {_views(result['views'])}; setting {result['setting']}"
     )
 
 
 def _views(views: Mapping[str, Sequence[str]]) -> str:
-    out_of_fold, held_out = (", ".join(views[split]) for split in ("oof", "test"))
-    return out_of_fold if out_of_fold == held_out else f"{out_of_fold} out of fold, {held_out} held out"
+    out_of_fold, holdout = (", ".join(views[split]) for split in ("oof", "test"))
+    return out_of_fold if out_of_fold == holdout else f"{out_of_fold} out of fold, {holdout} on held-out cars"
 
 
 def _cells(result: RunResult) -> Iterator[str]:
-    yield result["name"] + (" *" if any(map(_from_random, result["models"])) else "")
+    yield result["name"] + (" *" if any(map(_has_random_encoder, result["models"])) else "")
     yield format_int(result["parameters"])
-    yield " + ".join(dict.fromkeys(model["sees"] for model in result["models"]))
+    yield " + ".join(dict.fromkeys(model["input_size"] for model in result["models"]))
     yield " + ".join(dict.fromkeys(str(model["epochs"]) for model in result["models"]))
     yield _with_interval(result["oof"])
     yield _with_interval(result["holdout"])
@@ -131,7 +134,7 @@ def _cells(result: RunResult) -> Iterator[str]:
     yield _speed(result["predicted_per_second"])
 
 
-def _from_random(model: Mapping[str, Any]) -> bool:
+def _has_random_encoder(model: Mapping[str, Any]) -> bool:
     return model["spec"]["architecture"] == "smp_unet" and model["spec"]["encoder_weights"] is None
 
 
@@ -157,11 +160,11 @@ def _line(cells: Any) -> str:
 
 
 RESULTS_DIR = Path("docs/results")
-"""A JSON file for each model, or models merged, and data."""
+"""One JSON file per model or merged models, data and setting."""
 
 
 def keep_results() -> None:
-    """Keep what this run reached; raises CarvanaError if it is not whole, or settings were changed since."""
+    """Keep the results of the current run; raises CarvanaError if it is incomplete or the settings changed since."""
     params = read_params()
     _check_up_to_date()
     for result in _results(params):
@@ -169,31 +172,31 @@ def keep_results() -> None:
         where = f"{'sample' if data['source'] == 'sample' else 'real'}-{data['cars']}-{result['setting']}"
         path = RESULTS_DIR / f"{result['name'].replace(' + ', '+')}@{where}.json"
         write_json(path, result)
-        print(f"{path}: Dice {result['oof']['dice']:.4f} out of fold")
+        print(f"{path}: CV Dice {result['oof']['dice']:.4f}")
 
 
 def show_results(out: Path | None) -> None:
-    """Print the table of what is kept, or write it to ``out``; raises CarvanaError if nothing is."""
-    kept = [_kept(path) for path in sorted(RESULTS_DIR.glob("*.json"))]
+    """Print the table of kept results, or write it to ``out``; raises CarvanaError if there are none."""
+    kept = [_read_result(path) for path in sorted(RESULTS_DIR.glob("*.json"))]
     if not kept:
-        raise CarvanaError(f"{RESULTS_DIR} holds no results: 'carvana results --keep' keeps those of this run.")
+        raise CarvanaError(f"{RESULTS_DIR} has no results. 'carvana results --keep' keeps those of this run.")
     text = results_table(kept)
     if out is None:
         print(text, end="")
     else:
-        write_text(out, f"# Results\n\nMade by `carvana results --out {out}` from `{RESULTS_DIR}/`.\n\n{text}")
+        write_text(out, f"# Results\n\nGenerated by `carvana results --out {out}` from `{RESULTS_DIR}/`.\n\n{text}")
 
 
-def _kept(path: Path) -> RunResult:
+def _read_result(path: Path) -> RunResult:
     result = read_json(path, "fix it or delete it")
-    lacking = sorted(KEYS - set(result))
-    if lacking:
-        raise CarvanaError(f"{path} has no '{lacking[0]}': delete it, and keep that run again.")
+    missing = sorted(KEYS - set(result))
+    if missing:
+        raise CarvanaError(f"{path} has no key '{missing[0]}'. Delete it and keep that run again.")
     return result
 
 
 def _check_up_to_date() -> None:
-    """Raise CarvanaError if what is here was made with other settings, which would be kept in its name."""
+    """Raise CarvanaError unless the scores were made with the current settings."""
     run = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", "evaluate"],
         capture_output=True,
@@ -201,23 +204,22 @@ def _check_up_to_date() -> None:
         check=False,
     )
     if run.returncode or not run.stdout.strip():
-        raise CarvanaError(f"DVC can't tell whether the scores are those of params.yaml: {run.stderr.strip()[-300:]}")
+        raise CarvanaError(f"DVC could not check whether the scores match params.yaml: {run.stderr.strip()[-300:]}")
     changed = list(json.loads(run.stdout.strip().splitlines()[-1]))
     if changed:
-        raise CarvanaError(f"The scores are not those of the present settings ({changed[0]} changed): run 'dvc repro'.")
+        raise CarvanaError(f"The scores do not match the current settings ({changed[0]} changed). Run 'dvc repro'.")
 
 
 def _results(params: Params) -> Iterator[dict[str, Any]]:
-    """Yield a result for each active model, and for the ensemble of several."""
+    """Yield the result of each active model, and of the ensemble if there are several."""
     images, models, data = read_table(Path("reports/images.csv")), params.models.active, _data(params)
-    one = len(models) == 1
     for model in models:
-        # Held-out cars are scored by the ensemble alone, which a single model is.
-        holdout = scores_of_split(images, "holdout", MERGED) if one else None
-        yield _result(params, [model], data) | {
-            "oof": _demanded(scores_of_split(images, "oof", model), model),
-            "holdout": holdout,
-        }
+        oof = scores_of_split(images, "oof", model)
+        if oof is None:
+            raise CarvanaError(f"reports/images.csv has no scores of '{model}'. Run 'dvc repro'.")
+        # Only the ensemble is scored on held-out cars, and a single model is the ensemble.
+        holdout = scores_of_split(images, "holdout", MERGED) if len(models) == 1 else None
+        yield _result(params, [model], data) | {"oof": oof, "holdout": holdout}
     merged = scores_of_split(images, "oof", MERGED)
     if merged:
         yield _result(params, params.ensemble.models or models, data) | {
@@ -229,23 +231,23 @@ def _results(params: Params) -> Iterator[dict[str, Any]]:
 def _result(params: Params, models: Sequence[str], data: Mapping[str, Any]) -> dict[str, Any]:
     nets = [(model, fold) for model in models for fold in params.folds.active]
     trainings = [read_json(net_dir(*net) / "timing.json") for net in nets]
-    told = [read_json(net_dir(model, params.folds.active[0]) / "metrics.json") for model in models]
-    measured = throughput(trainings, [_predicted(*net) for net in nets])
+    metrics = [read_json(net_dir(model, params.folds.active[0]) / "metrics.json") for model in models]
+    speed = throughput(trainings, [_prediction_timing(*net) for net in nets])
     setting = {
         "data": data,
         "folds": params.folds.model_dump(mode="json"),
         "seeds": sorted({params.resolve_model(model).train.seed for model in models}),
         "views": {"oof": list(params.predict.tta.oof), "test": list(params.predict.tta.test)},
         "ensemble": params.ensemble.model_dump(mode="json", exclude={"models", "folds"}),
-        "device": measured["device"],
+        "device": speed["device"],
     }
     return {
         "name": " + ".join(models),
         "setting": sha256_of(json.dumps(setting, sort_keys=True).encode())[:6],
         **setting,
-        **measured,
+        **speed,
         "models": [_model(params, model) for model in models],
-        "parameters": sum(metrics["parameters"] for metrics in told),
+        "parameters": sum(model_metrics["parameters"] for model_metrics in metrics),
     }
 
 
@@ -260,23 +262,18 @@ def _data(params: Params) -> dict[str, Any]:
 
 
 def _model(params: Params, model: str) -> Mapping[str, Any]:
-    design = params.resolve_model(model)
-    size = "native" if design.input.size == "native" else f"{design.input.height} x {design.input.width}"
-    grey = " grey" if design.input.channels == "gray" else ""
+    resolved = params.resolve_model(model)
+    size = "native" if resolved.input.size == "native" else f"{resolved.input.height} x {resolved.input.width}"
+    gray = " gray" if resolved.input.channels == "gray" else ""
     return {
         "name": model,
-        "sees": size + grey,
-        "epochs": design.train.epochs,
-        "spec": design.spec.model_dump(mode="json"),
+        "input_size": size + gray,
+        "epochs": resolved.train.epochs,
+        "spec": resolved.spec.model_dump(mode="json"),
     }
 
 
-def _predicted(model: str, fold: int) -> tuple[int, float]:
+def _prediction_timing(model: str, fold: int) -> tuple[int, float]:
+    """Return the number of images and the seconds of a net's out-of-fold prediction; zeros if it was not timed."""
     timing = PredictionStore(predictions_dir("oof", model, fold)).timing()
     return (timing.images, timing.seconds) if timing else (0, 0.0)
-
-
-def _demanded(score: dict[str, Any] | None, model: str) -> dict[str, Any]:
-    if score is None:
-        raise CarvanaError(f"reports/images.csv has no scores of '{model}': run 'dvc repro'.")
-    return score

@@ -1,4 +1,4 @@
-"""The run in numbers: headline scores, metrics.json, the terminal summary."""
+"""Headline scores, metrics.json and the terminal summary."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,10 +21,10 @@ from pipeline.submission.csv_file import read_rows
 from pipeline.utils.arrays import UInt8Array
 
 MERGED = "ensemble"
-"""Model of the rows of images.csv where nets of several models, or of held-out cars all nets, are merged."""
+"""The ``model`` in rows of images.csv that score merged nets: several models out of fold, all nets on held-out cars."""
 
 _MEANING = {
-    "oof": "Every image by the nets of its own fold, which never saw its car.",
+    "oof": "Each image is predicted by the nets of its own fold, which did not train on its car.",
     "holdout": "The whole ensemble, on cars that no net trained on.",
     "test": "The submission itself.",
 }
@@ -32,37 +32,37 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class HeadlineScore:
-    """A headline: one Dice, and how far to trust it."""
+    """A headline Dice with its interval."""
 
     title: str
     meaning: str
     dice: str
     interval: str
-    """The 95 % interval, or why there is none."""
+    """The 95 % confidence interval, or why there is none."""
     basis: str
-    """On how many images and cars it rests."""
+    """The number of images and cars."""
 
 
 def rows_as_submitted(images: pd.DataFrame, submission: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows of images.csv, one an image, whose masks are made as the submission's are, steps included."""
+    """Return the rows of images.csv, one per image, whose masks are made like the submission's."""
     models = {net.rpartition("/")[0] for net in submission["nets"]}
     out_of_fold = MERGED if len(models) > 1 else models.pop()
-    chosen = images["model"] == images["split"].map({"oof": out_of_fold, "holdout": MERGED})
-    return images[chosen]
+    return images[images["model"] == images["split"].map({"oof": out_of_fold, "holdout": MERGED})]
 
 
-def with_final_dice(doubts: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Return image_disagreement.csv with the final Dice; its own is counted before post-processing."""
-    own = images[["split", "image_id", "dice"]]
-    return doubts.drop(columns="dice").merge(own, on=["split", "image_id"], how="left", validate="one_to_one")
+def with_final_dice(disagreement: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Return image_disagreement.csv with the Dice of ``images``; its own Dice is that before post-processing."""
+    final = images[["split", "image_id", "dice"]]
+    keys = ["split", "image_id"]
+    return disagreement.drop(columns="dice").merge(final, on=keys, how="left", validate="one_to_one")
 
 
 def headline_scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list[HeadlineScore]:
-    """Return the headlines of the images ``as_submitted``, and that of test cars where it is known."""
+    """Return the headline scores of `rows_as_submitted`, and the test score if it is known."""
     parts = {split: rows_of_split(images, split) for split in SPLIT_TITLES}
     found = [_headline_score(split, rows) for split, rows in parts.items() if len(rows)]
     if "test" in submission:
-        reason = "No interval: of the test cars one mean is kept, not the score of each."
+        reason = "No interval: only the mean over test images is known."
         basis = f"{format_int(submission['rows'])} images"
         found.append(
             HeadlineScore("Test cars", _MEANING["test"], format_dice(submission["test"]["dice"]), reason, basis)
@@ -71,7 +71,7 @@ def headline_scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list
 
 
 def mean_dice_bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean Dice of rows of images.csv, or None where there are too few cars."""
+    """Return the 95 % confidence interval of the mean Dice of rows of images.csv, or None if there are too few cars."""
     by_car = rows.groupby("car")["dice"].agg(["sum", "size"])
     bounds_12 = studentized_ci(by_car[["sum"]].to_numpy(np.float64), by_car["size"].to_numpy(np.int64))
     low, high = np.minimum(bounds_12, 1.0)[0].tolist()
@@ -79,11 +79,11 @@ def mean_dice_bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
 
 
 def _headline_score(split: str, rows: pd.DataFrame) -> HeadlineScore:
-    found = mean_dice_bounds(rows)
+    bounds = mean_dice_bounds(rows)
     interval = (
-        f"95 %: {format_dice(found[0])} to {format_dice(found[1])}"
-        if found
-        else f"No interval: it takes {MIN_CLUSTERS} cars."
+        f"95 % CI {format_dice(bounds[0])} to {format_dice(bounds[1])}"
+        if bounds
+        else f"No interval: it needs at least {MIN_CLUSTERS} cars."
     )
     basis = f"{pluralize(len(rows), 'image')} of {pluralize(rows['car'].nunique(), 'car')}"
     return HeadlineScore(SPLIT_TITLES[split], _MEANING[split], format_dice(float(rows["dice"].mean())), interval, basis)
@@ -95,18 +95,18 @@ _SCORES = ("dice", "iou", "accuracy")
 def build_metrics(
     evaluation: Mapping[str, Any], submission: Mapping[str, Any], ablation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return ``oof.<model>.dice``, ``holdout.dice``, ``test.dice`` and their like, as far as they are known.
+    """Return ``oof.<model>.dice``, ``holdout.dice``, ``test.dice`` and so on, as far as they are known.
 
-    Of the ablation ``ablation.<split>.current``, ``best`` and ``honest``: the Dice of the current setting, of the best
-    one, and of the best one chosen on other cars than those that score it.
+    From the ablation, ``ablation.<split>.current``, ``best`` and ``honest``: the Dice of the current setting, of the
+    best one, and of the best one by nested selection.
     """
     scored = {"oof": evaluation["oof"], "holdout": evaluation.get("holdout"), "test": submission.get("test")}
-    compared = {split: _compared(ablation[split]) for split in ("oof", "holdout") if "refused" not in ablation[split]}
+    compared = {split: _ablation_dice(ablation[split]) for split in SPLIT_TITLES if "skipped" not in ablation[split]}
     return {key: _rounded(values) for key, values in (scored | {"ablation": compared}).items() if values}
 
 
 def collect_curves(nets: Mapping[str, Path]) -> pd.DataFrame:
-    """Return the curves of all nets in one table: net, epoch, lr, loss and its parts, norms of the gradient, dice."""
+    """Return the curves of all nets in one table: net, epoch, lr, loss and its parts, gradient norms, dice."""
     tables = [pd.read_csv(folder / "curves.csv").assign(net=name) for name, folder in nets.items()]
     table = pd.concat(tables, ignore_index=True)
     return table[["net", *(column for column in table.columns if column != "net")]]
@@ -115,7 +115,7 @@ def collect_curves(nets: Mapping[str, Path]) -> pd.DataFrame:
 def prediction_tiles(
     csv: Path, image: Callable[[str], UInt8Array], submission: Mapping[str, Any], wanted: int
 ) -> list[SheetTile]:
-    """Return tiles of evenly spaced test images with their masks from the submission; unreadable ones are passed."""
+    """Return tiles of evenly spaced test images with their submitted masks; unreadable images are skipped."""
     step = max(1, submission["rows"] // wanted)
     replaced = submission["replaced_images"]
     chosen = [(i, text) for n, i, text in read_rows(csv) if (n - 2) % step == 0 and i not in replaced][:wanted]
@@ -123,7 +123,7 @@ def prediction_tiles(
 
 
 def format_summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str:
-    """Return a table of scores and the facts of the submission, for the terminal."""
+    """Return a table of scores and a summary of the submission, for the terminal."""
     scored = {f"out of fold, {model}": values for model, values in evaluation["oof"].items()}
     if "holdout" in evaluation:
         scored["held-out cars, ensemble"] = evaluation["holdout"]
@@ -142,20 +142,20 @@ def format_summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any])
     )
 
 
-def _compared(told: Mapping[str, Any]) -> dict[str, float]:
-    honest = {"honest": told["selection"]["honest"]} if told["selection"] else {}
-    return {"current": told["current"]["dice"], "best": told["best"]["dice"], **honest}
+def _ablation_dice(result: Mapping[str, Any]) -> dict[str, float]:
+    nested = {"honest": result["nested_selection"]["nested_dice"]} if result["nested_selection"] else {}
+    return {"current": result["current"]["dice"], "best": result["best"]["dice"], **nested}
 
 
 def collect_warnings(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each kind of images that had to be left out or replaced, if there are any."""
+    """Return a sentence about skipped training images and one about replaced test images, if there are any."""
     lists = {
-        "training images were left out": evaluation["skipped_images"],
-        "test images could not be read and have the mean mask of their angle": submission["replaced_images"],
+        "training images were skipped": evaluation["skipped_images"],
+        "test images could not be read and got the mean mask of their angle": submission["replaced_images"],
     }
     return [
-        f"{len(images)} {words}: {', '.join(list(images)[:3])}{' ...' if len(images) > 3 else ''}"
-        for words, images in lists.items()
+        f"{len(images)} {what}: {', '.join(list(images)[:3])}{' ...' if len(images) > 3 else ''}"
+        for what, images in lists.items()
         if images
     ]
 
@@ -167,10 +167,10 @@ def _rounded(values: Any) -> Any:
 
 
 def show_summary() -> None:
-    """Print the scores of the last run; raises CarvanaError if there was none."""
+    """Print the scores of the last run; raises CarvanaError if there is none."""
     try:
         evaluation = json.loads(Path("reports/evaluation.json").read_text(encoding="utf-8"))
         submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise CarvanaError(f"{error.filename} is missing: run 'carvana repro' first.") from error
+        raise CarvanaError(f"{error.filename} not found. Run 'carvana repro' first.") from error
     print(format_summary(evaluation, submission))

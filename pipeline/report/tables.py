@@ -1,4 +1,4 @@
-"""The tables of settings that stage ablate writes: read with the types they were written with, and cut for the page."""
+"""Read the tables in reports/ with their types, and select the rows that the report shows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,24 +9,24 @@ import pandas as pd
 from pipeline.errors import CarvanaError
 
 TableRow = Mapping[Any, Any]
-"""A row of a report's table, by column."""
+"""A row of a table, by column."""
 
 SPLIT_TITLES = {"oof": "Out of fold", "holdout": "Held-out cars"}
-"""Splits of cars with masks that no scoring net learned from, by the words for them."""
+"""Titles of the scored splits."""
 
 SETTING_COLUMNS = ("models", "folds", "views", "merge", "weights", "threshold")
-"""Columns that make a setting."""
+"""Columns that define a setting."""
 
 MERGE_TITLES = {
     "mean_probability": "mean of probabilities",
     "mean_logit": "mean of logits",
-    "majority_vote": "majority_vote",
+    "majority_vote": "majority vote",
 }
 
 SUSPECT_PIXELS, SUSPECT_SIDE = 500, 10
-"""Smallest region that is shown as a suspected error of a label, in pixels, and its least height and width.
+"""Minimum area and minimum side, in pixels, of a region that is shown as a suspected label error.
 
-On a car of usual size 500 pixels are 0.0005 of the image's Dice. Narrow strips lie along outlines.
+500 pixels are about 0.0005 Dice on a car of average size. Narrow strips along outlines are not label errors.
 """
 
 _TEXTS = (
@@ -37,9 +37,9 @@ _FLAGS = ("current", "front")
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a CSV of an earlier stage: texts as they stand, flags, and all else as floats, NaN where it is empty.
+    """Return a CSV of an earlier stage: text and bool columns as such, all others float with NaN for empty cells.
 
-    Raises CarvanaError if it can't be read.
+    Raises CarvanaError if it cannot be read.
     """
     try:
         with path.open(encoding="utf-8") as lines:
@@ -48,40 +48,40 @@ def read_table(path: Path) -> pd.DataFrame:
         blank = {name: [""] for name, kind in kinds.items() if kind is float}
         rows: pd.DataFrame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
     except (OSError, ValueError) as error:
-        raise CarvanaError(f"{path} can't be read ({error}): run 'dvc repro', which makes it.") from error
+        raise CarvanaError(f"Cannot read {path} ({error}). Run 'dvc repro' to create it.") from error
     return rows
 
 
 def rows_of_split(rows: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Return the rows of a split."""
+    """Return the rows of one split."""
     return _where(rows, rows["split"] == split)
 
 
 def with_cost(rows: pd.DataFrame) -> str:
-    """Return the column of cost: measured seconds where every row has them, else forward passes."""
+    """Return the cost column: ``seconds`` if every row has them, else ``passes``."""
     return "seconds" if len(rows) and rows["seconds"].notna().all() else "passes"
 
 
 def best_at_each_cost(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return of the settings with the same models, number of folds and views, hence the same cost, the best.
+    """Return the best setting for each cost, that is, for each models, number of folds and views.
 
-    The current one and the front are among them in any case.
+    Always includes the current setting and the Pareto front.
     """
-    alike = [rows["models"], rows["folds"].str.count(r"\S+"), rows["views"]]
-    best = rows.groupby(alike, sort=False)["dice"].idxmax()
+    same_cost = [rows["models"], rows["folds"].str.count(r"\S+"), rows["views"]]
+    best = rows.groupby(same_cost, sort=False)["dice"].idxmax()
     return _where(rows, rows.index.isin(best) | rows["current"] | rows["front"])
 
 
 def pareto_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the front, cheapest first, one setting a cost."""
+    """Return the Pareto front, cheapest first, one setting per cost."""
     cost = with_cost(rows)
     return rows[rows["front"]].sort_values([cost, "dice"], ascending=[True, False]).drop_duplicates(cost)
 
 
 def differs_only_in(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Return the rows that are set as the current one in all but these columns; none where no row is current.
+    """Return the settings that equal the current one in all other columns; empty if no row is current.
 
-    A single net merges with nothing, so that its merge and weights are like any.
+    The merge rule and weights of a single net have no effect and are not compared.
     """
     current = rows[rows["current"]]
     if current.empty:
@@ -96,10 +96,10 @@ def differs_only_in(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def one_factor_changes(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
-    """Return the best few settings that differ from the current one in one column only, which ``changed`` names."""
+    """Return the ``wanted`` best settings for each single changed column, which is named in ``changed``."""
     parts = []
     for column in SETTING_COLUMNS:
-        # Weights are those of models.
+        # Other models come with other weights.
         others = differs_only_in(rows, *(("models", "weights") if column == "models" else (column,)))
         current = others[others["current"]]
         others = others[~others[column].isin(current[column])]
@@ -108,13 +108,13 @@ def one_factor_changes(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
 
 
 def best_and_current(rows: pd.DataFrame, wanted: int) -> pd.DataFrame:
-    """Return the settings of the highest Dice, best first, and the current one at its place among them or last."""
+    """Return the ``wanted`` settings with the highest Dice, best first, and the current one in its place or last."""
     ranked = rows.assign(rank=rows["dice"].rank(ascending=False, method="min")).sort_values("dice", ascending=False)
     return _where(ranked, (ranked.reset_index().index < wanted) | ranked["current"])
 
 
 def describe_setting(row: Mapping[Any, Any], columns: Sequence[str] = SETTING_COLUMNS) -> str:
-    """Return a setting, or some of its columns, as a person would say it."""
+    """Return a setting, or some of its columns, as text."""
     parts = {
         "models": " and ".join(row["models"].split()),
         "folds": f"{'fold' if ' ' not in row['folds'] else 'folds'} {row['folds']}" if row["folds"] else "",
@@ -126,16 +126,16 @@ def describe_setting(row: Mapping[Any, Any], columns: Sequence[str] = SETTING_CO
     return ", ".join(parts[name] for name in columns if parts[name])
 
 
-def worst_images(doubts: pd.DataFrame, wanted: int, of_a_car: int) -> pd.DataFrame:
-    """Return the images of the lowest Dice, lowest first, only so many of a car."""
-    ranked = doubts.sort_values(["dice", "image_id"])
-    return ranked[ranked.groupby("car", sort=False).cumcount() < of_a_car].head(wanted)
+def worst_images(images: pd.DataFrame, wanted: int, per_car: int) -> pd.DataFrame:
+    """Return the images with the lowest Dice, lowest first, at most ``per_car`` of one car."""
+    ranked = images.sort_values(["dice", "image_id"])
+    return ranked[ranked.groupby("car", sort=False).cumcount() < per_car].head(wanted)
 
 
-def suspected_label_errors(doubts: pd.DataFrame) -> pd.DataFrame:
-    """Return all images with a large region that speaks against their label, the largest first."""
-    broad = doubts[["height", "width"]].min(axis=1) >= SUSPECT_SIDE
-    large = doubts[broad & (doubts["suspect"] >= SUSPECT_PIXELS)]
+def suspected_label_errors(images: pd.DataFrame) -> pd.DataFrame:
+    """Return the images with a large region where all nets contradict the label, largest first."""
+    broad = images[["height", "width"]].min(axis=1) >= SUSPECT_SIDE
+    large = images[broad & (images["suspect"] >= SUSPECT_PIXELS)]
     return large.sort_values(["suspect", "image_id"], ascending=[False, True])
 
 

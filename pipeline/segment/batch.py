@@ -1,4 +1,4 @@
-"""Segment many images: read ahead, predict in batches, write in order."""
+"""Segment many images: read ahead in threads, predict in batches, write results in order."""
 
 import math
 import os
@@ -26,13 +26,13 @@ from pipeline.utils.files import atomic_write
 from pipeline.utils.parallel import available_cpus
 
 MAX_IN_FLIGHT_BYTES = 256 << 20
-"""Of pictures, and of what nets say of them, that each of the three stages below may hold; a larger one goes alone."""
+"""Bytes of images and probability maps that each of the three stages may hold; a larger image is processed alone."""
 
-_LEAST = MAX_IN_FLIGHT_BYTES // 64
-"""What a small picture counts for, so that there are no more than 64 of them."""
+_MIN_ITEM_BYTES = MAX_IN_FLIGHT_BYTES // 64
+"""Smallest size that an item counts with, so that at most 64 are in flight."""
 
-_COLOURS = 3
-"""Bytes of a pixel of a picture; each net and view adds one."""
+_BYTES_PER_PIXEL = 3
+"""Bytes per pixel of an RGB image; each net and view adds one more."""
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -41,15 +41,15 @@ PredictedResult = tuple[SegmentJob, RawPredictions | CorruptFileError]
 
 
 def predict_images(
-    masker: Segmenter,
+    segmenter: Segmenter,
     jobs: Sequence[SegmentJob],
     finish: Callable[[SegmentJob, RawPredictions], Done],
     batch_size: int,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Generator[tuple[SegmentJob, Done | CorruptFileError]]:
-    """Yield every picture in order with what ``finish`` makes of it, or with why it can't be read.
+    """Yield every job in order, with the result of ``finish`` or with the error if its image cannot be read.
 
-    Some threads read and shrink, one runs the nets, a batch of pictures of any sizes a pass, and some finish.
+    Several threads read and resize images, one runs the nets in batches, and several run ``finish``.
     """
 
     def read(job: SegmentJob) -> ReadResult:
@@ -57,46 +57,51 @@ def predict_images(
             image_HWC = load_image(job.path, str(job.path), limits)
         except CorruptFileError as error:
             return job, error
-        except OSError as error:  # a link to nothing, no right to read it: the other pictures can still be had
-            return job, CorruptFileError(f"{job.path} can't be read ({error.strerror or error}).")
-        return job, masker.prepare(image_HWC)
+        except OSError as error:  # such as a dangling link or missing permission; the other images are still processed
+            return job, CorruptFileError(f"{job.path}: cannot be read ({error.strerror or error}).")
+        return job, segmenter.prepare(image_HWC)
 
-    def look(batch: list[ReadResult]) -> list[PredictedResult]:
-        looked = iter(masker.predict_image([picture for _, picture in batch if isinstance(picture, ModelInputs)]))
-        return [(job, p if isinstance(p, CorruptFileError) else next(looked)) for job, p in batch]
+    def predict(batch: list[ReadResult]) -> list[PredictedResult]:
+        inputs = [item for _, item in batch if isinstance(item, ModelInputs)]
+        predictions = iter(segmenter.predict_batch(inputs))
+        return [(job, item if isinstance(item, CorruptFileError) else next(predictions)) for job, item in batch]
 
-    def close(seen: PredictedResult) -> tuple[SegmentJob, Done | CorruptFileError]:
-        job, looked = seen
-        return job, looked if isinstance(looked, CorruptFileError) else finish(job, looked)
+    def finish_item(item: PredictedResult) -> tuple[SegmentJob, Done | CorruptFileError]:
+        job, predictions = item
+        return job, predictions if isinstance(predictions, CorruptFileError) else finish(job, predictions)
 
     def size(item: ReadResult | PredictedResult) -> int:
-        return 0 if isinstance(item[1], CorruptFileError) else math.prod(item[1].size) * (_COLOURS + masker.rasters)
+        if isinstance(item[1], CorruptFileError):
+            return 0
+        return math.prod(item[1].size) * (_BYTES_PER_PIXEL + segmenter.maps_per_image)
 
-    readers, net, closers = (
+    readers, predictor, finishers = (
         ThreadPoolExecutor(available_cpus()),
         ThreadPoolExecutor(1),
         ThreadPoolExecutor(available_cpus()),
     )
     try:
-        pictures = bounded_map(readers, read, jobs, lambda job: image_area(job.path, limits) * _COLOURS)
-        batches = bounded_map(net, look, _batches(pictures, batch_size, size), lambda batch: sum(map(size, batch)))
-        yield from bounded_map(closers, close, chain.from_iterable(batches), size)
+        images = bounded_map(readers, read, jobs, lambda job: image_area(job.path, limits) * _BYTES_PER_PIXEL)
+        batches = bounded_map(
+            predictor, predict, _batches(images, batch_size, size), lambda batch: sum(map(size, batch))
+        )
+        yield from bounded_map(finishers, finish_item, chain.from_iterable(batches), size)
     finally:
-        for pool in (readers, net, closers):
+        for pool in (readers, predictor, finishers):
             pool.shutdown(cancel_futures=True)
 
 
 def bounded_map(
     pool: ThreadPoolExecutor, call: Callable[[Item], Done], items: Iterable[Item], size: Callable[[Item], int]
 ) -> Iterator[Done]:
-    """Yield what a call makes of each item, in order, while the pool is at the next ones.
+    """Yield ``call(item)`` for each item, in order, while the pool works ahead.
 
-    Those under way have no more than ``BYTES_UNDER_WAY`` together, unless a single one has.
+    The items in flight are at most ``MAX_IN_FLIGHT_BYTES`` by their ``size``; a larger item is processed alone.
     """
     waiting: deque[tuple[int, Future[Done]]] = deque()
     held = 0
     for item in items:
-        needed = max(size(item), _LEAST)
+        needed = max(size(item), _MIN_ITEM_BYTES)
         while waiting and (held + needed > MAX_IN_FLIGHT_BYTES or waiting[0][1].done()):
             freed, future = waiting.popleft()
             held -= freed
@@ -108,34 +113,34 @@ def bounded_map(
 
 
 def _batches(
-    pictures: Iterable[ReadResult], most: int, size: Callable[[ReadResult], int]
+    images: Iterable[ReadResult], batch_size: int, size: Callable[[ReadResult], int]
 ) -> Iterator[list[ReadResult]]:
-    """Yield pictures in order, up to ``most`` together, fewer where they are large: two batches may be under way."""
+    """Yield batches of up to ``batch_size`` images, fewer if they are large, so that two batches fit in memory."""
     batch: list[ReadResult] = []
-    for picture in pictures:
-        if batch and (len(batch) == most or sum(map(size, [*batch, picture])) > MAX_IN_FLIGHT_BYTES // 2):
+    for image in images:
+        if batch and (len(batch) == batch_size or sum(map(size, [*batch, image])) > MAX_IN_FLIGHT_BYTES // 2):
             yield batch
             batch = []
-        batch.append(picture)
+        batch.append(image)
     if batch:
         yield batch
 
 
 RLE = "rle"
-"""What is written besides ``KINDS``: one CSV for all pictures."""
+"""Output format besides ``MASK_FORMATS``: one CSV for all images."""
 
-_BATCH = 4
-"""Pictures a forward pass where there are no settings."""
+_DEFAULT_BATCH = 4
+"""Batch size outside a project."""
 
 
 @dataclass
-class RunTally:
-    """What became of the pictures."""
+class RunSummary:
+    """Counts for the final message."""
 
     pixels: list[int] = field(default_factory=list)
-    """Of each that was sound."""
+    """Of each segmented image."""
     skipped: list[str] = field(default_factory=list)
-    """Why, of each that was not."""
+    """The error of each image that could not be read."""
     seconds: float = 0.0
 
 
@@ -149,10 +154,11 @@ def segment_images(
     write: Collection[str] = ("mask",),
     overwrite: bool = False,
 ) -> None:
-    """Write what the nets of some ``names`` make of each picture, by params.yaml with some ``changes`` of `ensemble`.
+    """Segment images with the nets ``names`` and write the results to ``out``.
 
-    Where there is no params.yaml, defaults hold. Raises CarvanaError before any work if it can't be done, and at the
-    end if a picture was not sound.
+    Settings are those of params.yaml, or the defaults if there is none; ``changes`` override its ``ensemble`` section.
+    ``write``: names of ``MASK_FORMATS``, and ``rle``. Raises CarvanaError before any work if the arguments are invalid
+    or files would be overwritten, and at the end if any image could not be read.
     """
     jobs, kinds, csv = (
         plan_outputs(paths, out),
@@ -161,26 +167,26 @@ def segment_images(
     )
     check_conflicts(jobs, kinds, csv, overwrite=overwrite)
     params = read_params() if Path(PARAMS_FILE).exists() else None
-    masker = _segmenter(names, views, params)
-    settings = _settings(params, masker, changes or {})
-    print(f"Predicting with {', '.join(masker.nets)}.", file=sys.stderr)
+    nets = _build_segmenter(names, views, params)
+    settings = _settings(params, nets, changes or {})
+    print(f"Predicting with {', '.join(nets.nets)}.", file=sys.stderr)
 
-    def finish(job: SegmentJob, looked: RawPredictions) -> tuple[int, str]:
-        mask_HW = masker.segment(looked, settings)
+    def finish(job: SegmentJob, predictions: RawPredictions) -> tuple[int, str]:
+        mask_HW = nets.segment(predictions, settings)
         for kind in kinds:
             with atomic_write(job.target(kind)) as temporary:
-                temporary.write_bytes(MASK_FORMATS[kind].encode(looked.image_HWC, mask_HW))
+                temporary.write_bytes(MASK_FORMATS[kind].encode(predictions.image_HWC, mask_HW))
         return mask_HW.size, rle_row(job.path.name, mask_HW) if csv else ""
 
-    tally = _work(
-        predict_images(masker, jobs, finish, params.hardware.predict_batch if params else _BATCH), len(jobs), csv
+    summary = _collect(
+        predict_images(nets, jobs, finish, params.hardware.predict_batch if params else _DEFAULT_BATCH), len(jobs), csv
     )
-    print(_summary(tally, [*kinds, *([csv.name] if csv else [])], out))
-    if tally.skipped:
-        raise CarvanaError(f"{len(tally.skipped)} of {len(jobs)} pictures were skipped, first: {tally.skipped[0]}")
+    print(_format_summary(summary, [*kinds, *([csv.name] if csv else [])], out))
+    if summary.skipped:
+        raise CarvanaError(f"{len(summary.skipped)} of {len(jobs)} images were skipped. First: {summary.skipped[0]}")
 
 
-def _segmenter(names: Sequence[str], views: Sequence[str] | None, params: Params | None) -> Segmenter:
+def _build_segmenter(names: Sequence[str], views: Sequence[str] | None, params: Params | None) -> Segmenter:
     found = dict.fromkeys(net for name in names for net in _expand(name, params))
     if params is None:
         return Segmenter({net: segmenter.load_predictor(net, views or ["identity"]) for net in found})
@@ -194,10 +200,12 @@ def _segmenter(names: Sequence[str], views: Sequence[str] | None, params: Params
     )
 
 
-def _settings(params: Params | None, masker: Segmenter, changes: Mapping[str, Any]) -> EnsembleSettings:
-    tree = params.ensemble.model_dump() if params else {}
-    own = segmenter.default_threshold(masker.nets.values())
-    return EnsembleSettings.model_validate({**tree, **({} if own is None else {"threshold": own}), **changes})
+def _settings(params: Params | None, nets: Segmenter, changes: Mapping[str, Any]) -> EnsembleSettings:
+    defaults = params.ensemble.model_dump() if params else {}
+    threshold = segmenter.default_threshold(nets.nets.values())
+    if threshold is not None:
+        defaults["threshold"] = threshold
+    return EnsembleSettings.model_validate({**defaults, **changes})
 
 
 def _expand(name: str, params: Params | None) -> list[str]:
@@ -205,39 +213,39 @@ def _expand(name: str, params: Params | None) -> list[str]:
         return segmenter.resolve(name)
     if params is None:
         raise CarvanaError(
-            f"The ensemble is that of {PARAMS_FILE}, which is not here: go to the project, or give --net."
+            f"'{ENSEMBLE_NAME}' needs {PARAMS_FILE}, which was not found. Change to the project folder, or use --net."
         )
     return [f"{model}/{fold}" for model, fold in params.ensemble_members()]
 
 
-def _work(
+def _collect(
     results: Generator[tuple[SegmentJob, tuple[int, str] | CorruptFileError]], count: int, csv: Path | None
-) -> RunTally:
-    """Take all results, showing how far it is; the CSV, if any, appears when all are there."""
-    tally, begun = RunTally(), time.perf_counter()
-    bar = tqdm(total=count, desc="Predicting", unit="picture", disable=None)
+) -> RunSummary:
+    """Consume all results with a progress bar; write their rows to the CSV, if any."""
+    summary, start = RunSummary(), time.perf_counter()
+    bar = tqdm(total=count, desc="Predicting", unit="image", disable=None)
     with bar, _rows(csv) as rows, closing(results):
         try:
             for _, result in results:
                 if isinstance(result, CorruptFileError):
-                    tally.skipped.append(str(result))
+                    summary.skipped.append(str(result))
                     bar.write(f"skipped: {result}", file=sys.stderr)
                 else:
-                    tally.pixels.append(result[0])
+                    summary.pixels.append(result[0])
                     rows.write(result[1])
                 bar.update()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"Stopped after {len(tally.pixels)} of {count} pictures. What is written is whole; "
-                "with --overwrite the same command begins again."
+                f"Stopped after {len(summary.pixels)} of {count} images. The files written so far are complete. "
+                "To start over, add --overwrite."
             ) from None
-    tally.seconds = time.perf_counter() - begun
-    return tally
+    summary.seconds = time.perf_counter() - start
+    return summary
 
 
 @contextmanager
 def _rows(csv: Path | None) -> Iterator[TextIO]:
-    """Yield where rows go: to the file, which appears whole or not at all, or nowhere."""
+    """Yield a file for the CSV's rows, written atomically; without ``csv`` rows are discarded."""
     with (
         atomic_write(csv) if csv else nullcontext(Path(os.devnull)) as path,
         path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -246,12 +254,11 @@ def _rows(csv: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def _summary(tally: RunTally, written: Sequence[str], out: Path) -> str:
-    count, megapixels = len(tally.pixels), sum(tally.pixels) / 1e6
+def _format_summary(summary: RunSummary, written: Sequence[str], out: Path) -> str:
+    count, megapixels = len(summary.pixels), sum(summary.pixels) / 1e6
     if not count:
-        return "No picture was sound."
+        return "No image could be read."
     return (
-        f"{count} picture{'s' * (count != 1)} of {megapixels / count:.1f} megapixels on average "
-        f"in {tally.seconds:.1f} s, "
-        f"{count / tally.seconds:.2f} a second: {', '.join(written)} in {out}."
+        f"{count} image{'s' * (count != 1)} ({megapixels / count:.1f} megapixels on average) "
+        f"in {summary.seconds:.1f} s, {count / summary.seconds:.2f} images/s. Wrote {', '.join(written)} to {out}."
     )

@@ -1,4 +1,4 @@
-"""Compare settings on stored maps.
+"""Score ensemble settings on stored probability maps.
 
 Writes ablation.csv, ablation.json, postprocess.csv, fold_subsets.csv and image_disagreement.csv in reports/.
 """
@@ -16,26 +16,26 @@ from pipeline.workspace import REPORTS_DIR, net_digest, net_dir, read_fold_by_ca
 
 
 def run(params: Params) -> None:
-    """Read maps of validation and held-out cars and ``ablation``; write a row a setting, and what they show."""
+    """Read the maps of validation and held-out cars; write the scores of all settings and their summary."""
     images, fold_by_car = training_images(params), read_fold_by_car()
-    comparison = AblationRunner(
-        choices=ablation_space(params),
-        held_out=sum(fold == HOLDOUT_FOLD for fold in fold_by_car.values()),
-        panels=lambda split: scoring_groups(params, images.ids(), fold_by_car, split),
+    runner = AblationRunner(
+        space=ablation_space(params),
+        holdout_cars=sum(fold == HOLDOUT_FOLD for fold in fold_by_car.values()),
+        groups=lambda split: scoring_groups(params, images.ids(), fold_by_car, split),
         true_mask=images.mask,
-        photo=images.image,
+        image=images.image,
     )
-    findings = comparison.run()
+    tables = runner.run()
     nets = {
         f"{m}/{f}": net_digest(net_dir(m, f), params.predict.checkpoint)
         for m in params.models.active
         for f in params.folds.active
     }
-    write_json(REPORTS_DIR / "ablation.json", findings.facts | {"nets": nets})
-    _write(REPORTS_DIR / "ablation.csv", pd.concat(findings.settings, ignore_index=True))
-    _write(REPORTS_DIR / "postprocess.csv", pd.concat(findings.postprocess, ignore_index=True))
-    _write(REPORTS_DIR / "fold_subsets.csv", findings.fold_worth)
-    _write(REPORTS_DIR / "image_disagreement.csv", pd.concat(findings.doubts, ignore_index=True))
+    write_json(REPORTS_DIR / "ablation.json", tables.summary | {"nets": nets})
+    _write(REPORTS_DIR / "ablation.csv", pd.concat(tables.settings, ignore_index=True))
+    _write(REPORTS_DIR / "postprocess.csv", pd.concat(tables.postprocess, ignore_index=True))
+    _write(REPORTS_DIR / "fold_subsets.csv", tables.fold_subsets)
+    _write(REPORTS_DIR / "image_disagreement.csv", pd.concat(tables.disagreement, ignore_index=True))
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Bring the competition's files in, check each, and write what they are: data/manifest.json and truth.csv."""
+"""Get and check the competition's files; write data/manifest.json and truth.csv."""
 
 import sys
 from pathlib import Path
@@ -11,10 +11,10 @@ from pipeline.workspace import project_root
 
 
 def run(params: Params) -> None:
-    """Read ``data``; write the manifest. The files themselves stay outside DVC."""
+    """Read the settings in ``data``; write the manifest. The files themselves are not tracked by DVC."""
     source = provide_data(params.data, project_root())
     manifest = build_manifest(source, params.data.on_corrupt)
     for message in manifest["suspect_test_images"].values():
-        print(f"warning: {message} Its row will be the mean mask of its angle.", file=sys.stderr)
+        print(f"warning: {message} The submission uses the mean mask of its angle instead.", file=sys.stderr)
     write_truth(source, Path("data/truth.csv"))
     write_json(Path("data/manifest.json"), manifest)

@@ -1,4 +1,4 @@
-"""Merge the nets' maps of test images: submissions/submission.csv.gz and submission.json."""
+"""Merge the probability maps of test images: submissions/submission.csv.gz and submission.json."""
 
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ CSV = Path("submissions/submission.csv.gz")
 
 
 def run(params: Params) -> None:
-    """Read maps and the settings of the ensemble; write the CSV, checked, and what it is and scores."""
+    """Read the maps and ``ensemble``; write and validate the CSV, and describe it in submission.json."""
     settings, nets = params.ensemble, params.ensemble_members()
     stores = [PredictionStore(predictions_dir("test", *net)) for net in nets]
     images, edges = training_images(params), "refine_edges" in settings.postprocess
@@ -38,24 +38,23 @@ def run(params: Params) -> None:
         "maps": [store.digest for store in stores],
         "settings": settings.model_dump(mode="json"),
         "nets": nets,
-        # For the mean masks that stand in for images which can't be read.
+        # For the mean masks that replace unreadable images.
         "masks": read_manifest()["masks"]["digest"],
         "mask_ids": images.ids(),
         "photographs": read_manifest()["test"]["digest"] if edges else None,
     }
     with acquire_run_state(project_root(), "ensemble", facts) as state:
         if not state.finished:
-            photograph = test_images(params).image if edges else no_image
-            decision = build_mask_builder(settings, nets, len(stores[0].views), photograph)
-            built = state.work_dir / "result"
-            write_submission(
-                stores, decision, mean_mask_rows(images.ids(), images.mask), state.work_dir, built / CSV.name
-            )
-            state.finish(built)
+            image = test_images(params).image if edges else no_image
+            mask_builder = build_mask_builder(settings, nets, len(stores[0].views), image)
+            fallback = mean_mask_rows(images.ids(), images.mask)
+            result = state.work_dir / "result"
+            write_submission(stores, mask_builder, fallback, state.work_dir, result / CSV.name)
+            state.finish(result)
         publish_tree(state.result_dir / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
     checked = validation.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
-    known = truth_path()
+    truth = truth_path()
     description: dict[str, Any] = {
         "content_sha256": checked.sha256,
         "rows": checked.rows,
@@ -70,7 +69,7 @@ def run(params: Params) -> None:
         "replaced_images": stores[0].unreadable,
         "own_dice": cv_dice(read_json(Path("reports/evaluation.json"))),
     }
-    if known:
-        score = validation.score_submission(CSV, known, partial(progress, desc="Scoring"))
+    if truth:
+        score = validation.score_submission(CSV, truth, partial(progress, desc="Scoring"))
         description["test"] = {"dice": score.mean, "iou": score.mean_iou, "accuracy": score.mean_accuracy}
     write_json(CSV.with_name("submission.json"), description)

@@ -1,4 +1,4 @@
-"""Score nets on cars that they never saw: reports/evaluation.json, images.csv, cars.csv and worst.jpg."""
+"""Score nets on unseen cars: reports/evaluation.json, images.csv, cars.csv and worst.jpg."""
 
 from pipeline.config import Params
 from pipeline.ensemble.evaluation import Evaluation, ensemble_context
@@ -8,7 +8,7 @@ from pipeline.workspace import REPORTS_DIR, read_manifest, training_images
 
 
 def run(params: Params) -> None:
-    """Read maps of validation and held-out cars; write scores a model, image and car, and a picture of the worst."""
+    """Read the maps of validation and held-out cars; write scores per model, image and car, and the worst images."""
     images = training_images(params)
     evaluation = Evaluation(ensemble_context(params, images.image), images.mask)
     scores = evaluation.score(holdout=params.folds.holdout_cars > 0)
@@ -22,5 +22,7 @@ def run(params: Params) -> None:
         for row, mask_HW in evaluation.worst_images(scores, 16)
     ]
     write_contact_sheet(
-        REPORTS_DIR / "worst.jpg", tiles, "The worst validation images: true outline green, missed orange, too much red"
+        REPORTS_DIR / "worst.jpg",
+        tiles,
+        "Worst validation images: true outline green, false negatives orange, false positives red",
     )

@@ -1,4 +1,4 @@
-"""Deal cars to folds: folds/folds.csv."""
+"""Assign cars to folds: folds/folds.csv."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ from pipeline.workspace import (
 
 
 def run(params: Params, model: str, fold: int, split: str) -> None:
-    """Read images and the net; write its maps, a view each for cars with masks and summed over views for test."""
+    """Read images and the net; write probability maps: one per view for labeled cars, summed over views for test."""
     image_ids, read = _images(params, fold, split)
     views, weights, hardware = getattr(params.predict.tta, split), params.predict.checkpoint, params.hardware
     net = net_dir(model, fold)
@@ -58,19 +58,19 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
         if not state.finished:
             device = device_label(predictor.device, predictor.dtype)
             print(f"Predicting on {device}.", file=sys.stderr)
-            state.finish(write_predictions(job, predict, state.work_dir, partial(_took, predictor, device)))
+            state.finish(write_predictions(job, predict, state.work_dir, partial(_timings, predictor, device)))
         state.publish(predictions_dir(split, model, fold))
 
 
-def _took(predictor: TorchPredictor, device: str) -> WarmupAndRest:
-    first, later = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.timer.warmup_and_rest())
-    return first, later
+def _timings(predictor: TorchPredictor, device: str) -> WarmupAndRest:
+    warmup, rest = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.timer.warmup_and_rest())
+    return warmup, rest
 
 
 def _images(params: Params, fold: int, split: str) -> tuple[Sequence[str], Callable[[str], UInt8Array]]:
     if split == "test":
-        photos = test_images(params)
-        return photos.ids(), photos.image
+        test = test_images(params)
+        return test.ids(), test.image
     images = training_images(params)
     return images_in_folds(
         images.ids(), read_fold_by_car(), [HOLDOUT_FOLD if split == "holdout" else fold]

@@ -1,4 +1,4 @@
-"""Gather what the run reached: reports/index.html, metrics.json, curves.csv and predictions.jpg."""
+"""Summarize the run: reports/index.html, metrics.json, curves.csv and predictions.jpg."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,58 +26,55 @@ from pipeline.utils.files import write_json, write_text
 from pipeline.workspace import REPORTS_DIR, competition_files, net_dir, read_json, test_images, training_images
 
 SHOWN = 8
-"""Photographs of either kind on the page."""
+"""Most worst images, and most possible label errors, on the page."""
 
 
 def run(params: Params) -> None:
-    """Read what other stages wrote; write the page, the metrics, the curves and a picture of test masks."""
+    """Read the results of earlier stages; write the page, the metrics, the curves and a sheet of test masks."""
     evaluation, ablation = read_json(REPORTS_DIR / "evaluation.json"), read_json(REPORTS_DIR / "ablation.json")
     submission = read_json(Path("submissions/submission.json"))
     nets = {f"{m}/{f}": net_dir(m, f) for m in params.models.active for f in params.folds.active}
     write_json(REPORTS_DIR / "metrics.json", build_metrics(evaluation, submission, ablation))
-    learned = collect_curves(nets)
-    write_text(REPORTS_DIR / "curves.csv", learned.to_csv(index=False, lineterminator="\n"))
+    curves = collect_curves(nets)
+    write_text(REPORTS_DIR / "curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     tiles = prediction_tiles(Path("submissions/submission.csv.gz"), test_images(params).image, submission, 16)
-    write_contact_sheet(
-        REPORTS_DIR / "predictions.jpg", tiles, "Test images with the outline that the submission gives them"
-    )
+    write_contact_sheet(REPORTS_DIR / "predictions.jpg", tiles, "Test images with the outlines of the submitted masks")
     scored = rows_as_submitted(read_table(REPORTS_DIR / "images.csv"), submission)
-    findings = ReportData(
+    data = ReportData(
         ablation=ablation,
         settings=read_table(REPORTS_DIR / "ablation.csv"),
         postprocess=read_table(REPORTS_DIR / "postprocess.csv"),
-        fold_worth=read_table(REPORTS_DIR / "fold_subsets.csv"),
-        doubts=with_final_dice(read_table(REPORTS_DIR / "image_disagreement.csv"), scored),
+        fold_subsets=read_table(REPORTS_DIR / "fold_subsets.csv"),
+        disagreement=with_final_dice(read_table(REPORTS_DIR / "image_disagreement.csv"), scored),
         images=scored,
-        curves=learned,
+        curves=curves,
         submission=submission,
         makes=read_car_makes(competition_files(params).directory),
         warnings=collect_warnings(evaluation, submission),
     )
-    images, makes = training_images(params), findings.makes
-    opinions = MemberPredictions(ensemble_context(params, images.image))
+    images, makes = training_images(params), data.makes
+    members = MemberPredictions(ensemble_context(params, images.image))
 
-    def worst(row: TableRow, opinion: ImagePredictions) -> Figure:
-        mask_HW = opinion.mask_HW.view(np.uint8)
-        photograph, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
+    def worst_figure(row: TableRow, predictions: ImagePredictions) -> Figure:
+        mask_HW = predictions.mask_HW.view(np.uint8)
+        image_HWC, true_HW = images.image(predictions.image_id), images.mask(predictions.image_id)
         return overlays.worst_image_figure(
-            row, makes.get(row["car"]), photograph, true_HW, mask_HW, opinion.disagreement_HW
+            row, makes.get(row["car"]), image_HWC, true_HW, mask_HW, predictions.disagreement_HW
         )
 
-    def suspect(row: TableRow, opinion: ImagePredictions) -> Figure:
-        masks = [mask_HW.view(np.uint8) for mask_HW in opinion.nets.values()]
-        photograph, true_HW = images.image(opinion.image_id), images.mask(opinion.image_id)
-        return overlays.label_error_figure(row, makes.get(row["car"]), photograph, true_HW, masks)
+    def label_error_figure(row: TableRow, predictions: ImagePredictions) -> Figure:
+        masks = [mask_HW.view(np.uint8) for mask_HW in predictions.nets.values()]
+        image_HWC, true_HW = images.image(predictions.image_id), images.mask(predictions.image_id)
+        return overlays.label_error_figure(row, makes.get(row["car"]), image_HWC, true_HW, masks)
 
-    lowest = worst_images(findings.doubts, SHOWN, of_a_car=2)
-    doubted = suspected_label_errors(findings.doubts).head(SHOWN)
-    firsts = [f"{model}/{params.folds.active[0]}" for model in params.models.active]
-    panels = [
-        overlays.prediction_grid_figure(net, _last_dice(learned, net), (nets[net] / "panel.jpg").read_bytes())
-        for net in firsts
+    worst = _draw(worst_images(data.disagreement, SHOWN, per_car=2), members, worst_figure)
+    suspected = _draw(suspected_label_errors(data.disagreement).head(SHOWN), members, label_error_figure)
+    first_nets = [f"{model}/{params.folds.active[0]}" for model in params.models.active]
+    prediction_grids = [
+        overlays.prediction_grid_figure(net, _last_dice(curves, net), (nets[net] / "panel.jpg").read_bytes())
+        for net in first_nets
     ]
-    html = render_page(findings, _draw(lowest, opinions, worst), _draw(doubted, opinions, suspect), panels)
-    write_text(REPORTS_DIR / "index.html", html)
+    write_text(REPORTS_DIR / "index.html", render_page(data, worst, suspected, prediction_grids))
 
 
 def _last_dice(curves: pd.DataFrame, net: str) -> float:
@@ -86,11 +83,11 @@ def _last_dice(curves: pd.DataFrame, net: str) -> float:
 
 
 def _draw(
-    rows: pd.DataFrame, opinions: MemberPredictions, figure: Callable[[TableRow, ImagePredictions], Figure]
+    rows: pd.DataFrame, members: MemberPredictions, figure: Callable[[TableRow, ImagePredictions], Figure]
 ) -> list[Figure]:
-    """Return the figure of each row of image_disagreement.csv; one image's masks at a time are in memory."""
-    drawn: dict[str, Figure] = {}
+    """Return the figure of each row of image_disagreement.csv, with the masks of one image in memory at a time."""
+    figures: dict[str, Figure] = {}
     for split, part in rows.groupby("split"):
         by_image = {str(row["image_id"]): row for row in part.to_dict("records")}
-        drawn |= {o.image_id: figure(by_image[o.image_id], o) for o in opinions.iter_images(str(split), by_image)}
-    return [drawn[image_id] for image_id in rows["image_id"]]
+        figures |= {p.image_id: figure(by_image[p.image_id], p) for p in members.iter_images(str(split), by_image)}
+    return [figures[image_id] for image_id in rows["image_id"]]

@@ -26,29 +26,25 @@ from pipeline.workspace import (
 
 
 def run(params: Params, model: str, fold: int) -> None:
-    """Read images, folds.csv and the model's design; write weights, config, curves and metrics."""
+    """Read images, folds.csv and the model's settings; write weights, config, curves and metrics."""
     if not 0 <= fold < params.folds.count:
-        raise CarvanaError(f"There is no fold {fold}: folds.count is {params.folds.count}.")
-    design, images, fold_by_car, ids = (
-        params.resolve_model(model),
-        training_images(params),
-        read_fold_by_car(),
-        read_manifest(),
-    )
-    init = init_checkpoint_path(design.train.init_checkpoint, fold)
+        raise CarvanaError(f"Fold {fold} does not exist: folds.count is {params.folds.count}.")
+    resolved, images = params.resolve_model(model), training_images(params)
+    fold_by_car, manifest = read_fold_by_car(), read_manifest()
+    init = init_checkpoint_path(resolved.train.init_checkpoint, fold)
     if init and net_dir(model, fold).resolve() in init.resolve().parents:
         raise CarvanaError(
-            f"train.init_checkpoint leads to {init}, which DVC removes before it trains again: copy it elsewhere."
+            f"train.init_checkpoint is {init}, which DVC deletes before training. Copy it to another folder."
         )
-    if init and (learned := _fold_of(init)) not in (None, fold):
+    if init and (init_fold := _fold_of(init)) not in (None, fold):
         print(
-            f"warning: train.init_checkpoint leads to {init}, a net of fold {learned}, which may have learned the cars "
-            f"that fold {fold} is scored on: write {{fold}} in its path, or trust no score out of fold.",
+            f"warning: train.init_checkpoint is {init}, a net of fold {init_fold}, which may have trained on the cars "
+            f"that score fold {fold}. Put {{fold}} in its path, or the out-of-fold scores are not valid.",
             file=sys.stderr,
         )
     job = TrainJob(
-        model=design,
-        seed=design.train.seed * 1000 + fold,
+        model=resolved,
+        seed=resolved.train.seed * 1000 + fold,
         train_ids=images_in_folds(images.ids(), fold_by_car, training_folds(fold, params.folds.count)),
         validation_ids=images_in_folds(images.ids(), fold_by_car, [fold]),
         reader=images,
@@ -57,15 +53,15 @@ def run(params: Params, model: str, fold: int) -> None:
         facts={"model": model, "fold": fold},
     )
     device = resolve_device(params.hardware.device)
-    dtype = resolve_precision(design.train.precision, device)
+    dtype = resolve_precision(resolved.train.precision, device)
     facts = {
         "code": code_digest("train"),
         "libraries": package_versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
         "precision": str(dtype),
-        "starts_from": initial_weights_digest(design.spec, job.init_checkpoint),
-        "design": design.model_dump(mode="json"),
+        "starts_from": initial_weights_digest(resolved.spec, job.init_checkpoint),
+        "design": resolved.model_dump(mode="json"),
         "seed": job.seed,
-        "images": {part: ids[part]["digest"] for part in ("train", "masks")},
+        "images": {part: manifest[part]["digest"] for part in ("train", "masks")},
         "train_ids": job.train_ids,
         "validation_ids": job.validation_ids,
     }
@@ -77,6 +73,6 @@ def run(params: Params, model: str, fold: int) -> None:
 
 
 def _fold_of(weights: Path) -> int | None:
-    """Return the fold of the net in whose folder the weights lie, None if they lie alone."""
+    """Return the fold of the net that the weights belong to; None if there is no config.json next to them."""
     config = weights.parent / CONFIG
     return read_json(config).get("fold") if config.is_file() else None

@@ -80,9 +80,9 @@ class Stored:
         ]
 
     def comparison(self, **changes: Any) -> AblationRunner:
-        return AblationRunner(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__, self.photo)
+        return AblationRunner(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__, self.image)
 
-    def photo(self, image_id: str) -> NDArray[np.uint8]:
+    def image(self, image_id: str) -> NDArray[np.uint8]:
         return np.repeat(self.masks[image_id][..., None] * np.uint8(200), 3, axis=2)
 
 
@@ -111,16 +111,16 @@ class TestAblationRunner:
         current = table[table["current"]].set_index("split")
         assert current["seconds"].to_dict() == pytest.approx({"oof": 2 * 2 / 6, "holdout": 6 * 2 / 6})
         assert (table["disk_bytes"] > 0).all()
-        assert findings.fold_worth["count"].value_counts().to_dict() == {1: 9, 2: 9, 3: 3}
-        worth = findings.fold_worth.set_index(["models", "folds"])["dice"]
+        assert findings.fold_subsets["count"].value_counts().to_dict() == {1: 9, 2: 9, 3: 3}
+        worth = findings.fold_subsets.set_index(["models", "folds"])["dice"]
         assert worth["small large", "0 1 2"] == pytest.approx(current.loc["holdout", "dice"])
-        doubts = pd.concat(findings.doubts, ignore_index=True)
-        assert doubts.groupby("split")["image_id"].apply(list).to_dict() == {
+        disagreement = pd.concat(findings.disagreement, ignore_index=True)
+        assert disagreement.groupby("split")["image_id"].apply(list).to_dict() == {
             "oof": [ids[0] for ids in stored.oof.values()],
             "holdout": stored.held_out,
         }
-        assert doubts["nets"].tolist() == [2, 2, 2, 6, 6, 6, 6]
-        assert (doubts["disagreement"] > 0).all()
+        assert disagreement["nets"].tolist() == [2, 2, 2, 6, 6, 6, 6]
+        assert (disagreement["disagreement"] > 0).all()
 
     def test_steps_after_the_merge(self, stored: Stored) -> None:
         steps = ((), ("refine_edges",), ("keep_largest", "fill_holes"))
@@ -133,7 +133,7 @@ class TestAblationRunner:
         assert holdout["dice"].iloc[0] == pytest.approx(grid["dice"].iloc[0])
         assert holdout["dice"].iloc[3] == pytest.approx(grid["dice"].max())
         for number, step in enumerate(steps):
-            decision = MaskBuilder(choices().current("holdout").merge_rule, step, stored.photo)
+            decision = MaskBuilder(choices().current("holdout").merge_rule, step, stored.image)
             dice = [
                 confusion_counts(
                     decision.mask([sum_maps([stored.maps[i][net, view] for view in VIEWS[:2]]) for net in NETS]),
@@ -156,19 +156,19 @@ class TestAblationRunner:
         assert pd.concat(findings.postprocess).empty
 
     def test_without_held_out_cars_folds_are_not_scored(self, stored: Stored) -> None:
-        findings = replace(stored.comparison(), held_out=0).run()
-        assert "set folds.holdout_cars" in findings.facts["holdout"]["refused"]
-        assert findings.facts["oof"]["settings"] == len(choices().grid("oof"))
+        findings = replace(stored.comparison(), holdout_cars=0).run()
+        assert "set folds.holdout_cars" in findings.summary["holdout"]["skipped"]
+        assert findings.summary["oof"]["settings"] == len(choices().grid("oof"))
         assert set(pd.concat(findings.settings)["split"]) == {"oof"}
-        assert findings.fold_worth.empty
+        assert findings.fold_subsets.empty
 
     @pytest.mark.parametrize(
         ("images", "views", "digest", "words"),
         [
-            (slice(1), VIEWS, "small0", "other images"),
-            (slice(None), VIEWS, "retrained", "an earlier net"),
-            (slice(None), (*VIEWS, "scale:2"), "small0", "lacks the view scale:2"),
-            (slice(None), VIEWS[:2], "small0", "other views"),
+            (slice(1), VIEWS, "small0", "images differ"),
+            (slice(None), VIEWS, "retrained", "earlier net"),
+            (slice(None), (*VIEWS, "scale:2"), "small0", "scale:2"),
+            (slice(None), VIEWS[:2], "small0", "views differ"),
         ],
     )
     def test_stale_maps(self, stored: Stored, images: slice, views: Sequence[str], digest: str, words: str) -> None:
@@ -176,7 +176,6 @@ class TestAblationRunner:
         with pytest.raises(CarvanaError, match=words) as caught:
             panel.validate(stored.held_out[images], views, [digest])
         assert "holdout/small/0" in str(caught.value)
-        assert "'dvc repro' makes its maps again" in str(caught.value)
         panel.validate(stored.held_out, VIEWS, ["small0"])
 
     def test_missing_maps(self, stored: Stored) -> None:

@@ -41,7 +41,7 @@ class TestAblationSpace:
         many = choices(folds=tuple(range(12))).fold_subsets()
         assert max(pd.Series([len(s.folds) for s in many if len(s.models) == 2]).value_counts()) <= 252
 
-    @pytest.mark.parametrize(("cars", "words"), [(0, "No cars are held out"), (1, "One car is held out")])
+    @pytest.mark.parametrize(("cars", "words"), [(0, "no cars"), (1, "one car")])
     def test_fold_ensembles_are_refused_without_held_out_cars(self, cars: int, words: str) -> None:
         assert choices().why_not_scorable("oof", cars) is None
         assert choices().why_not_scorable("holdout", 2) is None

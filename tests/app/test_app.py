@@ -301,7 +301,7 @@ class TestTry:
         looked = sight.predict([made, "small/0"], ["identity", "hflip"], read_params())
         assert [list(maps) for maps in looked.maps.values()] == [["ensemble"], ["identity", "hflip"]]
         masked = Segmenter({}).combine(looked, EnsembleSettings(threshold=0.3))
-        assert set(masked.seconds) == {"prepare", made, "small/0", "decide"}
+        assert set(masked.seconds) == {"prepare", made, "small/0", "merge"}
 
     def test_prediction_cache_is_bounded(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sight, params, asked = CachedImage("car.png", noise(50, 70)), read_params(), []
@@ -400,7 +400,7 @@ def pills(drawn: AppTest, label: str) -> Any:
 def put_reports(folder: Path, drawn: FakeReports) -> None:
     (folder / "reports").mkdir()
     drawn.settings().to_csv(folder / "reports/ablation.csv", index=False)
-    drawn.doubts().to_csv(folder / "reports/image_disagreement.csv", index=False)
+    drawn.disagreement().to_csv(folder / "reports/image_disagreement.csv", index=False)
     facts = drawn.summary() | {"nets": {}}
     (folder / "reports/ablation.json").write_text(json.dumps(facts), encoding="utf-8")
 

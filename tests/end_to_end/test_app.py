@@ -258,7 +258,7 @@ class TestInABrowser:
         rows = rows_of_split(read_table(trained.folder / "reports/ablation.csv"), "oof")
         alike = rows[rows["views"] == rows.loc[rows["current"], "views"].item()]
         another = 1 if alike.nlargest(1, "dice")["current"].item() else 0
-        visit.go("compare")
+        visit.go("ablation")
         images = visit.page.locator("[data-testid=stImage] img")
         wait_for(lambda: images.count() == 8)  # two figures of two pictures for each of two cars
         first = images.first.get_attribute("src")
@@ -284,7 +284,7 @@ class TestInABrowser:
         self, browser: Any, served: str, trained: Project, width: int
     ) -> None:
         with Visit(browser, served, width) as visit:
-            for name in ("", "compare", "submissions"):
+            for name in ("", "ablation", "submissions"):
                 visit.go(name)
                 wide = visit.page.locator("[data-testid=stMain]").evaluate("e => [e.scrollWidth, e.clientWidth]")
                 assert wide[0] <= wide[1]

@@ -54,7 +54,7 @@ class FakeReports:
                     parts.append(row.to_dict() | whole | bounds | {"postprocess": name, "better": 9, "worse": 3})
         return pd.DataFrame(parts).drop(columns="front")
 
-    def fold_worth(self) -> pd.DataFrame:
+    def fold_subsets(self) -> pd.DataFrame:
         """fold_subsets.csv."""
         rows = [
             {
@@ -69,7 +69,7 @@ class FakeReports:
         ]
         return pd.DataFrame(rows, columns=["models", "count", "folds", "dice"])
 
-    def doubts(self) -> pd.DataFrame:
+    def disagreement(self) -> pd.DataFrame:
         """image_disagreement.csv."""
         return self._seen().query("split in @splits", local_dict={"splits": self._splits()})
 
@@ -103,7 +103,7 @@ class FakeReports:
         """ablation.json."""
         whole: dict[str, Any] = {"oof": self._summary("oof")}
         refused = "1 car is held out: set folds.holdout_cars to 2 or more, and run 'dvc repro'."
-        return whole | {"holdout": self._summary("holdout") if len(self.held_out) > 1 else {"refused": refused}}
+        return whole | {"holdout": self._summary("holdout") if len(self.held_out) > 1 else {"skipped": refused}}
 
     def curves(self, epochs: int = 16) -> pd.DataFrame:
         """curves.csv."""
@@ -212,7 +212,7 @@ class FakeReports:
         rows, sure = self._settings(split), self._sure(split)
         current, best = rows[rows["current"]].iloc[0], rows.loc[rows["dice"].idxmax()]
         near = rows[rows["dice"] > best["dice"] - 0.0003]
-        honest = float(best["dice"]) - 0.00011
+        nested = float(best["dice"]) - 0.00011
         cheapest = plain(near.loc[near["passes"].idxmin()])
         advice = "Against the current setting +0.00020 (95 %: +0.00010 to +0.00030), at 14% of its cost."
         return {
@@ -226,16 +226,16 @@ class FakeReports:
                 "high": float(current["dice"]) + 0.0006 if sure else None,
             },
             "best": plain(best),
-            "indistinguishable": len(near) if sure else None,
+            "confidence_set_size": len(near) if sure else None,
             "cheapest": cheapest | {"loss": 0.0002, "loss_at_most": 0.0004} if sure else None,
-            "advice": cheapest if sure else None,
-            "advice_words": advice if sure else None,
-            "cautions": ["The nets were chosen by these very images."] if split == "oof" else [],
-            "selection": {
+            "recommended": cheapest if sure else None,
+            "reason": advice if sure else None,
+            "warnings": ["The nets were chosen by these very images."] if split == "oof" else [],
+            "nested_selection": {
                 "groups": min(10, len(self._cars(split))),
-                "optimistic": float(best["dice"]),
-                "honest": honest,
-                "difference": honest - float(current["dice"]),
+                "best_dice": float(best["dice"]),
+                "nested_dice": nested,
+                "difference": nested - float(current["dice"]),
             },
         }
 

@@ -49,14 +49,14 @@ ALONE: dict[str, Any] = {"rows": 64, "nets": ["small/0"], "views": ["identity", 
 
 def findings(drawn: FakeReports, folder: Path, **changes: Any) -> ReportData:
     """The files of a run, written and read as the stages do."""
-    parts = ("settings", "postprocess", "fold_worth", "doubts", "images")
+    parts = ("settings", "postprocess", "fold_subsets", "disagreement", "images")
     submission, read = changes.pop("submission", SUBMISSION), {}
     for name in parts:
         getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
         read[name] = tables.read_table(folder / name)
     ablation = json.loads(json.dumps(drawn.summary()))
     read["images"] = summary.rows_as_submitted(read["images"], submission)
-    read["doubts"] = summary.with_final_dice(read["doubts"], read["images"])
+    read["disagreement"] = summary.with_final_dice(read["disagreement"], read["images"])
     whole = ReportData(ablation, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
     return replace(whole, **changes)
 
@@ -204,16 +204,18 @@ class TestPage:
         )
 
     def test_the_cost_of_the_submission_is_not_that_of_one_fold(self, full: ReportData) -> None:
-        refused = full.ablation | {"holdout": {"refused": "Too few."}}
+        refused = full.ablation | {"holdout": {"skipped": "Too few."}}
         alone = replace(full, ablation=refused, settings=tables.rows_of_split(full.settings, "oof"))
         text = Document(render_page(alone, [], [])).text
         assert "folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 12 forward passes" in text
 
     def test_scores_are_those_after_the_steps_of_the_submission(self, full: ReportData) -> None:
         images = full.images.assign(dice=full.images["dice"] - 0.02)
-        doubts = summary.with_final_dice(full.doubts, images)
+        disagreement = summary.with_final_dice(full.disagreement, images)
         steps = SUBMISSION | {"postprocess": ["refine_edges"]}
-        document = Document(render_page(replace(full, images=images, doubts=doubts, submission=steps), [], []))
+        document = Document(
+            render_page(replace(full, images=images, disagreement=disagreement, submission=steps), [], [])
+        )
         out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
         assert f"{out_of_fold:.5f}" in document.texts
         assert f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
@@ -223,25 +225,27 @@ class TestPage:
         assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98
 
     def test_suspects_are_counted_and_warnings_told(self, full: ReportData) -> None:
-        first = full.doubts.index < 5
-        doubts = full.doubts.assign(
+        first = full.disagreement.index < 5
+        disagreement = full.disagreement.assign(
             **{
-                name: full.doubts[name].mask(first, 900 if name == "suspect" else 30)
+                name: full.disagreement[name].mask(first, 900 if name == "suspect" else 30)
                 for name in ("suspect", "height", "width")
             }
         )
         text = Document(
-            render_page(replace(full, doubts=doubts, warnings=["2 images were left out: a, b"]), [], [figure()])
+            render_page(
+                replace(full, disagreement=disagreement, warnings=["2 images were left out: a, b"]), [], [figure()]
+            )
         ).text
         assert "5 of 384 images have one." in text
         assert "2 images were left out: a, b" in text
 
     def test_names_are_escaped_in_html(self, full: ReportData) -> None:
         evil = '</script><script>alert("x")</script><b>'
-        doubts = full.doubts.assign(car=evil)
+        disagreement = full.disagreement.assign(car=evil)
         makes = {evil: evil}
-        refused = full.ablation | {"holdout": {"refused": f"Not so: {evil}"}}
-        html = render_page(replace(full, doubts=doubts, makes=makes, ablation=refused), [figure(evil)], [])
+        refused = full.ablation | {"holdout": {"skipped": f"Not so: {evil}"}}
+        html = render_page(replace(full, disagreement=disagreement, makes=makes, ablation=refused), [figure(evil)], [])
         assert evil not in html
         assert html.count("<script>alert") == 0
         assert evil in Document(html).text
@@ -353,17 +357,17 @@ class TestTables:
         assert len(tables.best_and_current(rows.sort_values("current", ascending=False).head(3), 15)) == 3
 
     def test_the_worst_are_not_all_of_one_car(self) -> None:
-        doubts = pd.DataFrame(
+        disagreement = pd.DataFrame(
             {"car": ["a"] * 5 + ["b"] * 2, "image_id": list("1234567"), "dice": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}
         )
-        assert tables.worst_images(doubts, 3, of_a_car=2)["image_id"].tolist() == ["1", "2", "6"]
+        assert tables.worst_images(disagreement, 3, per_car=2)["image_id"].tolist() == ["1", "2", "6"]
 
     def test_suspects_are_large_and_broad(self) -> None:
         sizes = [(900, 30, 30), (499, 30, 30), (2000, 400, 5), (500, 50, 10)]
-        doubts = pd.DataFrame(
+        disagreement = pd.DataFrame(
             [(str(n), *size) for n, size in enumerate(sizes)], columns=["image_id", "suspect", "height", "width"]
         )
-        assert tables.suspected_label_errors(doubts)["image_id"].tolist() == ["0", "3"]
+        assert tables.suspected_label_errors(disagreement)["image_id"].tolist() == ["0", "3"]
 
 
 def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -407,13 +411,13 @@ class TestCharts:
         assert all("seconds" not in point for point in values(spec, layers(spec)[-1]))
 
     def test_fold_worth_has_all_subsets_and_their_mean(self, full: ReportData) -> None:
-        spec = charts.fold_worth(full.fold_worth)
+        spec = charts.fold_subsets(full.fold_subsets)
         band, _, points = layers(spec)
         assert {v["count"] for v in values(spec, band)} == {1, 2}, (
             "all three folds are one subset, which spreads nowhere"
         )
-        assert len(values(spec, points)) == len(full.fold_worth) == 14
-        small = full.fold_worth.query("models == 'small' and count == 2")["dice"]
+        assert len(values(spec, points)) == len(full.fold_subsets) == 14
+        small = full.fold_subsets.query("models == 'small' and count == 2")["dice"]
         (mean,) = [v for v in values(spec, band) if v["models"] == "small" and v["count"] == 2]
         assert mean["mean"] == pytest.approx(small.mean(), abs=1e-6)
         assert mean["high"] - mean["mean"] == pytest.approx(small.std(), abs=2e-6)
@@ -437,20 +441,20 @@ class TestCharts:
         assert {point["color"] for point in values(alone, alone)} == {"small/0"}
 
     def test_angles_and_makes(self, full: ReportData) -> None:
-        angles = charts.dice_by_angle(full.doubts)
+        angles = charts.dice_by_angle(full.disagreement)
         points = pd.DataFrame(values(angles, layers(angles)[1]))
         assert len(points) == 2 * 16
-        first = full.doubts.query("split == 'oof' and angle == 1")["dice"]
+        first = full.disagreement.query("split == 'oof' and angle == 1")["dice"]
         assert points.query("split == 'Out of fold' and angle == 1")["median"].item() == pytest.approx(
             first.median(), abs=1e-6
         )
-        makes = charts.dice_by_make(full.doubts, {FULL.cars[0]: "Kia"})
+        makes = charts.dice_by_make(full.disagreement, {FULL.cars[0]: "Kia"})
         cars = pd.DataFrame(values(makes, layers(makes)[1]))
         assert set(cars["row"]) == {"Kia (1)", "make unknown (23)"}
         assert len(cars) == 24
         means = pd.DataFrame(values(makes, layers(makes)[0]))
         unknown = means.query("row == 'make unknown (23)'").set_index("split")["mean"]
-        by_car = full.doubts.query("split == 'holdout'")["dice"].mean()
+        by_car = full.disagreement.query("split == 'holdout'")["dice"].mean()
         assert unknown["Held-out cars"] == pytest.approx(by_car, abs=1e-6) and len(unknown) == 2
 
 
@@ -486,9 +490,9 @@ class TestHeadlines:
 
     def test_doubts_have_the_dice_after_the_steps(self) -> None:
         images = summary.rows_as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
-        doubts = summary.with_final_dice(FULL.doubts(), images.assign(dice=images["dice"] / 2))
-        assert np.allclose(doubts["dice"], FULL.doubts()["dice"] / 2)
-        assert list(doubts["image_id"]) == list(FULL.doubts()["image_id"])
+        disagreement = summary.with_final_dice(FULL.disagreement(), images.assign(dice=images["dice"] / 2))
+        assert np.allclose(disagreement["dice"], FULL.disagreement()["dice"] / 2)
+        assert list(disagreement["image_id"]) == list(FULL.disagreement()["image_id"])
 
 
 class TestWords:
@@ -518,10 +522,10 @@ class TestWords:
 
     def test_the_verdict_where_little_can_be_told(self) -> None:
         best = FULL.summary()["oof"]["best"]
-        assert "all can be told from the best" in self.verdict(indistinguishable=1, cheapest=best)["Cheapest"].words
-        assert "7 settings" in self.verdict(indistinguishable=7, cheapest=best)["Cheapest"].words
+        assert "all can be told from the best" in self.verdict(confidence_set_size=1, cheapest=best)["Cheapest"].words
+        assert "7 settings" in self.verdict(confidence_set_size=7, cheapest=best)["Cheapest"].words
         points = self.verdict(
-            indistinguishable=None,
+            confidence_set_size=None,
             cheapest=None,
             advice=None,
             advice_words=None,

@@ -34,7 +34,7 @@ def result(name: str, dice: float, **changes: Any) -> dict[str, Any]:
         "folds": {"count": 2, "active": [0, 1], "holdout_cars": 2, "seed": 0},
         "seeds": [0],
         "setting": "aaaaaa",
-        "models": [{"name": name, "sees": "128 x 128 grey", "epochs": 10, "spec": {"architecture": "unet"}}],
+        "models": [{"name": name, "input_size": "128 x 128 grey", "epochs": 10, "spec": {"architecture": "unet"}}],
         "parameters": 1_862_849,
         "views": {"oof": ["identity"], "test": ["identity", "hflip"]},
         "minutes": 12.34,
@@ -71,7 +71,7 @@ def test_speeds_add_up_over_folds() -> None:
 
 
 def test_random_initialization_is_marked() -> None:
-    model = {"name": "e", "sees": "128 x 128", "epochs": 20}
+    model = {"name": "e", "input_size": "128 x 128", "epochs": 20}
     specs = [{"architecture": "smp_unet", "encoder_weights": weights} for weights in (None, "imagenet")]
     text = results_table([result(f"e{n}", 0.9, models=[model | {"spec": spec}]) for n, spec in enumerate(specs)])
     assert "| e0 * |" in text and "| e1 |" in text

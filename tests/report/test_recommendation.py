@@ -50,7 +50,7 @@ def put(folder: Path, cars: int, **facts: Any) -> None:
     verdicts = [found(choices, split, cars, {"hflip": -0.001, "0.4": 0.0005}) for split in ("oof", "holdout")]
     (folder / "reports").mkdir(exist_ok=True)
     nets = {f"small/{fold}": net_digest(folder / f"folds/small/{fold}", "last") for fold in range(3)}
-    splits = {v.split: v.summary() | {"cautions": choices.warnings(v.split)} for v in verdicts}
+    splits = {v.split: v.summary() | {"warnings": choices.warnings(v.split)} for v in verdicts}
     summary = {"choices": choices.fingerprint(), "nets": nets} | splits | facts
     (folder / "reports/ablation.json").write_text(json.dumps(summary))
     pd.concat([v.table for v in verdicts]).to_csv(folder / "reports/ablation.csv", index=False)
@@ -131,7 +131,7 @@ def test_apply_twice_changes_nothing_but_wants_a_new_ablation(
 
 def test_few_held_out_cars_leave_it_to_the_others(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused = "Fold ensembles are not scored. No cars are held out of all folds."
-    put(project, cars=10, holdout={"refused": refused})
+    put(project, cars=10, holdout={"skipped": refused})
     run("--best")
     assert refused in " ".join(capsys.readouterr().out.split())
     run("--apply")
@@ -158,7 +158,7 @@ def test_with_few_cars_that_tell_little_the_current_setting_is_kept(
     seconds = {(net, view): 0.1 for setting in settings for net in setting.nets for view in setting.views}
     dice_SC = 0.99 + random.normal(0, 0.003, (len(settings), 8))
     verdict = AblationStatistics("holdout", trial_of(dice_SC, settings), seconds, tolerance=0.0002)
-    put(project, cars=10, holdout=verdict.summary() | {"cautions": []})
+    put(project, cars=10, holdout=verdict.summary() | {"warnings": []})
     text = (project / "params.yaml").read_text()
     run("--apply")
     assert "Keep the current setting" in capsys.readouterr().out
@@ -166,7 +166,7 @@ def test_with_few_cars_that_tell_little_the_current_setting_is_kept(
     summary = verdict.summary()
     assert summary["cheapest"]["passes"] == 1  # which the tolerance of None would advise
     free = replace(verdict, tolerance=None).summary()
-    assert free["advice"]["passes"] == 1
+    assert free["recommended"]["passes"] == 1
 
 
 def test_advice_on_other_nets_is_not_applied(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ class TestSummary:
 
     def test_what_is_known_is_told(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": {}}
-        nothing = {split: {"refused": "too few cars"} for split in ("oof", "holdout")}
+        nothing = {split: {"skipped": "too few cars"} for split in ("oof", "holdout")}
         assert build_metrics(evaluation, self.submission, nothing) == {
             "oof": {"small": self.scores | {"dice": 0.987654}}
         }
@@ -93,11 +93,15 @@ class TestSummary:
         assert (known["holdout"]["dice"], known["test"]["dice"]) == (0.987654, 0.5)
 
     def test_the_ablation_is_told_where_it_was_not_refused(self) -> None:
-        compared = {"current": {"dice": 0.9912345678}, "best": {"dice": 0.992}, "selection": {"honest": 0.9915}}
-        ablation = {"oof": compared, "holdout": {"refused": "too few cars"}}
+        compared = {
+            "current": {"dice": 0.9912345678},
+            "best": {"dice": 0.992},
+            "nested_selection": {"nested_dice": 0.9915},
+        }
+        ablation = {"oof": compared, "holdout": {"skipped": "too few cars"}}
         found = build_metrics({"oof": {"small": self.scores}}, self.submission, ablation)["ablation"]
         assert found == {"oof": {"current": 0.991235, "best": 0.992, "honest": 0.9915}}
-        alone = build_metrics({"oof": {}}, self.submission, ablation | {"oof": compared | {"selection": None}})
+        alone = build_metrics({"oof": {}}, self.submission, ablation | {"oof": compared | {"nested_selection": None}})
         assert alone["ablation"]["oof"] == {"current": 0.991235, "best": 0.992}
 
     def test_images_left_out_and_replaced_are_named(self) -> None:

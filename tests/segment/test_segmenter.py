@@ -396,7 +396,7 @@ class TestSegmenter:
                 for name in names:
                     total_HW += sum(looked.maps[name][view].to_full_size(60, 90).astype(float) for view in views)
                 np.testing.assert_array_equal(masked.mask_HW, total_HW >= 127.5 * len(names) * len(views))
-                assert list(masked.seconds) == ["prepare", *names, "decide"]
+                assert list(masked.seconds) == ["prepare", *names, "merge"]
 
     def test_disagreement(self, masker: Segmenter) -> None:
         looked, settings = masker.predict(noise(60, 90)), EnsembleSettings()
