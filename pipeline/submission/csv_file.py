@@ -1,4 +1,4 @@
-"""Submission CSVs as files: read rows one by one, compress parts that join into one gzip file."""
+"""Submission CSV files: read them row by row (plain, .gz or .zip), and write them as one gzip file from parts."""
 
 import gzip
 import hashlib
@@ -13,21 +13,22 @@ from pathlib import Path
 from pipeline.competition.image_ids import parse_image_id
 from pipeline.errors import CarvanaError
 
-_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # deflate, no name, no time: the same rows, the same bytes
+_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name and no time, so that equal rows give equal bytes
 _END_OF_STREAM = b"\x03\x00"
 _LEVEL = 6
 
 
 def compress_part(text: bytes) -> bytes:
-    """Return a part: raw deflate data that ends on a byte, so that parts can be joined, and starts afresh."""
+    """Return ``text`` as raw deflate data that ends on a byte and refers to nothing before it, for ``join_parts``."""
     deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return deflate.compress(text) + deflate.flush(zlib.Z_FULL_FLUSH)
 
 
 def join_parts(parts: Iterable[Path], target: Path) -> None:
-    """Write one gzip member from parts in order.
+    """Write the parts, in order, as a gzip file with one member.
 
-    One member, since some readers stop after the first; its checksum is why the parts are read through once more.
+    Some readers stop after the first member, so there must be only one. Its checksum needs the text of all parts, so
+    every part is decompressed once.
     """
     checksum, size = 0, 0
     with target.open("wb") as out:
@@ -41,55 +42,64 @@ def join_parts(parts: Iterable[Path], target: Path) -> None:
 
 
 CSV_HEADER = "img,rle_mask"
-"""First line of every submission, and of train_masks.csv."""
+"""First line of every submission and of train_masks.csv."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield ``(row, image_id, text)`` of each row of a CSV: its number, from 2, its image, its run-length code.
+    """Yield ``(row, image_id, text)`` for each row of a CSV: its number from 2, its image id, its run-length code.
 
-    The suffix says how the file is packed: ``.gz``, ``.zip`` (holding one CSV), or anything else for plain text.
-    Raises CarvanaError if the file is absent or damaged, the header is another, or a row has other than two columns
-    or a name that is no image's. The run-length code is not looked into.
+    The suffix tells the compression: ``.gz``, ``.zip`` (with one CSV inside), or any other for plain text. Raises
+    CarvanaError if the file is missing or corrupt, the header is wrong, or a row does not have two columns or does not
+    name an image. The run-length code is not checked.
     """
     stream = read_lines(path)
-    _check_header(path, next(stream, b""))
+    check_header(path, next(stream, b""))
     for row, line in enumerate(stream, start=2):
-        image_id, text = _fields(path, row, line)
+        image_id, text = parse_line(path, row, line)
         yield row, image_id, text
 
 
-def _check_header(path: Path, line: bytes) -> None:
+def check_header(path: Path, line: bytes) -> None:
+    """Raise CarvanaError unless the first line of a CSV is ``CSV_HEADER``."""
     columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
-    if [_unquoted(column) for column in columns.split(",")] != CSV_HEADER.split(","):
-        raise CarvanaError(f"{path}, row 1: the header is {columns!r}, expected {CSV_HEADER!r}.")
+    if [_unquote(column) for column in columns.split(",")] != CSV_HEADER.split(","):
+        raise CarvanaError(f"{path}, row 1: the header is {columns!r}. Expected {CSV_HEADER!r}.")
 
 
-def _fields(path: Path, row: int, line: bytes) -> tuple[str, str]:
-    """Return image id and run-length code of a line; the csv module takes ten times as long, for quotes alone."""
+def parse_line(path: Path, row: int, line: bytes) -> tuple[str, str]:
+    """Return the image id and the run-length code in a line of a CSV.
+
+    Raises CarvanaError, which names the file and the row, as ``read_rows`` does.
+    """
+    # The csv module takes ten times as long, and only quotation marks would need it.
     fields = line.decode(errors="replace").rstrip("\r\n").split(",")
     if b'"' in line:
-        fields = [_unquoted(field) for field in fields]
+        fields = [_unquote(field) for field in fields]
         if any('"' in field for field in fields):
-            raise CarvanaError(f"{path}, row {row}: a quotation mark out of place; take it out.")
+            raise CarvanaError(f"{path}, row {row}: misplaced quotation mark. Remove it.")
     if len(fields) != 2:
-        raise CarvanaError(f"{path}, row {row}: {len(fields)} columns instead of 2, an image name and its mask.")
+        raise CarvanaError(f"{path}, row {row}: {len(fields)} columns. Expected 2, an image name and its mask.")
     name, text = fields
     image_id, _, suffix = name.partition(".")
     try:
         if suffix != "jpg":
-            raise CarvanaError(f"'{name[:40]}' is no image name: expected '<image id>.jpg'.")
+            raise CarvanaError(f"'{name[:40]}' is not an image name. Expected '<image id>.jpg'.")
         parse_image_id(image_id)
     except CarvanaError as error:
         raise CarvanaError(f"{path}, row {row}: {error}") from None
     return image_id, text
 
 
-def _unquoted(field: str) -> str:
+def _unquote(field: str) -> str:
     return field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
 def content_digest(path: Path, compression: str | None = None) -> str:
-    """Return the hex SHA-256 of the CSV text, uncompressed; ``packed`` stands in for a suffix that does not tell."""
+    """Return the hex SHA-256 of the uncompressed CSV text.
+
+    ``compression`` (``.gz`` or ``.zip``) overrides the suffix of ``path``. Raises CarvanaError if the file is missing
+    or corrupt.
+    """
     digest = hashlib.sha256()
     for line in read_lines(path, compression):
         digest.update(line)
@@ -97,26 +107,29 @@ def content_digest(path: Path, compression: str | None = None) -> str:
 
 
 def read_lines(path: Path, compression: str | None = None) -> Iterator[bytes]:
-    """Yield the lines of the CSV, with their ends, unpacked as the suffix says, or ``packed`` in its place."""
+    """Yield the uncompressed lines of the CSV, line ends included.
+
+    ``compression`` (``.gz`` or ``.zip``) overrides the suffix of ``path``. Raises CarvanaError if the file is missing
+    or corrupt.
+    """
     try:
-        with _opened(path, compression or path.suffix) as stream:
+        with _open_csv(path, compression or path.suffix) as stream:
             yield from stream
     except FileNotFoundError:
-        raise CarvanaError(f"{path} does not exist: expected a CSV, plain, .gz or .zip.") from None
+        raise CarvanaError(f"{path} not found. Expected a CSV: plain, .gz or .zip.") from None
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        # Besides what the disk may do: cut short or damaged archives, and zips that are encrypted or packed otherwise.
-        raise CarvanaError(f"{path} can't be read, write or fetch it again: {error}") from error
+        # The last two are raised for zips that are encrypted or use an unknown compression.
+        raise CarvanaError(f"{path} cannot be read ({error}). Create or download it again.") from error
 
 
 @contextmanager
-def _opened(path: Path, suffix: str) -> Iterator[Iterable[bytes]]:
-    """Open the CSV for reading, unpacked as the suffix says."""
+def _open_csv(path: Path, suffix: str) -> Iterator[Iterable[bytes]]:
     if suffix == ".gz":
         with gzip.open(path) as stream:
             yield stream
     elif suffix == ".zip":
         with zipfile.ZipFile(path) as archive, archive.open(_only_csv(path, archive)) as member:
-            # The member would split lines too, at half the speed; it can be buffered, though its type doesn't say so.
+            # A buffered reader splits lines twice as fast as the member itself; the member's type lacks what it needs.
             yield io.BufferedReader(member, buffer_size=1 << 20)  # type: ignore[type-var]
     else:
         with path.open("rb") as stream:
@@ -124,8 +137,8 @@ def _opened(path: Path, suffix: str) -> Iterator[Iterable[bytes]]:
 
 
 def _only_csv(path: Path, archive: zipfile.ZipFile) -> str:
-    # macOS adds a shadow of each file under __MACOSX/.
+    # macOS adds a metadata file for each file, under __MACOSX/.
     names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
     if len(names) != 1:
-        raise CarvanaError(f"{path} holds {len(names)} CSVs: expected one.")
+        raise CarvanaError(f"{path} contains {len(names)} CSV files. Expected one.")
     return names[0]
