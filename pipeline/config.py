@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -40,6 +41,13 @@ def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def _as_text(value: Any) -> Any:
+    """Return a whole number as text: YAML reads 32 as a number where a name or an option is meant."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+
 Unique = Annotated[tuple[T, ...], AfterValidator(_no_repeats)]
 """Values, none twice."""
 
@@ -68,7 +76,7 @@ class DataSettings(StrictModel):
     source: Literal["sample", "directory", "kaggle"]
     """``sample``: synthetic, drawn here. ``directory``: files that you have. ``kaggle``: downloaded."""
 
-    directory: str | None = None
+    directory: Text | None = None
     """Folder with the zips, or with the unpacked files. If set, it overrides ``source``."""
 
     competition: str = "carvana-image-masking-challenge"
@@ -131,7 +139,7 @@ class FoldSettings(StrictModel):
 
 LossName = Literal["bce", "border_bce", "dice", "lovasz"]
 
-Precision = Literal["auto", "32", "bf16", "16"]
+Precision = Annotated[Literal["auto", "32", "bf16", "16"], BeforeValidator(_as_text)]
 
 Device = Literal["auto", "cpu", "gpu", "mps"]
 
@@ -192,7 +200,7 @@ class TrainSettings(StrictModel):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Seed of initial weights, order, augmentation and dropout; each fold derives its own from it."""
 
-    init_checkpoint: str | None = None
+    init_checkpoint: Text | None = None
     """Weights to start from: a trained net's folder, or a file, of the same architecture.
 
     ``{fold}`` in it stands for the fold. None: random weights, and ``encoder_weights`` for the encoder.
@@ -302,10 +310,10 @@ class SmpUNetConfig(StrictModel):
     architecture: Literal["smp_unet"]
     """The kind of network."""
 
-    encoder: str
+    encoder: Text
     """Name of the encoder, such as ``resnet34`` or ``tu-efficientnetv2_rw_s``."""
 
-    encoder_weights: str | None = None
+    encoder_weights: Text | None = None
     """``imagenet``, another set that the encoder has, the path of a local file, or None: random weights."""
 
     upsampling: Literal["nearest", "transposed"] = "nearest"
@@ -424,7 +432,7 @@ Steps = Annotated[Unique[PostStep], AfterValidator(_in_order)]
 class EnsembleSettings(StrictModel):
     """Section ``ensemble`` of params.yaml: from maps to masks."""
 
-    models: NonEmptyUnique[str] | None = None
+    models: NonEmptyUnique[Text] | None = None
     """Models to merge; None: all active ones."""
 
     folds: NonEmptyUnique[int] | None = None
@@ -468,7 +476,7 @@ class AblationSettings(StrictModel):
     views: NonEmptyUnique[NonEmptyUnique[str]] | None = None
     """Sets of predicted views."""
 
-    models: NonEmptyUnique[NonEmptyUnique[str]] | None = None
+    models: NonEmptyUnique[NonEmptyUnique[Text]] | None = None
     """Sets of active models."""
 
     folds: NonEmptyUnique[NonEmptyUnique[int]] | None = None
@@ -506,7 +514,7 @@ S = TypeVar("S", bound=BaseModel)
 class ModelSettings(StrictModel):
     """Section ``models`` of params.yaml: the networks, by name."""
 
-    active: NonEmptyUnique[str]
+    active: NonEmptyUnique[Text]
     """Models to train, predict and merge."""
 
     specs: Mapping[str, ModelConfig]

@@ -2,12 +2,20 @@
 
 import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 _LITTLE_SPACE = 32 << 20
+
+_NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|unable to allocate|cannot allocate memory|bad_alloc|STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_INTERNAL_ERROR|mmap.*Errno 12",
+    re.IGNORECASE,
+)
+"""How torch, NumPy, cuDNN and cuBLAS report a lack of memory; many without an exception class of their own."""
 
 
 class CarvanaError(Exception):
@@ -51,7 +59,10 @@ def _message(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"Permission denied: {error.filename or error}. Change its permissions or its owner."
     kind = type(error).__name__
-    if kind in ("OutOfMemoryError", "MemoryError"):
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or _NO_MEMORY.search(str(error)):
         return f"Out of memory ({error}): lower train.batch_size, hardware.predict_batch or hardware.cache_gb."
-    words = " ".join(f"{kind}: {error}".split())
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # of another process: its last line says what went wrong
+        kind, text = "in a worker", text.strip().splitlines()[-1]
+    words = " ".join(f"{kind}: {text}".split())
     return f"Internal error ({words}). Run the same command with --debug to see where."

@@ -150,7 +150,7 @@ def missing_keys(kind: type[BaseModel], tree: dict[str, Any], prefix: str = "") 
         # specs, whose nets' kinds are no part of a key
         ("models.specs.classic.widths", "x", "models.specs.classic.widths 'x'"),
         ("models.specs.classic.wid", 1, "models.specs.classic.wid"),
-        ("models.specs.encoder.encoder", 3, "models.specs.encoder.encoder 3"),
+        ("models.specs.encoder.encoder", [3], "models.specs.encoder.encoder"),
         ("models.specs.small.architecture", "vit", "models.specs.small"),
         ("models.specs.small", 3, "models.specs.small 3"),
         # overrides within a spec
@@ -344,3 +344,19 @@ def test_a_recipe_outside_the_project_says_where_to_go(project: Path) -> None:
     (project / "params.yaml").unlink()
     with pytest.raises(CarvanaError, match=r"params\.yaml"):
         apply_recipe("carvana")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [("train.precision", 32, "32"), ("predict.precision", 16, "16"), ("train.init_checkpoint", 7, "7")],
+)
+def test_a_number_is_read_as_text_where_text_is_meant(tree: dict[str, Any], key: str, value: Any, read: str) -> None:
+    section, name = key.split(".")
+    tree[section][name] = value
+    assert getattr(getattr(parse_params(tree), section), name) == read
+
+
+def test_models_may_have_numbers_as_names(tree: dict[str, Any]) -> None:
+    tree["models"]["specs"][34] = tree["models"]["specs"].pop("small")
+    tree["models"]["active"] = [34]
+    assert parse_params(tree).models.active == ("34",)

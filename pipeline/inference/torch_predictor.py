@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Device, Precision
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.inference.base_predictor import BasePredictor
-from pipeline.models.networks import load_model
+from pipeline.models.networks import UNet, forward_error, load_model
 from pipeline.models.tensors import (
     memory_format,
     quantize_logits_tensor,
@@ -145,6 +145,7 @@ class TorchPredictor(BasePredictor):
         self.net = net.to(self.device).to(memory_format=memory_format(self.device))
         self._turn = Lock()
         self._batches = itertools.count()
+        self._check_views()
 
     def with_tta(self, views: Sequence[str]) -> Self:
         """Return the same net, sharing its weights but not its timer, with other views."""
@@ -152,7 +153,22 @@ class TorchPredictor(BasePredictor):
         other.views = list(views)
         other._views = [TTATransform.parse(name) for name in views]
         other.timer = PredictionTimer(views)
+        other._check_views()
         return other
+
+    def _check_views(self) -> None:
+        """Raise CarvanaError for a view at a size that the encoder does not accept."""
+        if isinstance(self.net.network, UNet):  # takes any size
+            return
+        shapes = copy.deepcopy(self.net).to("meta")
+        for name, view in zip(self.views, self._views, strict=True):
+            size = view.size(self.input.height, self.input.width)
+            error = forward_error(shapes, (1, self.input.channel_count, *size))
+            if error and "meta" not in error:
+                raise CarvanaError(
+                    f"The net of {self.folder} can't process view {name}, {size[0]} x {size[1]}: {error}. "
+                    "Remove the view from predict.tta."
+                )
 
     def predict_u8(self, inputs: list[UInt8Array], height: int, width: int) -> UInt8Array:
         """Return probabilities as ``BasePredictor.predict_u8`` says, and time them."""

@@ -1,7 +1,9 @@
 """The U-Nets, and the folder of a trained net: weights and config.json."""
 
+import copy
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,14 +11,14 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
+from pipeline.config import InputSettings, ModelConfig, Size, SmpUNetConfig, UNetConfig
 from pipeline.errors import CarvanaError
 from pipeline.models.weights import (
-    _encoder_state,
-    _first_line,
-    _load_strict,
     encoder_weights_path,
+    first_line,
+    load_strict,
     load_weights,
+    match_names,
     read_weights,
     weights_path,
 )
@@ -91,7 +93,82 @@ def build_model(
             body = build_smp_unet(spec, spec.encoder_weights if pretrained else None)
             if input.channels == "gray":
                 body = nn.Sequential(GrayToRGB(3), body)
-    return SegmentationModel(body, input, spec.stride)
+    return SegmentationModel(body, input, _needed_stride(body, input.channel_count, spec.stride))
+
+
+def _needed_stride(body: nn.Module, channels: int, stride: int) -> int:
+    """Return the least multiple of ``stride`` that the sides of an input must be multiples of.
+
+    Some encoders need more than the strides of their levels say: HRNet halves once more inside. Returns ``stride``
+    where no multiple up to 64 is enough, as for encoders of one fixed size.
+    """
+    if isinstance(body, UNet):
+        return stride
+    shapes = copy.deepcopy(body).to("meta").eval()
+    for factor in (1, 2, 4, 8):
+        side = factor * stride
+        if side <= 64 and forward_error(shapes, (1, channels, 3 * side, 5 * side)) is None:
+            return side
+    return stride
+
+
+def forward_error(network: nn.Module, shape: tuple[int, int, int, int]) -> str | None:
+    """Return why ``network`` can't process an input of ``shape`` (B, C, H, W), or None if it can.
+
+    A network on the meta device is run on shapes alone, which takes milliseconds.
+    """
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logits = network(torch.zeros(shape, device=device))
+    except Exception as error:  # libraries raise assertions, values and shapes of all kinds here
+        return first_line(error)
+    expected = (shape[0], 1, *shape[2:])
+    return None if tuple(logits.shape) == expected else f"the output is {tuple(logits.shape)}, not {expected}"
+
+
+def check_sizes(
+    spec: ModelConfig, input: InputSettings, batches: Mapping[str, tuple[int, int, int]], sizes: Mapping[str, Size]
+) -> None:
+    """Raise CarvanaError if a net of ``spec`` can't process all inputs that it will get; takes seconds at most.
+
+    ``batches`` are (images, height, width) in training mode, ``sizes`` are (height, width) in prediction, each by what
+    it is for. Only shapes are computed, except for networks that need real numbers.
+    """
+    name = spec.encoder if isinstance(spec, SmpUNetConfig) else spec.architecture
+    net = build_model(spec, input, pretrained=False)
+    shapes = copy.deepcopy(net).to("meta")
+    inputs = [(purpose, True, batch) for purpose, batch in batches.items()]
+    inputs += [(purpose, False, (1, *size)) for purpose, size in sizes.items()]
+    for purpose, training, (images, height, width) in inputs:
+        shape = (images, input.channel_count, height, width)
+        error = forward_error(shapes.train(training), shape)
+        if error and "meta" in error:
+            error = forward_error(net.train(training), shape)
+        if error is None:
+            continue
+        if training and images == 1 and forward_error(shapes, (2, *shape[1:])) is None:
+            raise CarvanaError(
+                f"{name} can't train on a batch of one image ({purpose}: {error}). Raise train.batch_size, or train on "
+                "more images per process."
+            )
+        raise CarvanaError(
+            f"{name} can't process {height} x {width} ({purpose}): {error}. {_accepted_sizes(shapes, input)}"
+        )
+
+
+def _accepted_sizes(shapes: nn.Module, input: InputSettings) -> str:
+    """Return which sizes a network accepts, in a sentence, found by trying some."""
+    height, width = input.height, input.width
+    for multiple in (32, 64, 128, 224, 256):
+        size = [max(1, round(side / multiple)) * multiple for side in (height, width)]
+        if forward_error(shapes.eval(), (1, input.channel_count, size[0], size[1])) is None:
+            return f"It accepts multiples of {multiple}: set input.size to [{size[0]}, {size[1]}]."
+    for side in (224, 256, 384, 448, 512):
+        if forward_error(shapes.eval(), (1, input.channel_count, side, side)) is None:
+            return f"It accepts {side} x {side}: set input.size to [{side}, {side}], with no scaled views."
+    return "Choose another encoder, or another input.size."
 
 
 def load_model(folder: Path, weights: str = "last") -> tuple[SegmentationModel, InputSettings]:
@@ -150,7 +227,8 @@ def double_conv(channels_in: int, channels_out: int, norm: str) -> nn.Sequential
 def _norm(kind: str, channels: int) -> list[nn.Module]:
     if kind == "batch":
         return [nn.BatchNorm2d(channels)]
-    return [nn.GroupNorm(min(8, channels), channels)] if kind == "group" else []
+    groups = max(count for count in range(1, 9) if channels % count == 0)
+    return [nn.GroupNorm(groups, channels)] if kind == "group" else []
 
 
 class GrayToRGB(nn.Module):
@@ -221,7 +299,7 @@ def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
         raise CarvanaError(_encoder_error(spec.encoder, weights, error)) from error
     if file:
         encoder = unet.get_submodule("encoder")
-        _load_strict(encoder, _encoder_state(encoder, read_weights(file)), file)
+        load_strict(encoder, match_names(encoder.state_dict().keys(), read_weights(file)), file)
     if spec.dropout:
         unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.get_submodule("segmentation_head"))
     return unet
@@ -231,7 +309,7 @@ def _encoder_error(encoder: str, weights: str | None, error: Exception) -> str:
     # Hubs fail with errors of many libraries, so any error with weights counts as theirs.
     if weights and not isinstance(error, KeyError):
         return (
-            f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({_first_line(error)}). Check the "
+            f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({first_line(error)}). Check the "
             "network, or set encoder_weights to a local file, or to null for random weights."
         )
-    return f"Encoder '{encoder}' with weights '{weights}' cannot be built: {_first_line(error)}"
+    return f"Encoder '{encoder}' with weights '{weights}' cannot be built: {first_line(error)}"

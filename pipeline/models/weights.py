@@ -1,7 +1,7 @@
 """Weights in files: read, check, match by name, write."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from pipeline.utils.files import atomic_write, write_json
 from pipeline.workspace import CONFIG, WEIGHTS, project_root
 
 StateDict = Mapping[str, Tensor]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "ema_state_dict", "ema", "weights")
+"""Keys under which checkpoints of other programs have the weights."""
 
 
 def save_weights(path: Path, state: StateDict) -> None:
@@ -32,13 +35,13 @@ def save_config(folder: Path, spec: ModelConfig, input: InputSettings, facts: Ma
 
 def load_weights(net: nn.Module, path: Path) -> None:
     """Load weights into ``net``; raises CarvanaError that names what does not fit."""
-    state = read_weights(path)
+    state = match_names(net.state_dict().keys(), read_weights(path))
     unknown = sorted(set(state) - set(net.state_dict()))
     if unknown:
         raise CarvanaError(
             f"{path} has weights of another architecture: the net has no '{unknown[0]}' ({len(unknown)} such names)."
         )
-    _load_strict(net, state, path)
+    load_strict(net, state, path)
 
 
 def weights_path(path: Path) -> Path:
@@ -59,13 +62,21 @@ def read_weights(path: Path) -> StateDict:
     except Exception as error:  # torch.load raises errors of many types for what it does not unpickle
         # Not torch's own message, which advises to run the code in the file.
         raise CarvanaError(f"{path} is not a plain state dict. Save it as .safetensors.") from error
-    weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(weights, dict):
+    weights = _unwrap(state)
+    if weights is None:
         raise CarvanaError(f"{path} has no named weights. Save the state_dict of a net.")
     return weights
 
 
-def _load_strict(module: nn.Module, state: StateDict, path: Path) -> None:
+def _unwrap(content: Any) -> StateDict | None:
+    """Return the weights in what ``torch.load`` gave: by themselves, or in a checkpoint; None if there are none."""
+    while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    return content if isinstance(content, Mapping) and content else None
+
+
+def load_strict(module: nn.Module, state: StateDict, path: Path) -> None:
+    """Load exactly the weights that ``module`` wants; raises CarvanaError that names the first one at fault."""
     wanted = {name: value.shape for name, value in module.state_dict().items()}
     missing = sorted(set(wanted) - set(state))
     unfit = sorted(name for name in set(wanted) & set(state) if state[name].shape != wanted[name])
@@ -119,18 +130,25 @@ def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = Non
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _encoder_state(encoder: nn.Module, state: StateDict) -> StateDict:
-    """Return the encoder's weights under its own names, from a file of an encoder, of a whole U-Net (this project's or
-    smp's), or of a classifier as timm and torchvision save it."""
-    wanted = set(encoder.state_dict())
-    for prefix, replacement in (("", ""), ("network.encoder.", ""), ("encoder.", ""), ("", "model.")):
-        renamed = {
-            replacement + name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-        }
-        if wanted & set(renamed):
-            return renamed
-    return state
+def match_names(wanted: Collection[str], state: StateDict) -> StateDict:
+    """Return ``state`` under the names that a module wants, where they differ by one prefix only.
+
+    A file may have the weights under ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile), ``model.`` or
+    ``net.``, or without a prefix that the module has. Returns the state as it is if no prefix makes names match.
+    """
+    changes = {("", "")}
+    for name in (min(wanted), max(wanted)):
+        changes |= {(found.removesuffix(name), "") for found in state if found.endswith(f".{name}")}
+        changes |= {("", name.removesuffix(found)) for found in state if name.endswith(f".{found}")}
+
+    def renamed(change: tuple[str, str]) -> StateDict:
+        removed, added = change
+        return {added + name.removeprefix(removed): value for name, value in state.items() if name.startswith(removed)}
+
+    best = max(sorted(changes), key=lambda change: len(set(wanted) & set(renamed(change))))
+    return renamed(best) if set(wanted) & set(renamed(best)) else state
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened, or the error's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip("\"'")[:300]

@@ -6,7 +6,9 @@ from pathlib import Path
 from pipeline.config import Params
 from pipeline.data.fold_assignment import images_in_folds, training_folds
 from pipeline.errors import CarvanaError
+from pipeline.models.networks import check_sizes
 from pipeline.models.tensors import device_label, resolve_device, resolve_precision
+from pipeline.models.tta import TTATransform
 from pipeline.models.weights import init_checkpoint_path, initial_weights_digest
 from pipeline.training.callbacks import run_dir
 from pipeline.training.module import TrainJob
@@ -52,6 +54,7 @@ def run(params: Params, model: str, fold: int) -> None:
         init_checkpoint=init,
         facts={"model": model, "fold": fold},
     )
+    _check_sizes(params, job)
     device = resolve_device(params.hardware.device)
     dtype = resolve_precision(resolved.train.precision, device)
     facts = {
@@ -70,6 +73,19 @@ def run(params: Params, model: str, fold: int) -> None:
             print(f"Training {model}/{fold} on {device_label(device, dtype)}.", file=sys.stderr)
             state.finish(train(job, state.work_dir, run_dir(runs_dir() / model / str(fold), state.folder.name)))
         state.publish(net_dir(model, fold))
+
+
+def _check_sizes(params: Params, job: TrainJob) -> None:
+    """Try the net at every size that training, validation, the views of all splits and export will use."""
+    settings, input = job.model.train, job.model.input
+    full = input.height, input.width
+    images = min(settings.batch_size, max(1, len(job.train_ids) // settings.devices))
+    views = {
+        f"view {name} of predict.tta.{split}": TTATransform.parse(name).size(*full)
+        for split in ("oof", "holdout", "test")
+        for name in getattr(params.predict.tta, split)
+    }
+    check_sizes(job.model.spec, input, {"training": (images, *(settings.crop or full))}, {"validation": full, **views})
 
 
 def _fold_of(weights: Path) -> int | None:

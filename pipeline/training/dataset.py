@@ -1,10 +1,12 @@
 """Training and validation images: decoded once if they fit in memory, augmented by (seed, epoch, image)."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import albumentations as A
@@ -14,7 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import AugmentSettings, InputSettings, TrainSettings
+from pipeline.errors import CarvanaError
 from pipeline.models.resize import soft_target, to_network_input
 from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.parallel import available_cpus
@@ -208,17 +212,36 @@ class LoaderOptions:
         }
 
 
+def check_shared_memory(workers: int, batch_bytes: int, folder: Path = Path("/dev/shm")) -> None:
+    """Raise CarvanaError if the batches that loader processes prepare do not fit into shared memory.
+
+    Each process holds two batches ahead, and one is in use. Docker gives a container 64 MB unless told otherwise.
+    """
+    if not workers or not folder.is_dir():
+        return
+    needed, free = (2 * workers + 1) * batch_bytes, shutil.disk_usage(folder).free
+    if needed > free:
+        raise CarvanaError(
+            f"{folder} has {free / 1e6:.0f} MB free, but loading images with {workers} processes needs about "
+            f"{needed / 1e6:.0f} MB. Start the container with --shm-size=2g, or lower hardware.workers or "
+            "train.batch_size."
+        )
+
+
 def training_loader(
     examples: CachedImages, train: TrainSettings, workers: LoaderOptions, seed: int, rank: int, processes: int
 ) -> DataLoader[Any]:
     """Return shuffled batches; an incomplete last one is dropped, unless it is the only one."""
     sampler = EpochSampler(len(examples), seed, rank, processes)
+    options = workers.loader_kwargs(examples.cache is not None)
+    height, width = train.crop or (examples.input.height, examples.input.width)
+    check_shared_memory(options["num_workers"], train.batch_size * height * width * (examples.input.channel_count + 1))
     return DataLoader(
         TrainingSet(examples, train, seed),
         batch_size=train.batch_size,
         sampler=sampler,
         drop_last=len(sampler) >= train.batch_size,
-        **workers.loader_kwargs(examples.cache is not None),
+        **options,
     )
 
 
@@ -227,9 +250,10 @@ def validation_loader(
 ) -> DataLoader[Any]:
     """Return every image once; the last batch may be smaller."""
     sampler = DistributedEvalSampler(len(examples), rank, processes)
-    return DataLoader(
-        ValidationSet(examples), batch_size, sampler=sampler, **workers.loader_kwargs(examples.cache is not None)
-    )
+    options = workers.loader_kwargs(examples.cache is not None)
+    pixels = examples.input.height * examples.input.width * examples.input.channel_count + HEIGHT * WIDTH
+    check_shared_memory(options["num_workers"], batch_size * pixels)
+    return DataLoader(ValidationSet(examples), batch_size, sampler=sampler, **options)
 
 
 def _limit_threads(worker: int) -> None:

@@ -220,8 +220,11 @@ class SegmentationModule(LightningModule):
         """Yield batches of about ``count`` training images, evenly spaced, with this epoch's augmentation."""
         images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         chosen = range(0, len(images), max(1, len(images) // count))
-        for start in range(0, len(chosen), self.settings.batch_size):
-            part = chosen[start : start + self.settings.batch_size]
+        size = max(2, self.settings.batch_size)  # a batch of one has no statistics after global pooling
+        if len(chosen) > 1 and len(chosen) % size == 1:
+            chosen = chosen[:-1]
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
             batch = torch.stack([images[self.current_epoch, index]["image"] for index in part])
             yield batch.to(self.device)
 

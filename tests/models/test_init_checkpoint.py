@@ -193,4 +193,4 @@ def test_a_net_of_another_fold_may_have_learned_the_validation_cars(
         (weights.parent / "config.json").write_text(json.dumps(config))
     facts("start.safetensors")
     told = capsys.readouterr().err
-    assert ("a net of fold 1, which may have learned the cars that fold 0 is scored on" in told) == warned
+    assert ("fold 1" in told) == warned

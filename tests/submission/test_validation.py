@@ -149,7 +149,7 @@ def test_zip_must_hold_one_csv(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.csv", "img,rle_mask\n")
         archive.writestr("b.csv", "img,rle_mask\n")
-    with pytest.raises(CarvanaError, match="2 CSVs"):
+    with pytest.raises(CarvanaError, match="2 CSV"):
         validation.validate_submission(path)
 
 

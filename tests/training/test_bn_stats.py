@@ -1,11 +1,15 @@
 """Running statistics measured again."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.module import update_bn_stats
+from pipeline.models.networks import build_model
+from pipeline.training.module import SegmentationModule, update_bn_stats
+from tests.fakes.train_jobs import job
 
 
 def batches() -> Iterator[Tensor]:
@@ -45,3 +49,14 @@ def test_update_bn_stats_restores_mode_and_weights() -> None:
     assert made[0].momentum == 0.1
     assert all(torch.equal(a, b) for a, b in zip(weights, made.parameters(), strict=True))
     assert not update_bn_stats(nn.Sequential(nn.Conv2d(2, 2, 1)), iter(()))
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(65, 4), (65, 16), (5, 2), (3, 1), (7, 8), (2, 1)])
+def test_no_batch_of_statistics_has_one_image(images: int, batch_size: int) -> None:
+    training = job(batch_size=batch_size)
+    made = SegmentationModule(build_model(training.model.spec, training.model.input), training, torch.device("cpu"))
+    dataset = {(0, index): {"image": torch.zeros(3, 4, 4)} for index in range(images)}
+    made._trainer = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset), current_epoch=0)  # type: ignore[assignment]
+    sizes = [len(batch) for batch in made._bn_batches(64)]
+    assert 1 not in sizes
+    assert images - 1 <= sum(sizes) <= images

@@ -1,13 +1,23 @@
 """Training images: caching, augmentation, sampling."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.config import AugmentSettings, InputSettings, TrainSettings
-from pipeline.training.dataset import CachedImages, DistributedEvalSampler, EpochSampler, TrainingSet
+from pipeline.errors import CarvanaError
+from pipeline.training.dataset import (
+    CachedImages,
+    DistributedEvalSampler,
+    EpochSampler,
+    TrainingSet,
+    check_shared_memory,
+)
 from tests.fakes.fake_images import FakeImages
 
 
@@ -64,3 +74,17 @@ class TestDataset:
         shares = [list(sampler(11, *([7] if sampler is EpochSampler else []), rank, 2)) for rank in (0, 1)]
         assert not set(shares[0]) & set(shares[1])
         assert len(shares[0]) + len(shares[1]) == (11 if sampler is DistributedEvalSampler else 10)
+
+
+class TestSharedMemory:
+    def test_too_little_is_noticed_before_the_first_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
+        with pytest.raises(CarvanaError, match=r"64 MB.*200 MB.*--shm-size.*hardware\.workers"):
+            check_shared_memory(2, 40_000_000, tmp_path)
+        check_shared_memory(2, 10_000_000, tmp_path)
+        check_shared_memory(0, 40_000_000, tmp_path)
+
+    def test_a_system_without_it_is_left_alone(self, tmp_path: Path) -> None:
+        check_shared_memory(8, 1 << 40, tmp_path / "none")
