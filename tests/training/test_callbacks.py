@@ -449,7 +449,7 @@ class TestCommand:
     @pytest.mark.usefixtures("project")
     @pytest.mark.parametrize(
         ("address", "reason"),
-        [("192.0.2.1", r"can't be had \(.*\): .*--address"), ("no.such", "--address .* is no address")],
+        [("192.0.2.1", r"192\.0\.2\.1.*--address"), ("no.such", r"no\.such")],
     )
     def test_an_address_of_another_machine(self, address: str, reason: str, port: int) -> None:
         with pytest.raises(CarvanaError, match=reason):
@@ -458,7 +458,7 @@ class TestCommand:
     def test_tensorboard_serves_logged_scalars(self, project: Path, port: int) -> None:
         url = f"http://127.0.0.1:{port}"
         with serving(project, port) as first_line:
-            assert first_line == f"TensorBoard is at {url}, until Ctrl-C. It shows {project / 'runs'}."
+            assert url in first_line and str(project / "runs") in first_line
             ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
             assert b"TensorBoard" in ask(url, timeout=30).read()
             deadline, found = time.monotonic() + 60, []
