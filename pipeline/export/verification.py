@@ -108,8 +108,8 @@ def assert_close(name: str, report: ExportReport, *, exact: bool) -> None:
     """Raise CarvanaError if an export differs too much from PyTorch; ``exact``: it computes in floating point."""
     if exact and not report.difference < MAX_DIFFERENCE:
         raise CarvanaError(
-            f"{name} was not kept: probabilities differ from PyTorch by up to {report.difference:.2g} on {report.images} "
-            f"images (limit {MAX_DIFFERENCE:g}). Try another version of torch or onnxruntime."
+            f"{name} was not kept: probabilities differ from PyTorch by up to {report.difference:.2g} on "
+            f"{report.images} images (limit {MAX_DIFFERENCE:g}). Try another version of torch or onnxruntime."
         )
     if not abs(report.dice_drop) <= MAX_DICE_DROP:
         raise CarvanaError(
@@ -204,8 +204,8 @@ class ExportContext:
         for fold, predictor in self._predictors.items():
             if predictor.input != self.input:
                 raise CarvanaError(
-                    f"The nets of {job.model} for folds {job.fold} and {fold} have different input settings. Train them "
-                    "with the same settings, or choose single-net formats with --format."
+                    f"The nets of {job.model} for folds {job.fold} and {fold} have different input settings. Train "
+                    "them with the same settings, or choose single-net formats with --format."
                 )
 
     @property

@@ -87,7 +87,7 @@ def _dynamic_shapes(net: SegmentationModel) -> Any:
 
 
 def _pixels(net: SegmentationModel) -> Tensor:
-    # Different sides that need padding, and a batch of 2, so that tracing does not specialize on equal or special sizes.
+    # Different sides that need padding, and a batch of 2, so that tracing does not specialize on special sizes.
     return torch.zeros(2, net.mean.shape[1], 2 * net.stride + 3, 3 * net.stride + 5)
 
 
