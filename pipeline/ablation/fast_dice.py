@@ -33,7 +33,7 @@ class CertaintyBounds(NamedTuple):
     def of(cls, thresholds: Collection[float]) -> "CertaintyBounds":
         """Return the bounds for some thresholds.
 
-        One quantization step is left as a margin because mean_logit rounds. Pixels that are 0 everywhere are background.
+        One quantization step is left as a margin, as mean_logit rounds. Pixels that are 0 everywhere are background.
         """
         least, most = (ceil(Fraction(str(threshold)) * MAX_LEVEL) for threshold in (min(thresholds), max(thresholds)))
         return cls(background=max(0, least - 2), foreground=most)

@@ -74,31 +74,31 @@ class CachedImage:
         self._evict(sum(map(len, maps.values())))
         return RawPredictions(self.image_HWC, maps, {"prepare": 0.0, **{name: self.seconds[name] for name in nets}})
 
-    def _of_net(self, name: str, views: Sequence[str], params: Params) -> dict[str, ProbabilityMap]:
-        asked = name, _stamp(name), params.predict.checkpoint, params.predict.precision
-        wanted = [BUILTIN_TTA] if (asked, BUILTIN_TTA) in self._predictions else views
-        if any((asked, view) not in self._predictions for view in wanted):
+    def _net_maps(self, name: str, views: Sequence[str], params: Params) -> dict[str, ProbabilityMap]:
+        key = name, _fingerprint(name), params.predict.checkpoint, params.predict.precision
+        wanted = [BUILTIN_TTA] if (key, BUILTIN_TTA) in self._predictions else views
+        if any((key, view) not in self._predictions for view in wanted):
             net = cached_predictor(name, params).with_tta(views)
             wanted = net.views
-            self._run_predictor(asked, net)
-        maps = {view: self._predictions.pop((asked, view)) for view in wanted}
-        self._predictions |= {(asked, view): level_map for view, level_map in maps.items()}
+            self._run_predictor(key, net)
+        maps = {view: self._predictions.pop((key, view)) for view in wanted}
+        self._predictions |= {(key, view): prob_map for view, prob_map in maps.items()}
         return maps
 
-    def _run_predictor(self, asked: _NetKey, net: BasePredictor) -> None:
-        name, missing = asked[0], [view for view in net.views if (asked, view) not in self._predictions]
-        begun = time.perf_counter()
-        said = Segmenter({name: net.with_tta(missing)}).predict(self.image_HWC).maps[name]
-        self.seconds[name] = time.perf_counter() - begun
-        # Copied: a crop would keep all of its raster in memory.
-        self._predictions |= {(asked, view): replace(m, probs_u8=m.probs_u8.copy()) for view, m in said.items()}
+    def _run_predictor(self, key: _NetKey, net: BasePredictor) -> None:
+        name, missing = key[0], [view for view in net.views if (key, view) not in self._predictions]
+        start = time.perf_counter()
+        maps = Segmenter({name: net.with_tta(missing)}).predict(self.image_HWC).maps[name]
+        self.seconds[name] = time.perf_counter() - start
+        # Copied, because a cropped view would keep the full-size array in memory.
+        self._predictions |= {(key, view): replace(m, probs_u8=m.probs_u8.copy()) for view, m in maps.items()}
 
-    def _make_room(self, rasters: int) -> None:
+    def _check_memory(self, maps: int) -> None:
         rows, columns = self.image_HWC.shape[:2]
-        if rasters * rows * columns > _MAX_BYTES:
+        if maps * rows * columns > _MAX_BYTES:
             raise CarvanaError(
-                f"{rasters} views of a picture of {rows * columns / 1e6:.0f} million pixels are more than this page "
-                f"holds in memory: choose {_MAX_BYTES // (rows * columns)} nets times views at most, or a smaller picture."
+                f"{maps} combinations of nets and views are too many for an image of {rows * columns / 1e6:.0f} "
+                f"megapixels. Choose at most {_MAX_BYTES // (rows * columns)}, or a smaller image."
             )
 
     def _evict(self, needed: int) -> None:

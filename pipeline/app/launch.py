@@ -77,8 +77,8 @@ def serve_app(address: str, port: int) -> None:
     print(f"The app runs at {server_url(address, port)}. Stop it with Ctrl-C.")
     if not local:
         print(
-            f"warning: anyone who can reach {address} can use the app. There is no password and no encryption. It shows "
-            "the project's images, scores and submission log.",
+            f"warning: anyone who can reach {address} can use the app. There is no password and no encryption. It "
+            "shows the project's images, scores and submission log.",
             file=sys.stderr,
         )
     sys.stdout.flush()

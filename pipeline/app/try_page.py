@@ -62,8 +62,8 @@ def show() -> None:
     names = list_models(Path())
     if not names:
         st.info(
-            "No nets are trained yet. Run `carvana repro` in the project folder: with the default settings it creates a "
-            "small synthetic dataset and trains three small nets in a few minutes. Then reload this page.",
+            "No nets are trained yet. Run `carvana repro` in the project folder: with the default settings it creates "
+            "a small synthetic dataset and trains three small nets in a few minutes. Then reload this page.",
             icon=":material/info:",
         )
         return

@@ -1,4 +1,4 @@
-"""The formats there are: how each is written, and how it is run to be checked."""
+"""The export formats: how to write each, and how to load it for verification."""
 
 import shutil
 from collections.abc import Callable
@@ -22,44 +22,43 @@ from pipeline.utils.arrays import UInt8Array
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A form in which nets leave."""
+    """An export format."""
 
     file: str
-    """Its name in the model's folder of exports."""
-    words: str
-    """What it is, for the card."""
+    """File name in the model's export folder."""
+    description: str
+    """For the model card."""
     write: Callable[[ExportContext, Path], None]
     open: Callable[[Path], LoadedExport]
     exact: bool = True
-    """Whether it computes in floats as PyTorch does."""
+    """Whether it computes in floating point, like PyTorch."""
     ensemble: bool = False
-    """Whether it holds all folds."""
-    needs: Callable[[], None] = lambda: None
-    """Raises CarvanaError where a package is missing."""
+    """Whether it contains the nets of all folds."""
+    require: Callable[[], None] = lambda: None
+    """Raises CarvanaError if a required package is missing."""
 
 
-def _write_hub(material: ExportContext, path: Path) -> None:
+def _write_hub(context: ExportContext, path: Path) -> None:
     path.mkdir()
-    shutil.copyfile(material.job.folders[material.job.fold] / workspace.CONFIG, path / workspace.CONFIG)
-    shutil.copyfile(material.weights, path / workspace.WEIGHTS["last"])
+    shutil.copyfile(context.job.folders[context.job.fold] / workspace.CONFIG, path / workspace.CONFIG)
+    shutil.copyfile(context.weights, path / workspace.WEIGHTS["last"])
 
 
-def _write_onnx(material: ExportContext, path: Path) -> None:
-    shutil.copyfile(material.onnx(material.job.fold), path)
+def _write_onnx(context: ExportContext, path: Path) -> None:
+    shutil.copyfile(context.onnx(context.job.fold), path)
 
 
-def _write_int8(material: ExportContext, path: Path) -> None:
-    if not material.job.calibration:
+def _write_int8(context: ExportContext, path: Path) -> None:
+    if not context.job.calibration:
         raise CarvanaError(
-            "int8 needs photographs to be calibrated on, of those that its net learned from: give it some with "
-            "--images 32, or take a float format."
+            "int8 needs training images for calibration. Add --images 32, or choose a floating-point format."
         )
-    fold = material.job.fold
-    write_int8(material.onnx(fold), material.calibration(), material.facts(fold), path)
+    fold = context.job.fold
+    write_int8(context.onnx(fold), context.calibration(), context.metadata(fold), path)
 
 
-def _write_ensemble(material: ExportContext, path: Path) -> None:
-    write_ensemble([material.onnx(fold) for fold in material.job.ensemble], material.facts(), path)
+def _write_ensemble(context: ExportContext, path: Path) -> None:
+    write_ensemble([context.onnx(fold) for fold in context.job.ensemble], context.metadata(), path)
 
 
 def _open_hub(path: Path) -> LoadedExport:
@@ -91,7 +90,9 @@ def _open_onnx(path: Path) -> LoadedExport:
 
 def _open_ensemble(path: Path) -> LoadedExport:
     predictor = OnnxPredictor(path)
-    return LoadedExport(lambda pixels_hwC: predictor.probability([pixels_hwC], HEIGHT, WIDTH)[0], lambda said: said)
+    return LoadedExport(
+        lambda pixels_hwC: predictor.probability([pixels_hwC], HEIGHT, WIDTH)[0], lambda probability_HW: probability_HW
+    )
 
 
 def _batch(pixels_hwC: UInt8Array) -> Any:
@@ -99,41 +100,41 @@ def _batch(pixels_hwC: UInt8Array) -> Any:
 
 
 FORMATS = {
-    "hub": ExportFormat("hub", "safetensors and config, as the Hugging Face hub lays them out", _write_hub, _open_hub),
+    "hub": ExportFormat("hub", "safetensors and config, in the layout of the Hugging Face Hub", _write_hub, _open_hub),
     "torchscript": ExportFormat(
         "model.torchscript.pt",
-        "TorchScript, for PyTorch without this project, C++ and older phones",
-        lambda material, path: write_torchscript(material.net, path),
+        "TorchScript, for PyTorch without this project, and C++",
+        lambda context, path: write_torchscript(context.net, path),
         _open_torchscript,
     ),
     "torch-export": ExportFormat(
         "model.pt2",
-        "a program of torch.export, for PyTorch without this project and its compilers",
-        lambda material, path: write_program(material.net, path),
+        "a torch.export program, for PyTorch without this project, and its compilers",
+        lambda context, path: write_program(context.net, path),
         _open_program,
     ),
     "onnx": ExportFormat(
         "model.onnx",
-        "ONNX, for any batch and image size",
+        "ONNX, for any batch size and image size",
         _write_onnx,
         _open_onnx,
-        needs=require_onnx,
+        require=require_onnx,
     ),
     "int8": ExportFormat(
         "model.int8.onnx",
-        "ONNX in 8-bit integers, calibrated on photographs",
+        "ONNX with 8-bit integers, calibrated on training images",
         _write_int8,
         _open_onnx,
         exact=False,
-        needs=require_quantization,
+        require=require_quantization,
     ),
     "ensemble": ExportFormat(
         "ensemble.onnx",
-        "ONNX: the nets of all folds, with views and merge, to the probability at any size",
+        "ONNX: the nets of all folds with TTA and merging; returns probabilities at any size",
         _write_ensemble,
         _open_ensemble,
         ensemble=True,
-        needs=require_onnx,
+        require=require_onnx,
     ),
 }
-"""By the name that ``carvana export --format`` takes."""
+"""Formats by their name in ``carvana export --format``."""

@@ -1,4 +1,4 @@
-"""Compare an export with the net it came from: probabilities, Dice, speed."""
+"""Compare an export with PyTorch (probabilities, Dice) and measure its speed."""
 
 import platform
 import time
@@ -30,37 +30,37 @@ from pipeline.utils.parallel import available_cpus
 from pipeline.workspace import WEIGHTS
 
 MAX_DIFFERENCE = 1e-3
-"""In probability, of any pixel at full size: more than this, and a float format is refused."""
+"""Largest difference in probability, at full size, that is accepted for floating-point formats."""
 
 MAX_DICE_DROP = 0.003
-"""Dice, at full size and on average: an export that is further from the net, either way, is refused."""
+"""Largest difference in mean Dice, in either direction, that is accepted for all formats."""
 
 CHECK_IMAGES = 16
-"""Images that exports are checked on."""
+"""Number of images that exports are verified on."""
 
 
 @dataclass(frozen=True)
 class LoadedExport:
-    """A file at work."""
+    """An export, loaded and ready to run."""
 
     run: Callable[[UInt8Array], NDArray[np.float32]]
-    """From a prepared picture (h, w, C) to what the file says: logits (h, w), or a probability at full size."""
+    """Returns the file's output for a preprocessed image (h, w, C): logits (h, w), or the probability at full size."""
     probability: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    """From what the file says to the probability (1280, 1918)."""
+    """Converts the output of ``run`` to the probability (1280, 1918)."""
 
 
 @dataclass(frozen=True)
 class ReferencePrediction:
-    """An image, and what PyTorch says of it."""
+    """PyTorch's prediction for an image."""
 
     input: UInt8Array
-    """As the net sees it, (h, w, C)."""
+    """Preprocessed image (h, w, C)."""
     probability_HW: NDArray[np.float32]
     true_HW: BoolArray
     dice: float
-    """Of PyTorch's mask."""
+    """Dice of PyTorch's mask."""
     ambiguous_HW: BoolArray | None = None
-    """Where a rounding error may turn a vote, so that probabilities can't be compared."""
+    """Where rounding may change a majority vote; not compared."""
 
 
 @dataclass(frozen=True)
@@ -69,78 +69,76 @@ class ExportReport:
 
     bytes: int
     difference: float
-    """Greatest, in probability at full size, over all images and pixels."""
+    """Largest difference in probability, at full size, over all images and pixels."""
     dice: float
     """Mean over the images, at full size."""
     dice_drop: float
-    """What PyTorch has more, on the same images."""
+    """PyTorch's mean Dice minus ``dice``."""
     images: int
     images_per_second: float
-    """One image at a time, warm, the file's own work alone."""
+    """With batch size 1, after warm-up, without pre- and post-processing."""
     machine: str
 
 
 def benchmark_export(
-    path: Path, exported: LoadedExport, proofs: Sequence[ReferencePrediction], cut: float
+    path: Path, exported: LoadedExport, references: Sequence[ReferencePrediction], threshold: float
 ) -> ExportReport:
-    """Run an export on every image; ``cut`` is the probability from which on a pixel is car."""
+    """Run an export on all reference images and compare; pixels with at least ``threshold`` are foreground."""
     differences, dices, seconds = [], [], []
-    exported.run(proofs[0].input)  # to be warm
-    for proof in proofs:
-        begun = time.perf_counter()
-        said = exported.run(proof.input)
-        seconds.append(time.perf_counter() - begun)
-        said_HW = exported.probability(said)
-        differences.append(_difference(said_HW, proof))
-        dices.append(confusion_counts(said_HW >= cut, proof.true_HW).dice)
+    exported.run(references[0].input)  # warm-up
+    for reference in references:
+        start = time.perf_counter()
+        output = exported.run(reference.input)
+        seconds.append(time.perf_counter() - start)
+        probability_HW = exported.probability(output)
+        differences.append(_max_difference(probability_HW, reference))
+        dices.append(confusion_counts(probability_HW >= threshold, reference.true_HW).dice)
     return ExportReport(
         bytes=size_of(path),
         difference=max(differences),
         dice=mean(dices),
-        dice_drop=mean(proof.dice for proof in proofs) - mean(dices),
-        images=len(proofs),
+        dice_drop=mean(reference.dice for reference in references) - mean(dices),
+        images=len(references),
         images_per_second=1 / median(seconds),
         machine=machine_name(),
     )
 
 
-def assert_close(name: str, measured: ExportReport, *, exact: bool) -> None:
-    """Raise CarvanaError if an export is too far from the net; ``exact`` where it computes in floats as that does."""
-    on = f"on {measured.images} images"
-    if exact and not measured.difference < MAX_DIFFERENCE:
+def assert_close(name: str, report: ExportReport, *, exact: bool) -> None:
+    """Raise CarvanaError if an export differs too much from PyTorch; ``exact``: it computes in floating point."""
+    if exact and not report.difference < MAX_DIFFERENCE:
         raise CarvanaError(
-            f"{name} is not kept: {on}, its probability differs from PyTorch's by {measured.difference:.2g} at worst, "
-            f"where {MAX_DIFFERENCE:g} is allowed. Another version of torch or onnxruntime may do better."
+            f"{name} was not kept: probabilities differ from PyTorch by up to {report.difference:.2g} on "
+            f"{report.images} images (limit {MAX_DIFFERENCE:g}). Try another version of torch or onnxruntime."
         )
-    if not abs(measured.dice_drop) <= MAX_DICE_DROP:
-        change = "loses" if measured.dice_drop > 0 else "gains, by chance,"
+    if not abs(report.dice_drop) <= MAX_DICE_DROP:
         raise CarvanaError(
-            f"{name} is not kept: {on}, it {change} {abs(measured.dice_drop):.4f} of Dice against PyTorch, "
-            f"where {MAX_DICE_DROP:g} is allowed."
-            + ("" if exact else " Calibrate it on more photographs (--images), or take a float format.")
+            f"{name} was not kept: Dice differs from PyTorch by {-report.dice_drop:+.4f} on {report.images} images "
+            f"(limit {MAX_DICE_DROP:g})."
+            + ("" if exact else " Calibrate on more images (--images), or choose a floating-point format.")
         )
 
 
 def full_size_probability(logits_hw: Float32Array) -> NDArray[np.float32]:
-    """Return the probability (1280, 1918) that a net's logits mean."""
+    """Return the probability (1280, 1918) of a net's logits (h, w)."""
     return clamped_sigmoid(upsample_logits(logits_hw, HEIGHT, WIDTH))
 
 
-def _difference(said_HW: NDArray[np.float32], proof: ReferencePrediction) -> float:
-    apart_HW = np.nan_to_num(np.abs(said_HW - proof.probability_HW), nan=1.0)  # no number is as far as can be
-    if proof.ambiguous_HW is not None:
-        apart_HW[proof.ambiguous_HW] = 0
-    return float(apart_HW.max())
+def _max_difference(probability_HW: NDArray[np.float32], reference: ReferencePrediction) -> float:
+    difference_HW = np.nan_to_num(np.abs(probability_HW - reference.probability_HW), nan=1.0)
+    if reference.ambiguous_HW is not None:
+        difference_HW[reference.ambiguous_HW] = 0
+    return float(difference_HW.max())
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     files: Iterable[Path] = path.rglob("*") if path.is_dir() else (path,)
     return sum(file.stat().st_size for file in files)
 
 
 def machine_name() -> str:
-    """Return words for the machine that runs this."""
+    """Return a description of this machine: cores, processor, operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -155,10 +153,10 @@ Probability = NDArray[np.float32]
 
 
 class ExportImages(Protocol):
-    """Where photographs and masks come from, by image id."""
+    """Source of images and masks, by image id."""
 
     def image(self, image_id: str) -> UInt8Array:
-        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+        """Return an image, uint8 RGB (1280, 1918, 3)."""
 
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
@@ -166,33 +164,34 @@ class ExportImages(Protocol):
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A model to export, and the photographs to do it with."""
+    """A model to export, and the images for verification and calibration."""
 
     model: str
     fold: int
-    """Whose net is exported where a file holds one."""
+    """Fold of the net for single-net formats."""
     folders: Mapping[int, Path]
-    """Of trained nets by fold: that of ``fold``, and those of the ensemble."""
+    """Folders of the trained nets by fold: ``fold`` and those of the ensemble."""
     digests: Mapping[int, str]
-    """Of all trained nets of the model by fold, which tell them from nets that are trained later."""
+    """Digests of all trained nets of the model, by fold."""
     ensemble: Sequence[int]
     """Folds of the ensemble."""
     weights: str
+    """Which checkpoint: ``last`` or ``best``."""
     views: Sequence[str]
-    """Of the ensemble."""
+    """TTA views of the ensemble."""
     merge: MergeName
     threshold: float
     reader: ExportImages
     check_ids: Sequence[str]
-    """Image ids that exports are checked on."""
+    """Images to verify exports on."""
     calibration: Sequence[str]
-    """Image ids that 8 bits are calibrated on, which the net of ``fold`` learned from."""
+    """Training images of ``fold``, for int8 calibration."""
 
 
 class ExportContext:
-    """The nets of a job, their ONNX files in ``folder``, and what exports are compared with.
+    """The nets of a job, their ONNX files in ``folder``, and PyTorch's predictions for comparison.
 
-    Raises CarvanaError if nets are missing or want to see different pictures.
+    Raises CarvanaError if nets are missing or their input settings differ.
     """
 
     def __init__(self, job: ExportJob, folder: Path) -> None:
@@ -205,27 +204,27 @@ class ExportContext:
         for fold, predictor in self._predictors.items():
             if predictor.input != self.input:
                 raise CarvanaError(
-                    f"The nets of {job.model} for folds {job.fold} and {fold} want to see different pictures: train "
-                    "them with one setting, or name formats of a single net with --format."
+                    f"The nets of {job.model} for folds {job.fold} and {fold} have different input settings. Train "
+                    "them with the same settings, or choose single-net formats with --format."
                 )
 
     @property
     def net(self) -> SegmentationModel:
-        """The net that is exported where a file holds one, on the CPU."""
+        """The net for single-net formats, on the CPU."""
         return self._predictors[self.job.fold].net
 
     @property
     def input(self) -> InputSettings:
-        """What the nets want to see."""
+        """Input settings of the nets."""
         return self._predictors[self.job.fold].input
 
     @property
     def weights(self) -> Path:
-        """The weights of ``net``."""
+        """File with the weights of ``net``."""
         return self.job.folders[self.job.fold] / WEIGHTS[self.job.weights]
 
-    def facts(self, fold: int | None = None) -> OnnxMetadata:
-        """Return what the file of one fold's net says of itself, or that of the ensemble."""
+    def metadata(self, fold: int | None = None) -> OnnxMetadata:
+        """Return the ONNX metadata of one fold's net, or of the ensemble."""
         job = self.job
         if fold is not None:
             return OnnxMetadata(kind="net", model=job.model, folds=(fold,), input=self.input)
@@ -240,43 +239,43 @@ class ExportContext:
         )
 
     def onnx(self, fold: int) -> Path:
-        """Return the ONNX file of a fold's net, made once."""
+        """Return the ONNX file of a fold's net, written on first use."""
         path = self._folder / f"fold-{fold}.onnx"
         if not path.exists():
-            write_onnx(self._predictors[fold].net, self.facts(fold), path)
+            write_onnx(self._predictors[fold].net, self.metadata(fold), path)
         return path
 
     def calibration(self) -> Iterator[UInt8Array]:
-        """Yield the photographs that 8 bits are calibrated on, prepared."""
+        """Yield the preprocessed calibration images."""
         return (to_network_input(self.job.reader.image(image_id), self.input) for image_id in self.job.calibration)
 
     @cached_property
-    def net_proofs(self) -> list[ReferencePrediction]:
-        """What the net says of the images that exports are checked on."""
-        return [self._net_proof(image_id) for image_id in self.job.check_ids]
+    def net_references(self) -> list[ReferencePrediction]:
+        """Predictions of the single net."""
+        return [self._net_reference(image_id) for image_id in self.job.check_ids]
 
     @cached_property
-    def ensemble_proofs(self) -> list[ReferencePrediction]:
-        """What the pipeline makes of them with all nets, views and the merge."""
-        return [self._ensemble_proof(image_id) for image_id in self.job.check_ids]
+    def ensemble_references(self) -> list[ReferencePrediction]:
+        """Predictions of the ensemble."""
+        return [self._ensemble_reference(image_id) for image_id in self.job.check_ids]
 
-    def _net_proof(self, image_id: str) -> ReferencePrediction:
-        sees, true_HW = self._image(image_id)
-        probability_HW = self._reference(self.job.fold, TTATransform(), sees)
-        return ReferencePrediction(sees, probability_HW, true_HW, confusion_counts(probability_HW >= 0.5, true_HW).dice)
+    def _net_reference(self, image_id: str) -> ReferencePrediction:
+        pixels_hwC, true_HW = self._image(image_id)
+        probability_HW = self._predict(self.job.fold, TTATransform(), pixels_hwC)
+        dice = confusion_counts(probability_HW >= 0.5, true_HW).dice
+        return ReferencePrediction(pixels_hwC, probability_HW, true_HW, dice)
 
-    def _ensemble_proof(self, image_id: str) -> ReferencePrediction:
-        """Masks are those of a submission, from rounded levels; probabilities are the same, unrounded."""
-        sees, true_HW = self._image(image_id)
+    def _ensemble_reference(self, image_id: str) -> ReferencePrediction:
+        """Return the Dice of the submission's mask, from quantized maps, and the unquantized probability."""
+        pixels_hwC, true_HW = self._image(image_id)
         job, maps, means = self.job, list[ProbabilityMap](), list[Probability]()
         for fold in job.ensemble:
-            levels_VHW = self._predictors[fold].predict_u8([sees], HEIGHT, WIDTH)[0]
-            maps.append(sum_views(image_id, "+".join(job.views), levels_VHW))
-            views = [self._reference(fold, TTATransform.parse(name), sees) for name in job.views]
-            means.append(_mean(views))
+            probs_VHW = self._predictors[fold].predict_u8([pixels_hwC], HEIGHT, WIDTH)[0]
+            maps.append(sum_views(image_id, "+".join(job.views), probs_VHW))
+            means.append(_mean([self._predict(fold, TTATransform.parse(name), pixels_hwC) for name in job.views]))
         merge = MergeRule(job.merge, job.threshold, (len(job.views),) * len(maps), (1,) * len(maps))
         dice = confusion_counts(merge.mask(maps), true_HW).dice
-        return ReferencePrediction(sees, self._merged(means), true_HW, dice, self._undecided(means))
+        return ReferencePrediction(pixels_hwC, self._merged(means), true_HW, dice, self._ambiguous(means))
 
     def _merged(self, means: Sequence[Probability]) -> Probability:
         job = self.job
@@ -289,16 +288,16 @@ class ExportContext:
             return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
         return _mean(means)
 
-    def _undecided(self, means: Sequence[Probability]) -> BoolArray | None:
+    def _ambiguous(self, means: Sequence[Probability]) -> BoolArray | None:
         if self.job.merge != "majority_vote":
             return None
         near = [np.abs(mean - self.job.threshold) < MAX_DIFFERENCE for mean in means]
         return np.asarray(np.any(near, axis=0))
 
     @torch.inference_mode()
-    def _reference(self, fold: int, view: TTATransform, sees: UInt8Array) -> Probability:
-        """Return the probability (1280, 1918) of a net in a view, unrounded."""
-        pixels = torch.from_numpy(sees).permute(2, 0, 1)[None].float()
+    def _predict(self, fold: int, view: TTATransform, pixels_hwC: UInt8Array) -> Probability:
+        """Return the unquantized probability (1280, 1918) of a net on one view."""
+        pixels = torch.from_numpy(pixels_hwC).permute(2, 0, 1)[None].float()
         return full_size_probability(view.deaugment(self._predictors[fold].net(view.augment(pixels)))[0, 0].numpy())
 
     def _image(self, image_id: str) -> tuple[UInt8Array, BoolArray]:
@@ -306,5 +305,5 @@ class ExportContext:
         return to_network_input(reader.image(image_id), self.input), reader.mask(image_id) > 0
 
 
-def _mean(rasters: Sequence[Probability]) -> Probability:
-    return np.asarray(np.mean(rasters, axis=0, dtype=np.float32), np.float32)
+def _mean(probabilities: Sequence[Probability]) -> Probability:
+    return np.asarray(np.mean(probabilities, axis=0, dtype=np.float32), np.float32)

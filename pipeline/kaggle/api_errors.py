@@ -1,4 +1,4 @@
-"""Retry policy, and Kaggle's errors in plain words."""
+"""Retry policy, and error messages for failed Kaggle calls."""
 
 import email.utils
 import json
@@ -18,72 +18,71 @@ from pipeline.kaggle.credentials import HOW_TO_GET_ONE
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Times in seconds. Tests take shorter ones."""
+    """Timeouts and pauses, in seconds. Tests use shorter ones."""
 
     connect_s: float = 10
-    """For a connection to come about."""
+    """Timeout for connecting."""
 
-    silence_s: float = 60
-    """Without a byte from the other side."""
+    read_s: float = 60
+    """Timeout without receiving a byte."""
 
     tries: int = 5
-    """In a row that came no further: somebody waits for the answer."""
+    """Most attempts in a row without progress."""
 
     first_pause_s: float = 1
-    """After the first failure; twice as long after each further one."""
+    """Pause after the first failure; doubled after each further one."""
 
     longest_pause_s: float = 60
 
-    longest_asked_s: float = 15 * 60
-    """The longest pause that Kaggle may ask for with Retry-After; asked for more, we stop and say so."""
+    longest_retry_after_s: float = 15 * 60
+    """Longest Retry-After that is waited for; if Kaggle asks for more, the call fails."""
 
     lookup_s: float = 30
-    """How long to look for a submission whose answer was lost, before it counts as not there."""
+    """How long to look for a submission whose response was lost before it counts as not created."""
 
     first_poll_s: float = 5
-    """Between looks at a submission that waits for its score; later looks come further apart."""
+    """First pause between polls for a score; later pauses are longer."""
 
     longest_wait_s: float = 60 * 60
-    """For a score."""
+    """Longest wait for a score."""
 
     @property
     def timeouts(self) -> tuple[float, float]:
-        """For requests: to connect, and between bytes."""
-        return self.connect_s, self.silence_s
+        """Connect and read timeout, for requests."""
+        return self.connect_s, self.read_s
 
 
 DOWNLOAD_RETRY = RetryPolicy(tries=12)
-"""For downloads, which nobody sits beside: a network that is away for some minutes ends none."""
+"""For downloads, which run unattended: a network failure of a few minutes must not end them."""
 
 
 class Backoff:
-    """Failures in a row, with a pause after each that grows."""
+    """Exponential backoff with jitter, counting failures without progress."""
 
-    def __init__(self, patience: RetryPolicy) -> None:
-        self._patience = patience
-        self._failed = 0
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._failures = 0
 
     def reset(self) -> None:
-        """Forget the failures so far: what comes forward may fail as often again."""
-        self._failed = 0
+        """Reset the count after progress."""
+        self._failures = 0
 
-    def wait_or_raise(self, error: Exception, asked_s: float | None = None) -> None:
-        """Pause before the next try, for ``asked_s`` at least; or raise ``error``, if there have been enough."""
-        self._failed += 1
-        if self._failed >= self._patience.tries or (asked_s or 0) > self._patience.longest_asked_s:
+    def wait_or_raise(self, error: Exception, retry_after_s: float | None = None) -> None:
+        """Pause before the next attempt, for at least ``retry_after_s``; raise ``error`` after too many failures."""
+        self._failures += 1
+        if self._failures >= self._policy.tries or (retry_after_s or 0) > self._policy.longest_retry_after_s:
             raise error from None
-        pause = min(self._patience.first_pause_s * 2 ** (self._failed - 1), self._patience.longest_pause_s)
-        # Spread, so that many who were cut off at once don't come back at once.
-        pause *= random.uniform(0.5, 1)
-        if asked_s is not None:
-            pause = max(pause, asked_s)
+        pause = min(self._policy.first_pause_s * 2 ** (self._failures - 1), self._policy.longest_pause_s)
+        pause *= random.uniform(0.5, 1)  # jitter, so that clients that failed together do not retry together
+        if retry_after_s is not None:
+            pause = max(pause, retry_after_s)
         if pause > 2:
-            print(f"{error} Trying again in {pause:.0f} s.", file=sys.stderr)
+            print(f"{error} Retrying in {pause:.0f} s.", file=sys.stderr)
         time.sleep(pause)
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for, given as a number or as a date; None if it is neither."""
+def parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, which holds a number or a date; None if it holds neither."""
     if not value:
         return None
     if value.strip().isdigit():
@@ -98,38 +97,38 @@ _LONGEST_MESSAGE = 300
 
 
 class KaggleError(CarvanaError):
-    """Kaggle did not do what was asked."""
+    """A Kaggle call failed."""
 
 
 class RejectedError(KaggleError):
-    """Kaggle said no: asking again would change nothing."""
+    """Kaggle rejected the call; a retry would not help."""
 
-    def __init__(self, words: str, status: int) -> None:
-        super().__init__(words)
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
         self.status = status
 
 
 class NotSentError(KaggleError):
-    """What was asked was surely not done: asking again does no harm."""
+    """The call certainly had no effect; a retry is safe."""
 
-    def __init__(self, words: str, asked_s: float | None = None) -> None:
-        super().__init__(words)
-        self.asked_s = asked_s
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class OutcomeUnknownError(KaggleError):
-    """Nobody knows whether what was asked was done."""
+    """It is unknown whether the call had an effect."""
 
-    def __init__(self, words: str, asked_s: float | None = None, *, slow: bool = True) -> None:
-        super().__init__(words)
-        self.asked_s = asked_s
+    def __init__(self, message: str, retry_after_s: float | None = None, *, slow: bool = True) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.slow = slow
-        """Whether it may be done yet, as when somebody gave up waiting for it; not where the connection was cut."""
+        """Whether the call may still take effect later, as after a timeout, but not after a broken connection."""
 
 
 def printable(text: object, secrets: Collection[str] = ()) -> str:
-    """Return a server's text as one line that does nothing to a terminal and holds none of ``secrets``."""
-    plain = "".join(sign if sign.isprintable() else " " for sign in str(text or ""))
+    """Return a server's text as one line without control characters, with ``secrets`` replaced by ``***``."""
+    plain = "".join(char if char.isprintable() else " " for char in str(text or ""))
     for secret in secrets:
         plain = plain.replace(secret, "***")
     plain = " ".join(plain.split())
@@ -137,108 +136,107 @@ def printable(text: object, secrets: Collection[str] = ()) -> str:
 
 
 def translate_error(error: Exception, competition: str, source: str, secrets: Collection[str]) -> KaggleError:
-    """Return what an exception of Kaggle's client means; ``source`` says which credentials were used.
+    """Return an exception of Kaggle's client as a KaggleError; ``source`` names the credentials used.
 
-    Nothing of the exception's own text is passed on: addresses in it may be signed.
+    The exception's text is not passed on, because it may contain signed URLs.
     """
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _response_error(error.response, competition, source, secrets)
-    machine = local_setup_error(error)
-    if machine:
-        return machine
+    setup_error = local_setup_error(error)
+    if setup_error:
+        return setup_error
     if isinstance(error, requests.RequestException) and not _is_reached(error):
-        return NotSentError("Kaggle can't be reached: look to this machine's network (and HTTPS_PROXY).")
+        return NotSentError("Cannot reach Kaggle. Check your network (and HTTPS_PROXY).")
     if isinstance(error, requests.Timeout):
         return OutcomeUnknownError("Kaggle did not answer in time.")
     if isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError):
-        # An answer that stalls after its first bytes is no broken connection, though it is called one.
+        # A response that stalls after its first bytes is also raised as a ConnectionError.
         stalled = isinstance(error.args[0] if error.args else None, ReadTimeoutError)
-        return OutcomeUnknownError("The connection to Kaggle broke off.", slow=stalled)
-    return OutcomeUnknownError(f"Kaggle's answer can't be understood ({type(error).__name__}).")
+        return OutcomeUnknownError("The connection to Kaggle was interrupted.", slow=stalled)
+    return OutcomeUnknownError(f"Unexpected response from Kaggle ({type(error).__name__}).")
 
 
 def local_setup_error(error: Exception) -> RejectedError | None:
-    """Return what an exception means that tells of this machine's set-up, or None; nothing was sent then."""
+    """Return an error about this machine's setup, after which nothing was sent; None for other exceptions."""
     if isinstance(error, requests.exceptions.SSLError) and isinstance(_reason(error), SSLError):
         cause = _reason(error).args[:1]  # type: ignore[attr-defined]
         if not cause or not isinstance(cause[0], ssl.SSLCertVerificationError):
-            return None  # the connection broke, maybe after the request was sent
+            return None  # the connection broke, possibly after the request was sent
         return RejectedError(
-            "The connection is not trusted (a certificate was refused): set this machine's clock and certificates "
-            "right, or REQUESTS_CA_BUNDLE where a proxy of your network stands between.",
+            "TLS certificate verification failed. Check this machine's clock and certificates, or set "
+            "REQUESTS_CA_BUNDLE if your network uses a proxy.",
             0,
         )
     if isinstance(error, requests.exceptions.InvalidProxyURL):
-        return RejectedError("The address of the proxy in HTTPS_PROXY or HTTP_PROXY is none: fix it.", 0)
+        return RejectedError("HTTPS_PROXY or HTTP_PROXY is not a valid URL. Fix it.", 0)
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-        return RejectedError(f"This machine's set-up stands in the way: {printable(error)}.", 0)
+        return RejectedError(f"Problem with this machine's setup: {printable(error)}.", 0)
     if "Tunnel connection failed" in str(_reason(error)):
-        return RejectedError("The proxy of your network lets nothing through: look to HTTPS_PROXY and its password.", 0)
+        return RejectedError("Your network's proxy refused the connection. Check HTTPS_PROXY and its password.", 0)
     return None
 
 
 def _reason(error: Exception) -> object:
-    """Return the innermost exception that urllib3 keeps."""
+    """Return the innermost exception inside urllib3's."""
     reason = getattr(error.args[0] if error.args else None, "reason", None)
-    # Called an error of the proxy even where the connection to it came about, and broke after the request was sent.
+    # A ProxyError may hide a connection that broke after the request was sent.
     return getattr(reason, "original_error", reason)
 
 
 def _is_reached(error: requests.RequestException) -> bool:
-    """Return whether the request may have arrived."""
+    """Return whether the request may have reached Kaggle."""
     return not isinstance(_reason(error), NewConnectionError | ConnectTimeoutError)
 
 
 def _response_error(
     response: requests.Response, competition: str, source: str, secrets: Collection[str]
 ) -> KaggleError:
-    status, said = _status_and_message(response)
-    told = f" Kaggle says: {printable(said, secrets)}" if said else ""
+    status, message = _status_and_message(response)
+    detail = f" Kaggle's message: {printable(message, secrets)}" if message else ""
     page = f"https://www.kaggle.com/c/{competition}"
     if status == 401:
-        return RejectedError(f"Kaggle refused the credentials from {source} (401): {HOW_TO_GET_ONE}.{told}", 401)
+        return RejectedError(f"Kaggle rejected the credentials from {source} (401): {HOW_TO_GET_ONE}.{detail}", 401)
     if status == 403:
-        return RejectedError(f"{_forbidden(said.lower(), competition, page)}{told}", 403)
+        return RejectedError(f"{_forbidden(message.lower(), competition, page)}{detail}", 403)
     if status == 404:
         return RejectedError(
-            f"Kaggle knows nothing of that name in '{competition}' (404): compare data.competition in params.yaml "
-            f"with the competition's address.{told}",
+            f"Not found in competition '{competition}' (404). Check data.competition in params.yaml against the "
+            f"competition's URL.{detail}",
             404,
         )
     if status == 407:
-        return RejectedError("The proxy of your network asks for a password (407): put it into HTTPS_PROXY.", 407)
+        return RejectedError("Your network's proxy requires a password (407). Put it into HTTPS_PROXY.", 407)
     if status == 429:
-        asked = retry_after_s(response.headers.get("Retry-After"))
-        when = f"in {asked / 60:.0f} minutes" if asked and asked > 90 else "later"
-        return NotSentError(f"Kaggle was asked too often (429): run the same again {when}.{told}", asked)
+        retry_after = parse_retry_after(response.headers.get("Retry-After"))
+        when = f"in {retry_after / 60:.0f} minutes" if retry_after and retry_after > 90 else "later"
+        return NotSentError(f"Too many requests to Kaggle (429). Try again {when}.{detail}", retry_after)
     if status >= 500 or status == 408:
-        asked = retry_after_s(response.headers.get("Retry-After"))
-        words = f"Kaggle has a fault of its own ({status}): run the same again later.{told}"
-        return OutcomeUnknownError(words, asked)
-    return RejectedError(f"Kaggle refused this request ({status}).{told or ' It gives no reason.'}", status)
+        retry_after = parse_retry_after(response.headers.get("Retry-After"))
+        return OutcomeUnknownError(f"Kaggle server error ({status}). Try again later.{detail}", retry_after)
+    return RejectedError(f"Kaggle rejected the request ({status}).{detail or ' It gave no reason.'}", status)
 
 
-def _forbidden(said: str, competition: str, page: str) -> str:
-    """Return what a 403 asks for; Kaggle answers so for three things, and its words tell them apart."""
-    rules = f"accept the competition's rules once, at {page}/rules ('Join' or 'Late Submission')"
-    phone = "verify your account by phone, at https://www.kaggle.com/settings"
-    name = f"see that data.competition, '{competition}', is the name in the competition's address"
-    if "rule" in said or "accept" in said:
-        return f"Kaggle asks you first (403) to {rules}."
-    if "phone" in said or "verif" in said:
-        return f"Kaggle asks you first (403) to {phone}."
-    if "competitions.get" in said:
+def _forbidden(message: str, competition: str, page: str) -> str:
+    """Return what to do about a 403; Kaggle's message tells its three causes apart."""
+    rules = f"accept the competition's rules at {page}/rules ('Join' or 'Late Submission')"
+    phone = "verify your account by phone at https://www.kaggle.com/settings"
+    name = f"check that data.competition, '{competition}', is the name in the competition's URL"
+    if "rule" in message or "accept" in message:
+        return f"Kaggle denied access (403). First {rules}."
+    if "phone" in message or "verif" in message:
+        return f"Kaggle denied access (403). First {phone}."
+    if "competitions.get" in message:
         return f"Kaggle shows no such competition to you (403): {name}."
-    return f"Kaggle does not allow this (403): {rules}; {phone}; or {name}."
+    return f"Kaggle denied access (403): {rules}; {phone}; or {name}."
 
 
 def _status_and_message(response: requests.Response) -> tuple[int, str]:
-    """Return the status and the words of an error; the client often drops the words."""
+    """Return status and message of an error response; the client often drops the message."""
     try:
         body = json.loads(response.text)
     except (ValueError, requests.RequestException):
         body = None
-    if not isinstance(body, dict):  # a page for browsers
+    if not isinstance(body, dict):  # an HTML page
         return response.status_code, ""
     code = body.get("code")
     return code if isinstance(code, int) and code >= 400 else response.status_code, str(body.get("message") or "")

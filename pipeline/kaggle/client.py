@@ -1,4 +1,4 @@
-"""Kaggle's calls, by way of its own client, with time-outs, retries where they do no harm, and errors in words."""
+"""Kaggle's API, through Kaggle's own client, with timeouts, safe retries and readable errors."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ from pipeline.kaggle.api_errors import (
     printable,
     translate_error,
 )
-from pipeline.kaggle.credentials import Credential, find, has_run_out
+from pipeline.kaggle.credentials import Credential, find, is_expired
 
 T = TypeVar("T")
 
@@ -43,20 +43,20 @@ class RemoteFile:
 
     name: str
     size: int
-    """Bytes, 0 where Kaggle does not say."""
+    """Bytes; 0 if unknown."""
     created: str
-    """When it was put there, ISO 8601; empty where Kaggle does not say."""
+    """Creation time, ISO 8601; empty if unknown."""
 
 
 @dataclass(frozen=True)
 class SubmissionLimits:
-    """How many submissions may be made."""
+    """How many submissions were made and are allowed."""
 
     made_today: int
     made_in_all: int
     left: int
-    of_all: bool
-    """Whether it is the total, not the day, that leaves no more."""
+    limited_by_total: bool
+    """Whether the total limit, not the daily one, is exhausted."""
 
 
 @dataclass(frozen=True)
@@ -68,36 +68,39 @@ class KaggleSubmission:
     status: str
     """``pending``, ``complete`` or ``error``."""
     public_score: str
-    """As Kaggle writes it; empty until there is one."""
+    """As Kaggle formats it; empty until it is scored."""
     private_score: str
     error: str
-    """Why Kaggle could not score it."""
+    """Why scoring failed."""
 
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """A row of the leaderboard."""
+    """One row of the leaderboard."""
 
     team: str
     score: float
 
 
 class KaggleClient:
-    """One competition at Kaggle. Making it asks nothing of the network."""
+    """API client for one competition. The constructor makes no network request.
 
-    def __init__(self, competition: str, patience: RetryPolicy | None = None) -> None:
+    Every call raises KaggleError if it fails after retries.
+    """
+
+    def __init__(self, competition: str, policy: RetryPolicy | None = None) -> None:
         self.competition = competition
-        self.patience = patience or RetryPolicy()
-        self._credentials = find(self._renewed_login)
-        self._calls = self._calls_with(self._credentials[0])
+        self.policy = policy or RetryPolicy()
+        self._credentials = find(self._refresh_login)
+        self._api = self._api_with(self._credentials[0])
 
     @property
     def source(self) -> str:
-        """Which credentials are in use, in words."""
+        """Where the credentials in use come from."""
         return self._credentials[0].source
 
     def files(self) -> list[RemoteFile]:
-        """Return all files of the competition, page by page."""
+        """Return all files of the competition."""
 
         def page(token: str) -> tuple[Any, str]:
             request = types.ApiListDataFilesRequest()
@@ -106,23 +109,23 @@ class KaggleClient:
             return answer.files, answer.next_page_token
 
         return [
-            RemoteFile(self._sanitize(file.name), file.total_bytes, _moment(file.creation_date))
+            RemoteFile(self._sanitize(file.name), file.total_bytes, _iso_time(file.creation_date))
             for file in _pages(page)
         ]
 
     def signed_url(self, name: str) -> str:
-        """Return an address, good for some time, from which anyone can fetch a file; part of it is a secret."""
+        """Return a temporary URL from which a file can be downloaded without credentials; treat it as a secret."""
         request = types.ApiDownloadDataFileRequest()
         request.competition_name, request.file_name = self.competition, name
         response = self._call("download_data_file", request)
         response.close()
         address = response.headers.get("Location")
         if not address:
-            raise KaggleError(f"Kaggle gives no address for {name}: run the same again later.")
+            raise KaggleError(f"Kaggle returned no download URL for {name}. Try again later.")
         return urljoin(str(response.url), str(address))
 
     def limits(self) -> SubmissionLimits:
-        """Return how many submissions may be made."""
+        """Return the submission limits."""
         request = types.ApiGetSubmissionLimitsRequest()
         request.competition_name = self.competition
         answer = self._call("get_submission_limits", request)
@@ -131,20 +134,20 @@ class KaggleClient:
         )
 
     def start_upload(self, name: str, size: int, modified: int) -> tuple[str, str]:
-        """Return the token that stands for a file to upload, and the address to put its bytes to."""
+        """Start an upload of ``size`` bytes; return its token, and the URL to upload to."""
         request = types.ApiStartSubmissionUploadRequest()
         request.competition_name, request.file_name = self.competition, name
         request.content_length, request.last_modified_epoch_seconds = size, modified
         answer = self._call("start_submission_upload", request)
         if not answer.token or not answer.create_url:
-            raise KaggleError("Kaggle gives no address to upload to: run the same again later.")
+            raise KaggleError("Kaggle returned no upload URL. Try again later.")
         return answer.token, answer.create_url
 
     def create(self, token: str, description: str) -> tuple[int, str]:
-        """Submit an uploaded file, and return its reference, 0 where Kaggle gave none, and what Kaggle said.
+        """Submit an uploaded file; return its reference (0 if Kaggle returned none) and Kaggle's message.
 
-        This spends a submission. So it is asked again only where it surely was not done; raises LostAnswerError
-        where nobody knows.
+        This uses up a submission, so it is retried only if it certainly had no effect. Raises OutcomeUnknownError if
+        that is unknown.
         """
         request = types.ApiCreateSubmissionRequest()
         request.competition_name, request.blob_file_tokens = self.competition, token
@@ -153,7 +156,7 @@ class KaggleClient:
         return answer.ref, self._sanitize(answer.message)
 
     def submissions(self) -> list[KaggleSubmission]:
-        """Return all submissions, newest first, page by page."""
+        """Return all submissions, newest first."""
 
         def page(token: str) -> tuple[Any, str]:
             request = types.ApiListSubmissionsRequest()
@@ -170,7 +173,7 @@ class KaggleClient:
         return self._submission(self._call("get_submission", request))
 
     def leaderboard(self, *, public: bool) -> list[LeaderboardEntry]:
-        """Return the leaderboard, page by page: the private one, where Kaggle shows it and ``public`` is not set."""
+        """Return the leaderboard: the private one, if Kaggle shows it and ``public`` is false."""
 
         def page(token: str) -> tuple[Any, str]:
             request = types.ApiGetLeaderboardRequest()
@@ -203,93 +206,93 @@ class KaggleClient:
         return [secret for credential in self._credentials for secret in credential.secrets]
 
     def _call(self, method: str, request: Any, *, repeat: bool = True) -> Any:
-        """Make a call; again where that does no harm, and with the next credentials where these are refused."""
-        tries = Backoff(self.patience)
+        """Make a call. Retry if that is safe, and try the next credentials if these are rejected."""
+        backoff = Backoff(self.policy)
         while True:
             try:
-                return getattr(self._calls, method)(request)
-            except KaggleError as error:  # of a login that has to be renewed
-                fault = error
+                return getattr(self._api, method)(request)
+            except KaggleError as error:  # from refreshing a login
+                failure = error
             except CarvanaError:
                 raise
-            except Exception as error:  # the client raises whatever its parser does
-                fault = translate_error(error, self.competition, self.source, self._secrets)
-            if isinstance(fault, RejectedError) and fault.status == 401 and len(self._credentials) > 1:
+            except Exception as error:  # the client passes on any exception of its parser
+                failure = translate_error(error, self.competition, self.source, self._secrets)
+            if isinstance(failure, RejectedError) and failure.status == 401 and len(self._credentials) > 1:
                 self._use_next_credentials()
-            elif isinstance(fault, NotSentError) or (repeat and isinstance(fault, OutcomeUnknownError)):
-                tries.wait_or_raise(fault, fault.asked_s)
+            elif isinstance(failure, NotSentError) or (repeat and isinstance(failure, OutcomeUnknownError)):
+                backoff.wait_or_raise(failure, failure.retry_after_s)
             else:
-                # Without its cause, whose text may hold a signed address.
-                raise fault from None
+                # Without its cause, whose text may contain a signed URL.
+                raise failure from None
 
     def _use_next_credentials(self) -> None:
-        refused = self._credentials.pop(0)
+        rejected = self._credentials.pop(0)
         print(
-            f"warning: Kaggle refused the credentials from {refused.source} (401); using those from {self.source}. "
-            "Take the refused ones away, or renew them.",
+            f"warning: Kaggle rejected the credentials from {rejected.source} (401). Using those from {self.source}. "
+            "Remove or renew the rejected ones.",
             file=sys.stderr,
         )
-        self._calls = self._calls_with(self._credentials[0])
+        self._api = self._api_with(self._credentials[0])
 
-    def _calls_with(self, credential: Credential | None) -> CompetitionApiClient:
-        return CompetitionApiClient(_TimedHttp(credential, self.patience))
+    def _api_with(self, credential: Credential | None) -> CompetitionApiClient:
+        return CompetitionApiClient(_TimedHttp(credential, self.policy))
 
-    def _renewed_login(self, file: Path) -> str | None:
-        """Return the token of an OAuth login, by way of Kaggle's client, which keeps a renewed one in its file."""
-        # In place of its whole client, which would look for credentials of its own and wait for ever.
-        client = SimpleNamespace(users=SimpleNamespace(account_client=AccountClient(_TimedHttp(None, self.patience))))
+    def _refresh_login(self, file: Path) -> str | None:
+        """Return the access token of an OAuth login, refreshed if necessary; Kaggle's client updates the file."""
+        # Not Kaggle's full client, which would look for credentials itself and has no timeouts.
+        client = SimpleNamespace(users=SimpleNamespace(account_client=AccountClient(_TimedHttp(None, self.policy))))
         try:
             login = KaggleCredentials.load(client=client, file_path=str(file))
             stored = json.loads(file.read_text(encoding="utf-8"))
             secrets = [str(stored[key]) for key in ("refresh_token", "access_token") if stored.get(key)]
         except (OSError, ValueError, AttributeError, TypeError):
-            raise CarvanaError(f"{file} can't be understood: run 'kaggle auth login' again.") from None
+            raise CarvanaError(f"{file} is not a valid login file. Run 'kaggle auth login' again.") from None
         if login is None:
             return None
         try:
-            if has_run_out(file):  # the client's own test comes half an hour late
+            if is_expired(file):  # the client's own check is half an hour late
                 login.refresh_access_token()
             token: str | None = login.get_access_token()
         except Exception as error:
-            fault = translate_error(error, self.competition, f"the login in {file}", secrets)
-            # What it was needed for was not asked.
-            raise NotSentError(str(fault)) if isinstance(fault, OutcomeUnknownError) else fault from None
+            failure = translate_error(error, self.competition, f"the login in {file}", secrets)
+            # The call that needed the token was not sent.
+            raise NotSentError(str(failure)) if isinstance(failure, OutcomeUnknownError) else failure from None
         return token
 
 
 class _TimedHttp(KaggleHttpClient):  # type: ignore[misc]
-    """The client's connection, with time-outs, with credentials of our choice, and without following redirects."""
+    """The client's connection, with timeouts and the given credentials, and without following redirects."""
 
-    def __init__(self, credential: Credential | None, patience: RetryPolicy) -> None:
+    def __init__(self, credential: Credential | None, policy: RetryPolicy) -> None:
         try:
             environment = get_env()
         except Exception:
-            raise CarvanaError("KAGGLE_API_ENVIRONMENT names no environment of Kaggle's: unset it.") from None
+            raise CarvanaError("KAGGLE_API_ENVIRONMENT is not a Kaggle environment. Unset it.") from None
         super().__init__(env=environment, user_agent="carvana-pipeline")
         self._credential = credential
-        self._patience = patience
+        self._policy = policy
 
     def _init_session(self) -> None:
         if self._session is not None:
             return
         super()._init_session()
         session: Any = self._session
-        # Signed addresses are fetched from apart, without credentials and by ranges.
+        # Signed URLs are downloaded separately, without credentials and by ranges.
         session.get_redirect_target = lambda response: None
         for scheme in ("https://", "http://"):
-            session.mount(scheme, _TimedAdapter(self._patience))
+            session.mount(scheme, _TimedAdapter(self._policy))
 
     def _try_fill_auth(self) -> None:
-        # The client's own would prefer a token of the environment to the key it was given.
+        # The client itself would prefer a token from the environment to the given credentials.
         session: Any = self._session
         session.auth = self._credential.auth if self._credential else None
         self._signed_in = self._credential is not None
 
 
 class _TimedAdapter(HTTPAdapter):
-    def __init__(self, patience: RetryPolicy) -> None:
+    def __init__(self, policy: RetryPolicy) -> None:
         super().__init__()
-        self._timeouts = patience.timeouts
+        self._timeouts = policy.timeouts
 
     def send(self, *arguments: Any, **options: Any) -> requests.Response:
         if options.get("timeout") is None:
@@ -298,18 +301,18 @@ class _TimedAdapter(HTTPAdapter):
 
 
 def _pages(page: Callable[[str], tuple[list[T | None] | None, str | None]]) -> Iterator[T]:
-    """Yield what all pages hold, each asked for by the token of the one before."""
+    """Yield the items of all pages; each page is requested with the token of the previous one."""
     token, seen = "", {""}
     while True:
         items, following = page(token)
         yield from (item for item in items or () if item is not None)
         token = following or ""
-        if token in seen:  # the last, or a server that goes round in circles
+        if token in seen:  # the last page, or a server that repeats its tokens
             return
         seen.add(token)
 
 
-def _moment(value: datetime | None) -> str:
+def _iso_time(value: datetime | None) -> str:
     return value.isoformat() if value else ""
 
 

@@ -1,4 +1,4 @@
-"""What the `carvana` commands for Kaggle do."""
+"""The Kaggle commands: download, submit, submissions, leaderboard."""
 
 import bisect
 import json
@@ -23,22 +23,22 @@ from pipeline.submission import validation
 _SHOWN = ("time_utc", "reference", "status", "public_score", "private_score", "holdout_dice", "oof_dice", "description")
 
 
-def refresh_scores(desk: Submitter) -> list[KaggleSubmission]:
-    """Settle and renew all rows of the ledger; return the submissions that Kaggle has and it does not know."""
-    remote = desk.kaggle.submissions()
-    desk.reconcile(remote)
+def refresh_scores(submitter: Submitter) -> list[KaggleSubmission]:
+    """Update all ledger rows from Kaggle; return submissions that are not in the ledger."""
+    remote = submitter.kaggle.submissions()
+    submitter.reconcile(remote)
     by_reference = {str(found.reference): found for found in remote}
     known = set()
-    for row in desk.ledger.rows():
+    for row in submitter.ledger.rows():
         found = by_reference.get(row["reference"])
         if found:
             known.add(found.reference)
-            desk.ledger.update(row, to_row(found))
+            submitter.ledger.update(row, to_row(found))
     return [found for found in remote if found.reference not in known]
 
 
 def submissions_table(rows: Sequence[LedgerRow]) -> str:
-    """Return the rows for a terminal, oldest first."""
+    """Return ledger rows as a table for the terminal, oldest first."""
     heads = [column.removesuffix("_utc").replace("_", " ") for column in _SHOWN]
     lines = [heads, *([row[column] for column in _SHOWN] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -48,20 +48,20 @@ def submissions_table(rows: Sequence[LedgerRow]) -> str:
 
 
 def rank(board: Sequence[LeaderboardEntry], score: float) -> int:
-    """Return the place, from 1, that a score would have; equal scores share the better place."""
+    """Return the rank, from 1, that a score would have; equal scores share the better rank."""
     ascending = sorted(entry.score for entry in board)
     return len(ascending) - bisect.bisect_right(ascending, score) + 1
 
 
 def best_score(rows: Iterable[LedgerRow], *, public: bool) -> float | None:
-    """Return the best score of the ledger, or None if there is none."""
+    """Return the best score in the ledger, or None if there is none."""
     column = "public_score" if public else "private_score"
     scores = [score for row in rows if (score := parse_number(row[column])) is not None]
     return max(scores, default=None)
 
 
 def rows_around(board: Sequence[LeaderboardEntry], score: float, around: int = 3) -> str:
-    """Return the board's first places and those around a score, for a terminal."""
+    """Return the top of the leaderboard and the rows around a score, for the terminal."""
     ranked = sorted(board, key=lambda entry: -entry.score)
     mine = rank(board, score)
     chosen = sorted({*range(1, 4), *range(mine - around, mine + around)} & set(range(1, len(ranked) + 1)))
@@ -76,22 +76,22 @@ def rows_around(board: Sequence[LeaderboardEntry], score: float, around: int = 3
 
 
 def download_competition(
-    settings: DataSettings, home: Path, *, thorough: bool = False, patience: RetryPolicy | None = None
+    settings: DataSettings, home: Path, *, thorough: bool = False, policy: RetryPolicy | None = None
 ) -> None:
-    """Fetch what the settings ask for, where it is not here and sound."""
-    reach = partial(KaggleClient, settings.competition, patience or DOWNLOAD_RETRY)
+    """Download the required files that are missing or damaged; ``thorough`` verifies existing ones byte by byte."""
+    client = partial(KaggleClient, settings.competition, policy or DOWNLOAD_RETRY)
     downloader.download_files(
-        downloader.required_files(settings), kaggle_data_dir(settings, home), reach, thorough=thorough
+        downloader.required_files(settings), kaggle_data_dir(settings, home), client, thorough=thorough
     )
 
 
-def preview_competition(settings: DataSettings, home: Path, patience: RetryPolicy | None = None) -> None:
-    """Tell what `fetch` would do, and whether it can."""
-    reach = partial(KaggleClient, settings.competition, patience)
+def preview_competition(settings: DataSettings, home: Path, policy: RetryPolicy | None = None) -> None:
+    """Print what `download_competition` would download; raises CarvanaError if it would fail."""
+    client = partial(KaggleClient, settings.competition, policy)
     if not settings.is_from_kaggle:
         chosen = f"data.directory is {settings.directory}" if settings.directory else "data.source is 'sample'"
-        print(f"Note: {chosen}, so that nothing is fetched. With data.source: kaggle and no data.directory:")
-    downloader.preview_download(downloader.required_files(settings), kaggle_data_dir(settings, home), reach)
+        print(f"Note: {chosen}, so nothing is downloaded. With data.source: kaggle and no data.directory:")
+    downloader.preview_download(downloader.required_files(settings), kaggle_data_dir(settings, home), client)
 
 
 def submit(
@@ -103,164 +103,176 @@ def submit(
     again: bool = False,
     wait: bool = False,
     dry_run: bool = False,
-    patience: RetryPolicy | None = None,
+    policy: RetryPolicy | None = None,
 ) -> None:
-    """Check a CSV, send it once, and keep what was sent and its facts; with ``wait``, until it is scored."""
+    """Validate a CSV, submit it once, and log it in the ledger; with ``wait``, wait for its score.
+
+    Raises CarvanaError if the CSV is invalid, was submitted before (unless ``again``), or Kaggle rejects it.
+    """
     message = check_message(message)
     if not csv.is_file():
-        raise CarvanaError(f"{csv} does not exist: 'dvc repro' makes submissions/submission.csv.gz.")
-    kaggle = KaggleClient(settings.competition, patience)
-    desk = Submitter(Path.cwd(), kaggle)
+        raise CarvanaError(f"{csv} does not exist. 'dvc repro' creates submissions/submission.csv.gz.")
+    kaggle = KaggleClient(settings.competition, policy)
+    submitter = Submitter(Path.cwd(), kaggle)
     ids = competition_ids(settings, home, lambda: kaggle)
     bar = partial(tqdm, total=len(ids), unit="row", leave=False, disable=None)
-    with desk.submission_lock():
+    with submitter.submission_lock():
         remote = kaggle.submissions()
-        arrived = desk.reconcile(remote)
+        arrived = submitter.reconcile(remote)
         report = validation.validate_submission(csv, ids, partial(bar, desc="Checking"))
-        print(f"{csv} is sound: {report.rows} images, each once. Content, sha256: {report.sha256}")
+        print(f"{csv} is valid: {report.rows} images. SHA-256 of its content: {report.sha256}")
         for warning in validation.coverage_warnings(report):
             print(f"warning: {warning}", file=sys.stderr)
-        # A submission that was cut off and had arrived is what the same command asks for again.
+        # An interrupted submission that did arrive counts as the one requested now.
         row = next((row for row in arrived if row["content_sha256"] == report.sha256), None)
         if row:
-            print(f"The submission that was cut off had arrived, as {row['reference']}.")
+            print(f"The interrupted submission had arrived, as {row['reference']}.")
         elif not again:
-            row = _sent_before(desk, report.sha256, remote, wait and not dry_run)
+            row = _sent_before(submitter, report.sha256, remote, wait and not dry_run)
         if row is None:
-            _print_difference(csv, desk, partial(bar, desc="Comparing"))
+            _print_difference(csv, submitter, partial(bar, desc="Comparing"))
             _check_allowance(kaggle.limits())
             if dry_run:
-                print("Nothing was sent: without --dry-run it would be now.")
+                print("Nothing was submitted (--dry-run).")
                 return
-            row = desk.send(csv, report.sha256, message)
+            row = submitter.send(csv, report.sha256, message)
             print(
-                f"Sent, as {row['reference']}. {desk.ledger.file.relative_to(desk.project)} has it: commit that file."
+                f"Submitted as {row['reference']}. Commit {submitter.ledger.file.relative_to(submitter.project)}, "
+                "which logs it."
             )
     if wait:
-        _wait(desk, row)
+        _wait(submitter, row)
     else:
-        print("'carvana submissions' shows its score when there is one.")
+        print("See its score with 'carvana submissions'.")
 
 
-def show_submissions(settings: DataSettings, *, as_json: bool, patience: RetryPolicy | None = None) -> None:
-    """Show the ledger, its open rows settled and its scores renewed."""
-    desk = Submitter(Path.cwd(), KaggleClient(settings.competition, patience))
-    unknown = refresh_scores(desk)
-    rows = desk.ledger.rows()
-    agreed = cv_lb_correlation(rows)
+def show_submissions(settings: DataSettings, *, as_json: bool, policy: RetryPolicy | None = None) -> None:
+    """Print the ledger with updated scores."""
+    submitter = Submitter(Path.cwd(), KaggleClient(settings.competition, policy))
+    unknown = refresh_scores(submitter)
+    rows = submitter.ledger.rows()
+    correlations = cv_lb_correlation(rows)
     if as_json:
         content = {
             "submissions": rows,
             "unknown": [vars(found) for found in unknown],
-            "agreements": [vars(found) for found in agreed],
+            "correlations": [vars(found) for found in correlations],
         }
         print(json.dumps(content, indent=2))
         return
-    print(submissions_table(rows) if rows else "Nothing was sent from here yet: carvana submit -m '...'")
-    for found in agreed:
-        value = "can't be told, one never changed" if found.correlation is None else f"{found.correlation:.3f}"
+    print(
+        submissions_table(rows)
+        if rows
+        else "No submissions from this project yet. Submit with: carvana submit -m '...'"
+    )
+    for found in correlations:
+        value = "undefined, one of them is constant" if found.correlation is None else f"{found.correlation:.3f}"
         print(f"Correlation of {found.cv_column} with the public score: {value} ({found.submissions} submissions)")
     if unknown:
-        print(f"Kaggle has {len(unknown)} more, which this ledger does not know:")
+        print(f"{len(unknown)} more submissions on Kaggle that are not in this ledger:")
     for other in unknown:
         print(f"  {other.reference}  {other.status}  {other.public_score or '-'}  {other.description}")
 
 
 def show_leaderboard(
-    settings: DataSettings, score: float | None, *, public: bool, patience: RetryPolicy | None = None
+    settings: DataSettings, score: float | None, *, public: bool, policy: RetryPolicy | None = None
 ) -> None:
-    """Show where a score would stand, by default the best of the ledger."""
-    kaggle = KaggleClient(settings.competition, patience)
+    """Print the rank that a score would have, by default the best in the ledger."""
+    kaggle = KaggleClient(settings.competition, policy)
     which = "public" if public else "private"
     if score is None:
         score = best_score(Submitter(Path.cwd(), kaggle).ledger.rows(), public=public)
     if score is None:
         raise CarvanaError(
-            f"The ledger has no {which} score yet: run 'carvana submissions' for fresh ones, or give one, such as "
-            "'carvana leaderboard 0.9965'. With --public it is about the public board."
+            f"The ledger has no {which} score yet. Run 'carvana submissions' to update it, or give a score, such as "
+            "'carvana leaderboard 0.9965'. For the public leaderboard add --public."
         )
     board = kaggle.leaderboard(public=public)
     if not board:
-        raise CarvanaError("Kaggle shows no leaderboard of this competition.")
-    print(f"{score:.6f} would be number {rank(board, score)} of {len(board) + 1}, on the {which} leaderboard")
+        raise CarvanaError("Kaggle shows no leaderboard for this competition.")
+    print(f"{score:.6f} would rank {rank(board, score)} of {len(board) + 1} on the {which} leaderboard")
     if not public:
-        print("(or the public one, while Kaggle does not show the private)")
+        print("(or the public one, if Kaggle does not show the private one)")
     print(rows_around(board, score))
 
 
-def competition_ids(settings: DataSettings, home: Path, reach: ClientFactory) -> list[str]:
-    """Return the ids of the competition's own sample_submission.csv, fetched if it is not here.
+def competition_ids(settings: DataSettings, home: Path, client: ClientFactory) -> list[str]:
+    """Return the ids in the competition's sample_submission.csv, which is downloaded if missing.
 
-    Not those of the drawn sample: its submissions are none for Kaggle.
+    Never those of the synthetic sample, which cannot be submitted.
     """
     if settings.directory is not None:
         own = CompetitionData(data_dir(settings, home)).sample_ids
         if own:
             return own
     folder = kaggle_data_dir(settings, home)
-    downloader.download_files([downloader.IDS], folder, reach)
+    downloader.download_files([downloader.IDS], folder, client)
     ids = CompetitionData(folder).sample_ids
     if not ids:
-        raise CarvanaError(f"The {downloader.IDS} in {folder} lists no image: delete it, and it is fetched again.")
+        raise CarvanaError(f"{folder / downloader.IDS} lists no images. Delete it; it is downloaded again.")
     return ids
 
 
-def _sent_before(desk: Submitter, content: str, remote: list[KaggleSubmission], wait: bool) -> LedgerRow | None:
-    """Return the row of a CSV of this content to wait for, or None; raises CarvanaError if it was sent before."""
-    row = desk.sent_before(content)
+def _sent_before(submitter: Submitter, content: str, remote: list[KaggleSubmission], wait: bool) -> LedgerRow | None:
+    """Return the row of an earlier submission with this content to ``wait`` for; None if there is none.
+
+    Raises CarvanaError if there is one and ``wait`` is false.
+    """
+    row = submitter.sent_before(content)
     if row and wait:
-        print(f"This content was sent before, as {row['reference']}: waiting for that.")
+        print(f"This content was submitted before, as {row['reference']}. Waiting for its score.")
         return row
     if row:
-        scored = f", and scored {row['public_score']}" if row["public_score"] else ""
+        scored = f" (score {row['public_score']})" if row["public_score"] else ""
         raise CarvanaError(
-            f"This content was sent before, on {row['time_utc']} as {row['reference']}{scored}: "
-            "--again sends it once more."
+            f"This content was submitted before, on {row['time_utc']} as {row['reference']}{scored}. "
+            "Use --again to submit it once more."
         )
     elsewhere = next((found for found in remote if found.description.startswith(f"[{content[:8]}-")), None)
     if elsewhere:
         raise CarvanaError(
-            f"This content was sent before, from another place, as {elsewhere.reference} ({elsewhere.description}): "
-            "--again sends it once more."
+            f"This content was submitted before, from another copy of the project, as {elsewhere.reference} "
+            f"({elsewhere.description}). Use --again to submit it once more."
         )
     return None
 
 
-def _print_difference(csv: Path, desk: Submitter, progress: validation.ProgressBar) -> None:
-    last = desk.last_sent()
+def _print_difference(csv: Path, submitter: Submitter, progress: validation.ProgressBar) -> None:
+    last = submitter.last_sent()
     if last is None:
-        print("There is no earlier submission in the ledger to compare with.")
+        print("No earlier submission to compare with.")
         return
     reference, file = last
     if not file.is_file():
-        print(f"The last submission, {reference}, is not in {file.parent.name}/ here: no comparison with it.")
+        print(f"No comparison with the last submission, {reference}: its file is not in {file.parent.name}/.")
         return
     try:
         dice = validation.score_submission(csv, file, progress, spill_dir=file.parent).mean
     except (CarvanaError, OSError) as error:
-        print(f"There is no comparison with the last submission, {reference}: {error}", file=sys.stderr)
+        print(f"No comparison with the last submission, {reference}: {error}", file=sys.stderr)
     else:
         print(f"Mean Dice between this and the last submission, {reference}: {dice:.6f}")
 
 
 def _check_allowance(limits: SubmissionLimits) -> None:
     if limits == SubmissionLimits(0, 0, 0, False):
-        print("Kaggle does not say how many are left: so it is before a first submission.", file=sys.stderr)
+        # Kaggle reports only zeros before a first submission.
+        print("The number of submissions left is unknown.", file=sys.stderr)
         return
     if limits.left < 1:
-        until = "no more may be sent in all" if limits.of_all else "the next may be sent after midnight, UTC"
-        raise CarvanaError(f"Kaggle allows no further submission now, after {limits.made_today} today: {until}.")
-    print(f"Kaggle allows {limits.left} more now, after {limits.made_today} today.")
+        until = "the total limit is reached" if limits.limited_by_total else "try again after midnight UTC"
+        raise CarvanaError(f"No submissions left ({limits.made_today} made today): {until}.")
+    print(f"Submissions left: {limits.left} ({limits.made_today} made today).")
 
 
-def _wait(desk: Submitter, row: LedgerRow) -> None:
+def _wait(submitter: Submitter, row: LedgerRow) -> None:
     with tqdm(desc="Waiting for the score", bar_format="{desc}: {elapsed}", leave=False, disable=None) as bar:
 
-        def tell(seconds: float) -> None:
+        def on_wait(seconds: float) -> None:
             if bar.disable:  # no terminal
                 print(f"Waiting for the score of {row['reference']}: {seconds:.0f} s", file=sys.stderr)
             bar.refresh()
 
-        row = desk.wait(row, tell)
+        row = submitter.wait(row, on_wait)
     private = f", private {row['private_score']}" if row["private_score"] else ""
-    print(f"Scored: public {row['public_score'] or '(none shown)'}{private}")
+    print(f"Score: public {row['public_score'] or '(not shown)'}{private}")

@@ -1,4 +1,4 @@
-"""Credentials for Kaggle, from every place where its own client looks, in its order."""
+"""Find Kaggle credentials, in the same places and order as Kaggle's own client."""
 
 import base64
 import contextlib
@@ -20,13 +20,13 @@ from requests.auth import AuthBase, HTTPBasicAuth
 from pipeline.errors import CarvanaError
 
 HOW_TO_GET_ONE = (
-    "make one at https://www.kaggle.com/settings ('Create New Token') and put it into the file ~/.kaggle/access_token "
-    "or the variable KAGGLE_API_TOKEN (an older kaggle.json in ~/.kaggle, or 'kaggle auth login', does as well)"
+    "create a token at https://www.kaggle.com/settings ('Create New Token') and put it into the file "
+    "~/.kaggle/access_token or the variable KAGGLE_API_TOKEN (~/.kaggle/kaggle.json and 'kaggle auth login' also work)"
 )
 
 
 class Bearer(AuthBase):
-    """An access token."""
+    """Authentication with an access token."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -38,11 +38,11 @@ class Bearer(AuthBase):
 
 
 Renew = Callable[[Path], str | None]
-"""Return the access token that a file with an OAuth login stands for, renewed where that is needed."""
+"""Returns the access token of an OAuth login file, refreshed if necessary."""
 
 
 class Login(AuthBase):
-    """An OAuth login, whose token is asked for, and renewed, when it is first needed."""
+    """Authentication with an OAuth login, whose token is fetched and refreshed when it is needed."""
 
     def __init__(self, file: Path, renew: Renew) -> None:
         self._file = file
@@ -50,73 +50,73 @@ class Login(AuthBase):
         self.secrets: list[str] = []
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        """Add the token to a request; raises CarvanaError if there is none."""
-        if not self.secrets or has_run_out(self._file):
+        """Add the token to a request; raises CarvanaError if there is no valid one."""
+        if not self.secrets or is_expired(self._file):
             token = self._renew(self._file)
             if not token or not _is_plausible(token):
-                raise CarvanaError(f"The login in {self._file} holds no token: run 'kaggle auth login' again.")
+                raise CarvanaError(f"The login in {self._file} has no valid token. Run 'kaggle auth login' again.")
             self.secrets.append(token)
         return Bearer(self.secrets[-1])(request)
 
 
 @dataclass(frozen=True)
 class Credential:
-    """One way to prove who one is."""
+    """Credentials, and where they come from."""
 
     source: str
-    """Where it was found, in words."""
+    """For messages."""
 
     auth: AuthBase = field(repr=False)
-    """Adds it to a request."""
+    """Adds the credentials to a request."""
 
     secrets: Sequence[str] = field(repr=False)
-    """What no message may hold."""
+    """Strings that must not appear in messages."""
 
 
 def find(renew: Renew) -> list[Credential]:
-    """Return all credentials, the first being the one that Kaggle's client would use.
+    """Return all credentials, in the order of Kaggle's client.
 
-    What can't be one is passed, with a warning. Raises CarvanaError that says where was looked and how to get one, if
-    there are none. Reads Kaggle's own files only, and makes no call.
+    Invalid ones are skipped with a warning. Raises CarvanaError, saying how to get credentials, if there are none.
+    Reads only Kaggle's own files and variables, and makes no request.
     """
-    faults: list[str] = []
-    found = [*_token(faults), *_key(faults), *_login(renew)]
+    problems: list[str] = []
+    found = [*_token(problems), *_key(problems), *_login(renew)]
     if not found:
-        reasons = "".join(f"; {words}" for words in faults)
+        reasons = "".join(f"; {problem}" for problem in problems)
         raise CarvanaError(
-            "No credentials for Kaggle, neither in KAGGLE_API_TOKEN or KAGGLE_USERNAME and KAGGLE_KEY, "
-            f"nor in {_config_folder()}{reasons}: {HOW_TO_GET_ONE}."
+            "No Kaggle credentials in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, or "
+            f"{_config_folder()}{reasons}: {HOW_TO_GET_ONE}."
         )
-    for words in faults:
-        print(f"warning: {words}.", file=sys.stderr)
+    for problem in problems:
+        print(f"warning: {problem}.", file=sys.stderr)
     return found
 
 
-def _token(faults: list[str]) -> list[Credential]:
+def _token(problems: list[str]) -> list[Credential]:
     try:
         token, source = get_access_token_from_env()
     except (OSError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # a token that it took for a path
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:  # Kaggle's client mistook a token for a path
             token, source = os.environ["KAGGLE_API_TOKEN"], "KAGGLE_API_TOKEN"
         else:
-            faults.append(f"the file with Kaggle's access token can't be read, {_reason(error)}")
+            problems.append(f"cannot read the file with Kaggle's access token ({_reason(error)})")
             return []
     if not token:
         return []
     source = "~/.kaggle/access_token" if source == "access_token" else str(source)
     token = token.strip()
     if source == "KAGGLE_API_TOKEN" and token[:1] in ("/", "~", "."):
-        faults.append("KAGGLE_API_TOKEN names a file that is not there")
+        problems.append("KAGGLE_API_TOKEN is the path of a missing file")
         return []
     if not _is_plausible(token):
-        faults.append(f"what is in {source} can't be a credential, it has blanks or other odd signs")
+        problems.append(f"{source} has invalid characters, such as spaces")
         return []
     return [Credential(source, Bearer(token), (token,))]
 
 
-def _key(faults: list[str]) -> list[Credential]:
+def _key(problems: list[str]) -> list[Credential]:
     file = _config_folder() / "kaggle.json"
-    stored = _read(file, faults)
+    stored = _read(file, problems)
     user = os.environ.get("KAGGLE_USERNAME") or stored.get("username")
     key = os.environ.get("KAGGLE_KEY") or stored.get("key")
     if not user or not key:
@@ -126,7 +126,7 @@ def _key(faults: list[str]) -> list[Credential]:
         _warn_if_open(file)
     name, secret = str(user).strip(), str(key).strip()
     if not _is_plausible(name) or not _is_plausible(secret):
-        faults.append(f"what is in {source} can't be a credential, it has blanks or other odd signs")
+        problems.append(f"{source} has invalid characters, such as spaces")
         return []
     encoded = base64.b64encode(f"{name}:{secret}".encode()).decode()
     return [Credential(source, HTTPBasicAuth(name, secret), (secret, encoded))]
@@ -140,8 +140,8 @@ def _login(renew: Renew) -> list[Credential]:
     return [Credential(f"the login in {file}", login, login.secrets)]
 
 
-def has_run_out(login: Path) -> bool:
-    """Return whether an OAuth login's token is past its time, or within five minutes of it."""
+def is_expired(login: Path) -> bool:
+    """Return whether an OAuth login's token has expired, or will within five minutes."""
     try:
         ends = datetime.fromisoformat(json.loads(login.read_text(encoding="utf-8"))["access_token_expiration"])
         return ends < datetime.now(ends.tzinfo) + timedelta(minutes=5)
@@ -160,30 +160,28 @@ def _config_folder() -> Path:
     return classic
 
 
-def _read(file: Path, faults: list[str]) -> Mapping[str, Any]:
+def _read(file: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        faults.append(f"{file} can't be read, {_reason(error)}")
+        problems.append(f"cannot read {file} ({_reason(error)})")
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _is_plausible(value: str) -> bool:
-    """Return whether a secret fits a header: one that does not would be shown whole in an error."""
+    """Return whether a secret is valid in a header; requests would show an invalid one in its error message."""
     return bool(value) and value.isascii() and value.isprintable() and " " not in value
 
 
 def _warn_if_open(file: Path) -> None:
     with contextlib.suppress(OSError):
         if os.name != "nt" and file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-            print(
-                f"warning: other users of this machine can read {file}: 'chmod 600 {file}' stops that.", file=sys.stderr
-            )
+            print(f"warning: other users of this machine can read {file}. Run 'chmod 600 {file}'.", file=sys.stderr)
 
 
 def _reason(error: Exception) -> str:
-    # A parser's message may quote what it read.
-    return error.strerror or "" if isinstance(error, OSError) else "it is not a valid JSON"
+    # Not the parser's message, which may quote the content.
+    return error.strerror or "" if isinstance(error, OSError) else "not valid JSON"

@@ -1,4 +1,4 @@
-"""Files fetched from Kaggle, whole or in part, and the manifest that says which are verified."""
+"""Files downloaded from Kaggle, complete or partial, and the manifest of verified files."""
 
 import base64
 import errno
@@ -29,7 +29,7 @@ _ZIP_BEGINS = (b"PK\x03\x04", b"PK\x05\x06")
 
 @dataclass(frozen=True)
 class FileVersion:
-    """What tells one version of a remote file from another, as far as its server says."""
+    """Identifies a version of a remote file, as far as its server reports it."""
 
     size: int | None = None
     etag: str | None = None
@@ -39,30 +39,30 @@ class FileVersion:
 
     @classmethod
     def of(cls, headers: Mapping[str, str], size: int | None) -> Self:
-        """Return the version that an answer's headers tell, of a file of ``size`` bytes."""
+        """Return the version in a response's headers, for a file of ``size`` bytes."""
         match = re.search(r"(?:^|[,\s])md5=([A-Za-z0-9+/=]+)", headers.get("x-goog-hash", ""))
         encoded = match[1] if match else headers.get("Content-MD5")
         return cls(size, headers.get("ETag"), headers.get("Last-Modified"), _hex(encoded) if encoded else None)
 
     def differs(self, other: "FileVersion") -> bool:
-        """Return whether anything that both tell is not the same."""
+        """Return whether any property that both know differs."""
         pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
         return any(mine is not None and theirs is not None and mine != theirs for mine, theirs in pairs)
 
     @property
     def condition(self) -> str | None:
-        """The value for If-Range; weak ETags are not allowed there."""
+        """The value for If-Range, which does not allow weak ETags."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
 class PartialDownload:
-    """The bytes so far, in a file that survives a kill, and a note of the version that they are of."""
+    """The bytes downloaded so far, in a file that survives a crash, and a sidecar file with their version."""
 
     def __init__(self, file: Path, listing: str) -> None:
-        """Take up what is in ``file``; ``listing`` is what Kaggle says of the file now."""
+        """Continue with the content of ``file``; ``listing`` describes the file as Kaggle lists it now."""
         self.file = file
         self._listing = listing
-        self._note = file.with_suffix(".note.part")
+        self._sidecar = file.with_suffix(".note.part")
         self._digest = hashlib.md5(usedforsecurity=False)
         self.version, self._listing_before = self._read_sidecar()
         if self.version is None or not file.is_file():
@@ -74,7 +74,7 @@ class PartialDownload:
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """Number of bytes so far."""
         return self.file.stat().st_size
 
     @property
@@ -84,28 +84,28 @@ class PartialDownload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are here, of the version that Kaggle lists."""
+        """Whether all bytes of the listed version are present."""
         return bool(self.version and self.version.size == self.size and self._listing == self._listing_before)
 
     @property
     def is_zip(self) -> bool:
-        """Whether it begins as a zip does."""
+        """Whether it starts like a zip."""
         with self.file.open("rb") as stream:
             return stream.read(4) in _ZIP_BEGINS
 
     def restart(self) -> None:
-        """Drop all bytes."""
+        """Delete all bytes."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_bytes(b"")
         self._digest = hashlib.md5(usedforsecurity=False)
         self.version = None
         self._listing_before = ""
-        remove_path(self._note)
+        remove_path(self._sidecar)
 
     def start(self, version: FileVersion) -> None:
-        """Note which version the bytes are of; on disk before the first of them."""
+        """Record the version, on disk before the first byte."""
         self.version, self._listing_before = version, self._listing
-        write_json(self._note, {"version": asdict(version), "listing": self._listing})
+        write_json(self._sidecar, {"version": asdict(version), "listing": self._listing})
 
     def add(self, stream: "ByteSink", block: bytes) -> None:
         """Append bytes."""
@@ -113,47 +113,47 @@ class PartialDownload:
         self._digest.update(block)
 
     def finish(self, target: Path) -> None:
-        """Give the file its name."""
+        """Move the complete file to ``target``."""
         with self.file.open("rb") as stream:
             os.fsync(stream.fileno())
         self.file.replace(target)
-        remove_path(self._note)
+        remove_path(self._sidecar)
 
     def _read_sidecar(self) -> tuple[FileVersion | None, str]:
         try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
+            note = json.loads(self._sidecar.read_text(encoding="utf-8"))
             return FileVersion(**note["version"]), str(note["listing"])
         except (OSError, ValueError, TypeError, KeyError):
             return None, ""
 
 
 class ByteSink(Protocol):
-    """What takes bytes."""
+    """Anything with a ``write`` method for bytes."""
 
     def write(self, block: bytes, /) -> object:
-        """Take bytes."""
+        """Write bytes."""
 
 
 def md5_digest(file: Path) -> str:
-    """Return the hex MD5 of a file, which is what Kaggle's storage tells."""
+    """Return the hex MD5 of a file, the digest that Kaggle's storage reports."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def check_zip(file: Path) -> None:
-    """Read every member of a zip and hold it against its CRC.
+    """Read every member of a zip and check its CRC.
 
-    Raises CorruptFileError for damage, and CarvanaError for a member that climbs out of the zip.
+    Raises CorruptFileError if it is damaged, and CarvanaError if it contains an unsafe path.
     """
     archive = ZipArchive(file)
     try:
         names = archive.names()
     except CarvanaError as error:
         cause = error.__cause__
-        if cause is not None and getattr(cause, "errno", None) in (None, errno.EINVAL):  # else the drive is at fault
+        if cause is not None and getattr(cause, "errno", None) in (None, errno.EINVAL):  # otherwise it is a disk error
             raise CorruptFileError(str(error)) from error
         raise
-    # Unpacking and CRCs let other threads run; each has the zip open for itself.
+    # Decompression and CRCs release the GIL. Each thread opens the zip itself.
     parts = [names[number :: available_cpus()] for number in range(available_cpus())]
     with (
         ThreadPoolExecutor(available_cpus()) as pool,
@@ -176,35 +176,36 @@ def _hex(encoded: str) -> str | None:
 
 
 DOWNLOAD_MANIFEST = "download_manifest.json"
-"""Beside the files: what each is, so that the next run verifies without fetching."""
+"""Manifest next to the files, so that the next run can verify them without downloading."""
 
 
 @dataclass(frozen=True)
 class DownloadRecord:
-    """What the manifest says of a file here."""
+    """A file's entry in the manifest."""
 
     file: str
-    """Its name here."""
+    """Local name."""
     listed: str
-    """Its name at Kaggle."""
+    """Name on Kaggle."""
     size: int
     md5: str
     modified_ns: int
-    """When the file here was written; while that and the size stay, its bytes are not read again."""
+    """Local modification time; while it and the size are unchanged, the content is trusted."""
     listed_size: int
+    """Size on Kaggle."""
     created: str
-    """When Kaggle says that it was put there."""
+    """Creation time on Kaggle."""
     etag: str | None
 
 
 class DownloadCache:
-    """The folder of what was fetched, with its manifest."""
+    """The download folder with its manifest. A *part* is a required file, named without ``.zip``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def is_verified(self, part: str, thorough: bool = False) -> bool:
-        """Return whether the part is here as the manifest says."""
+        """Return whether the part matches the manifest; ``thorough`` compares MD5 even if size and time match."""
         known = self._manifest().get(part)
         if known is None:
             return False
@@ -216,20 +217,20 @@ class DownloadCache:
             return True
         if stat.st_size == known.size and md5_digest(self.folder / known.file) == known.md5:
             if stat.st_mtime_ns != known.modified_ns:
-                self._note(part, replace(known, modified_ns=stat.st_mtime_ns))
+                self._write_record(part, replace(known, modified_ns=stat.st_mtime_ns))
             return True
-        print(f"warning: {self.folder / known.file} is not as it was fetched.", file=sys.stderr)
+        print(f"warning: {self.folder / known.file} changed after its download.", file=sys.stderr)
         return False
 
     def find_existing(self, part: str, remote: RemoteFile) -> Path | None:
-        """Return a zip that lies here, is not in the manifest, and may be what Kaggle lists; or None."""
+        """Return an existing zip that is not in the manifest and may be the listed file, or None."""
         file, known = self.folder / f"{part}.zip", self._manifest().get(part)
-        if not file.is_file() or (known and not _differs(known, remote)):  # then it is not what the manifest says
+        if not file.is_file() or (known and not _differs(known, remote)):  # known means: changed since its download
             return None
         return file if not remote.size or file.stat().st_size == remote.size else None
 
     def import_existing(self, part: str, remote: RemoteFile) -> bool:
-        """Take a zip that lies here, if it is sound; return whether it was. Of other files nothing tells."""
+        """Add an existing valid zip to the manifest; return whether there is one. Other files cannot be verified."""
         file = self.find_existing(part, remote)
         if file is None:
             return False
@@ -239,47 +240,48 @@ class DownloadCache:
             print(f"warning: {error}", file=sys.stderr)
             return False
         self.record(part, file, remote, md5_digest(file), None)
-        print(f"{file} was here already, and is sound.")
+        print(f"{file} exists already and is valid.")
         return True
 
     def warn_if_changed(self, part: str, remote: RemoteFile) -> None:
-        """Warn where Kaggle has another version than the one that was fetched."""
+        """Warn if Kaggle lists another version than the downloaded one."""
         known = self._manifest().get(part)
         if known and _differs(known, remote):
-            file, since = self.folder / known.file, known.created or "no date"
-            hint = f" It stays: to fetch the new one, delete {file}." if file.is_file() else ""
+            file = self.folder / known.file
+            hint = f" To download the new version, delete {file}." if file.is_file() else ""
             print(
-                f"warning: Kaggle has another {remote.name} now ({megabytes(remote.size)}, of "
-                f"{remote.created or 'no date'}) than the one that was fetched (of {since}).{hint}",
+                f"warning: {remote.name} changed on Kaggle: now {megabytes(remote.size)}, created "
+                f"{remote.created or 'at an unknown time'}; the downloaded version was created "
+                f"{known.created or 'at an unknown time'}.{hint}",
                 file=sys.stderr,
             )
 
     def move_aside(self, part: str) -> None:
-        """Move aside what lies here under a name of the part: it may be somebody's."""
-        for place in (self.folder / f"{part}.zip", self.folder / part):
-            if place.exists():
-                aside = place.with_name(f"{place.name}.{time.strftime('%Y%m%d-%H%M%S')}.bak")
-                place.rename(aside)
-                print(f"\nwarning: {place} was in the way, and is {aside.name} now.", file=sys.stderr)
+        """Rename existing files with the part's names; they may be the user's own."""
+        for path in (self.folder / f"{part}.zip", self.folder / part):
+            if path.exists():
+                backup = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.bak")
+                path.rename(backup)
+                print(f"\nwarning: {path} already exists; renamed to {backup.name}.", file=sys.stderr)
 
     def partial_size(self, part: str) -> int:
-        """Return how many bytes of a part are here, unfinished."""
+        """Return the size of a part's unfinished download."""
         file = self.partial(part)
         return file.stat().st_size if file.is_file() else 0
 
     def partial(self, part: str) -> Path:
-        """Return where a part comes in."""
+        """Return the path of a part's unfinished download."""
         return self.folder / f".{part}.part"
 
     def record(self, part: str, file: Path, remote: RemoteFile, md5: str, etag: str | None) -> None:
-        """Note what a verified file is."""
+        """Add a verified file to the manifest."""
         stat = file.stat()
         entry = DownloadRecord(
             file.name, remote.name, stat.st_size, md5, stat.st_mtime_ns, remote.size, remote.created, etag
         )
-        self._note(part, entry)
+        self._write_record(part, entry)
 
-    def _note(self, part: str, entry: DownloadRecord) -> None:
+    def _write_record(self, part: str, entry: DownloadRecord) -> None:
         entries = {**self._manifest(), part: entry}
         write_json(self.folder / DOWNLOAD_MANIFEST, {name: asdict(value) for name, value in sorted(entries.items())})
 
@@ -291,7 +293,7 @@ class DownloadCache:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CarvanaError(
-                f"{self.folder / DOWNLOAD_MANIFEST} can't be read ({error}): delete it; zips that are sound stay."
+                f"Cannot read {self.folder / DOWNLOAD_MANIFEST} ({error}). Delete it; valid zips are kept."
             ) from error
 
 
@@ -300,5 +302,5 @@ def _differs(known: DownloadRecord, remote: RemoteFile) -> bool:
 
 
 def megabytes(size: int) -> str:
-    """Return a number of bytes in words."""
+    """Return a number of bytes as MB."""
     return f"{size / 1e6:,.1f} MB"

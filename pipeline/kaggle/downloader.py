@@ -1,4 +1,4 @@
-"""What the pipeline needs of the competition: which files, whether they are here, and whether they can be fetched."""
+"""Download the competition's files: which are required, which are missing, and whether they can be downloaded."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,69 +12,69 @@ from pipeline.kaggle.transfer import FileDownload
 from pipeline.utils.run_state import file_lock
 
 IDS = "sample_submission.csv"
-"""The file that says which images a submission must hold."""
+"""Lists the images that a submission must contain."""
 
-_SPARE = 64 << 20
+_MIN_FREE_BYTES = 64 << 20
 
 ClientFactory = Callable[[], KaggleClient]
-"""Return Kaggle; called only where something has to be asked of it, so that nobody needs an account before."""
+"""Creates the client; called only if a request is necessary, so that credentials are not needed before."""
 
 
 def required_files(settings: DataSettings) -> list[str]:
-    """Return what is needed of the competition, without ``.zip``."""
+    """Return the names of the required files, without ``.zip``."""
     hq = "_hq" if settings.quality == "hq" else ""
     return [f"train{hq}", f"test{hq}", "train_masks.csv", "metadata.csv", IDS]
 
 
-def download_files(wanted: Sequence[str], folder: Path, reach: ClientFactory, *, thorough: bool = False) -> None:
-    """Make sure that the parts in ``wanted`` are in ``folder``, verified; with all there, nothing is asked of Kaggle.
+def download_files(wanted: Sequence[str], folder: Path, client: ClientFactory, *, thorough: bool = False) -> None:
+    """Download and verify the parts ``wanted`` that are missing in ``folder``; without missing ones, make no request.
 
-    ``thorough`` reads all bytes of what is here, where else size and time are trusted.
-    Raises CarvanaError where a file is not listed, the disk has no room, or Kaggle does not answer well.
+    ``thorough`` verifies the bytes of existing files instead of trusting size and time. Raises CarvanaError if Kaggle
+    does not list a file, the disk is full, or a download fails.
     """
     with file_lock(folder.with_suffix(".lock"), f"the download to {folder.name}"):
-        shelf = DownloadCache(folder)
-        missing = [part for part in wanted if not shelf.is_verified(part, thorough)]
+        cache = DownloadCache(folder)
+        missing = [part for part in wanted if not cache.is_verified(part, thorough)]
         if not missing:
             return
-        kaggle = reach()
-        listed = _listed(wanted, kaggle.files(), shelf)
-        plan = {part: listed[part] for part in missing if not shelf.import_existing(part, listed[part])}
+        kaggle = client()
+        listed = _find_listed(wanted, kaggle.files(), cache)
+        plan = {part: listed[part] for part in missing if not cache.import_existing(part, listed[part])}
         if plan:
-            _print_plan(plan, shelf)
-            _check_disk_space(plan, shelf)
+            _print_plan(plan, cache)
+            _check_disk_space(plan, cache)
         for part, remote in plan.items():
-            FileDownload(kaggle, shelf, part, remote).run()
+            FileDownload(kaggle, cache, part, remote).run()
 
 
-def preview_download(wanted: Sequence[str], folder: Path, reach: ClientFactory) -> None:
-    """Tell what `fetch` would fetch, and whether credentials, rules and disk allow it, without fetching.
+def preview_download(wanted: Sequence[str], folder: Path, client: ClientFactory) -> None:
+    """Print what `download_files` would download, and check credentials, rules and disk space.
 
-    Raises CarvanaError for the first thing that stands in the way.
+    Raises CarvanaError for the first check that fails.
     """
-    kaggle = reach()
+    kaggle = client()
     files = kaggle.files()
-    print(f"Credentials: those from {kaggle.source} work.")
-    shelf = DownloadCache(folder)
-    listed = _listed(wanted, files, shelf)
+    print(f"Credentials: valid (from {kaggle.source}).")
+    cache = DownloadCache(folder)
+    listed = _find_listed(wanted, files, cache)
     kaggle.signed_url(min(listed.values(), key=lambda file: file.size).name)
     print(f"Rules of {kaggle.competition}: accepted.")
-    missing = {part: remote for part, remote in listed.items() if not shelf.is_verified(part)}
-    plan = {part: remote for part, remote in missing.items() if not shelf.find_existing(part, remote)}
+    missing = {part: remote for part, remote in listed.items() if not cache.is_verified(part)}
+    plan = {part: remote for part, remote in missing.items() if not cache.find_existing(part, remote)}
     for part in missing.keys() - plan.keys():
-        print(f"{missing[part].name} lies in {folder}, not verified yet.")
+        print(f"{missing[part].name} exists in {folder}, not verified yet.")
     if not plan:
-        print(f"Nothing to fetch: {folder} has all {len(listed)} files.")
+        print(f"Nothing to download: {folder} has all {len(listed)} files.")
         return
-    _print_plan(plan, shelf)
-    print(f"Disk: {megabytes(_check_disk_space(plan, shelf))} are free. 'carvana download' fetches.")
+    _print_plan(plan, cache)
+    print(f"Disk: {megabytes(_check_disk_space(plan, cache))} free. Start the download with 'carvana download'.")
 
 
-def _listed(wanted: Sequence[str], files: list[RemoteFile], shelf: DownloadCache) -> dict[str, RemoteFile]:
-    """Return what Kaggle lists of each part; tells what changed since it was fetched."""
+def _find_listed(wanted: Sequence[str], files: list[RemoteFile], cache: DownloadCache) -> dict[str, RemoteFile]:
+    """Return each part's entry in Kaggle's list; warns about files that changed since their download."""
     listed = {part: _match(part, files) for part in wanted}
     for part, remote in listed.items():
-        shelf.warn_if_changed(part, remote)
+        cache.warn_if_changed(part, remote)
     return listed
 
 
@@ -84,28 +84,28 @@ def _match(part: str, files: list[RemoteFile]) -> RemoteFile:
     if found is None:
         names = ", ".join(sorted(by_name)[:12]) or "nothing"
         raise CarvanaError(
-            f"Kaggle lists neither {part}.zip nor {part}, but {names}: compare data.competition in params.yaml with "
-            "the competition's address."
+            f"Kaggle lists neither {part}.zip nor {part}, only {names}. Check data.competition in params.yaml against "
+            "the competition's URL."
         )
     return found
 
 
-def _print_plan(plan: Mapping[str, RemoteFile], shelf: DownloadCache) -> None:
-    print(f"From Kaggle to {shelf.folder}:")
+def _print_plan(plan: Mapping[str, RemoteFile], cache: DownloadCache) -> None:
+    print(f"Download from Kaggle to {cache.folder}:")
     for part, remote in plan.items():
-        here = shelf.partial_size(part)
-        begun = f", {megabytes(here)} of it here" if here else ""
-        print(f"  {remote.name:<28}{megabytes(remote.size) if remote.size else 'size unknown':>12}{begun}")
+        partial_size = cache.partial_size(part)
+        partial = f", {megabytes(partial_size)} already downloaded" if partial_size else ""
+        print(f"  {remote.name:<28}{megabytes(remote.size) if remote.size else 'size unknown':>12}{partial}")
 
 
-def _check_disk_space(plan: Mapping[str, RemoteFile], shelf: DownloadCache) -> int:
-    """Return the free bytes of the disk; raises CarvanaError if they are too few."""
-    needed = sum(max(0, remote.size - shelf.partial_size(part)) for part, remote in plan.items())
-    there = next(place for place in (shelf.folder, *shelf.folder.absolute().parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
-    if free < needed + _SPARE:
+def _check_disk_space(plan: Mapping[str, RemoteFile], cache: DownloadCache) -> int:
+    """Return the free bytes of the disk; raises CarvanaError if there are too few."""
+    needed = sum(max(0, remote.size - cache.partial_size(part)) for part, remote in plan.items())
+    existing = next(path for path in (cache.folder, *cache.folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed + _MIN_FREE_BYTES:
         raise CarvanaError(
-            f"{shelf.folder} needs {megabytes(needed)} more, and its disk has {megabytes(free)} left: free some, "
-            "or make it a link to a larger disk."
+            f"{cache.folder}: not enough disk space ({megabytes(needed)} needed, {megabytes(free)} free). Free some, "
+            "or make the folder a link to a larger disk."
         )
     return free

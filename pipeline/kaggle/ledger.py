@@ -1,4 +1,4 @@
-"""The submission log: rows, where a submission came from, correlation of CV and leaderboard."""
+"""The submission log (submissions/ledger.csv): rows, provenance, and the correlation of CV and leaderboard scores."""
 
 import csv
 import hashlib
@@ -40,38 +40,38 @@ LEDGER_COLUMNS = (
     "threshold",
     "error",
 )
-"""Columns; those that people add stay as they are."""
+"""Columns of the ledger. Columns added by users are kept."""
 
 PENDING = "pending"
-"""Not settled: without a reference it may or may not have been sent, with one it waits for its score."""
+"""Without a reference: it is unknown whether it was submitted. With a reference: waiting for its score."""
 
 NOT_SENT = "not sent"
-"""Kaggle does not have it, or refused it: no submission was spent."""
+"""Kaggle does not have it, or rejected it; no submission was used up."""
 
 _FINAL = "complete", "error"
 
-_FROM_GIT = "or take the file from git, after you copied it: rows that are not committed would be lost"
+_FROM_GIT = "or restore the file from Git, after copying it (uncommitted rows would be lost)"
 
-_ONCE_KNOWN = "reference", "public_score", "private_score"
+_NEVER_CLEARED = "reference", "public_score", "private_score"
 
 LedgerRow = dict[str, str]
 """One submission, by column."""
 
 
 def utc_now() -> str:
-    """Return the time in UTC, to the second, ISO 8601."""
+    """Return the current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Ledger:
-    """The file, read and written whole, under a lock: two at once neither tear it nor lose each other's rows."""
+    """The ledger file. It is read and written as a whole, under a lock, so that concurrent processes lose no rows."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._lock = FileLock(file.with_name(f".{file.name}.lock"))
 
     def rows(self) -> list[LedgerRow]:
-        """Return all rows, oldest first; raises CarvanaError that names the line of a damaged file."""
+        """Return all rows, oldest first; raises CarvanaError, naming the line, if the file is invalid."""
         return self._read()[1]
 
     def add(self, row: Mapping[str, str]) -> None:
@@ -82,9 +82,9 @@ class Ledger:
             self._write(columns, [*rows, dict(row)])
 
     def update(self, row: LedgerRow, changes: Mapping[str, str]) -> LedgerRow:
-        """Change cells of a row and return it; one that was taken out meanwhile, by git maybe, comes back.
+        """Change cells of a row and return it; a row that was removed meanwhile, such as by Git, is added again.
 
-        What is known stays known: an older answer of Kaggle's makes no score empty, and nothing scored pending again.
+        An outdated response from Kaggle never clears a score, and never resets a scored row to pending.
         """
         with self._lock:
             columns, rows = self._read()
@@ -93,7 +93,7 @@ class Ledger:
                 found = dict.fromkeys(columns, "") | row
                 rows.append(found)
             before = dict(found)
-            found |= {column: value for column, value in changes.items() if value or column not in _ONCE_KNOWN}
+            found |= {column: value for column, value in changes.items() if value or column not in _NEVER_CLEARED}
             if before["status"] in _FINAL and changes.get("status") == PENDING:
                 found["status"] = before["status"]
             if found != before or row != before:
@@ -106,13 +106,13 @@ class Ledger:
         except FileNotFoundError:
             return list(LEDGER_COLUMNS), []
         except (OSError, UnicodeDecodeError) as error:
-            raise CarvanaError(f"{self.file} can't be read ({error}): fix it, {_FROM_GIT}.") from error
+            raise CarvanaError(f"Cannot read {self.file} ({error}). Fix it, {_FROM_GIT}.") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             columns = list(reader.fieldnames or ())
             missing = [column for column in LEDGER_COLUMNS if column not in columns]
             if missing:
-                raise CarvanaError(f"{self.file} has no column {missing[0]}: put it back, {_FROM_GIT}.")
+                raise CarvanaError(f"{self.file} has no column {missing[0]}. Add it, {_FROM_GIT}.")
             rows: list[LedgerRow] = []
             for row in reader:
                 if None in row or None in row.values():
@@ -134,35 +134,35 @@ class Ledger:
 
 
 def _is_same(row: LedgerRow, other: LedgerRow) -> bool:
-    # Rows that people add have no tag.
+    # Rows added by users have no tag.
     key = "tag" if row["tag"] else "reference"
     return bool(row[key]) and row[key] == other[key]
 
 
 def is_submitted(row: LedgerRow) -> bool:
-    """Return whether the row stands for a submission that Kaggle has."""
+    """Return whether Kaggle has the row's submission."""
     return bool(row["reference"])
 
 
 def is_unresolved(row: LedgerRow) -> bool:
-    """Return whether it is not known if the row's submission was sent."""
+    """Return whether it is unknown if the row's submission reached Kaggle."""
     return row["status"] == PENDING and not row["reference"]
 
 
 def submission_provenance(project: Path, content_sha256: str, ledger: Path) -> LedgerRow:
-    """Return the cells of the ledger that say where a CSV of this content comes from.
+    """Return the ledger cells that describe the origin of a CSV with this content.
 
-    The commit is the one it is sent from; ``git_clean`` leaves the ledger itself out, which every submission changes.
-    The hash of ``dvc.lock`` and what ``submission.json`` says are taken only if the latter speaks of this very content:
-    a CSV from elsewhere is not of this run. Cells of what is not known stay empty.
+    ``git_commit`` is the current commit; ``git_clean`` ignores the ledger itself, which every submission changes. The
+    hash of dvc.lock and the settings in submission.json are used only if submission.json describes this content.
+    Unknown cells stay empty.
     """
-    lock, facts = project / "dvc.lock", _facts(project / "submissions" / "submission.json", content_sha256)
-    if facts and lock.is_file():
-        facts["dvc_lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    lock, run = project / "dvc.lock", _run_cells(project / "submissions" / "submission.json", content_sha256)
+    if run and lock.is_file():
+        run["dvc_lock_sha256"] = hashlib.sha256(lock.read_bytes()).hexdigest()
     return {
         "git_commit": _git(project, "rev-parse", "HEAD") or "",
         "git_clean": _clean(project, ledger),
-        **facts,
+        **run,
     }
 
 
@@ -173,7 +173,7 @@ def _clean(project: Path, ledger: Path) -> str:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    """Return what git says, or None where there is no git, no repository, or a broken one."""
+    """Return git's output, or None without git or a working repository."""
     try:
         run = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False)
     except OSError:
@@ -181,21 +181,21 @@ def _git(project: Path, *arguments: str) -> str | None:
     return run.stdout.strip() if run.returncode == 0 else None
 
 
-def _facts(file: Path, content_sha256: str) -> LedgerRow:
+def _run_cells(file: Path, content_sha256: str) -> LedgerRow:
     try:
         described: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(described, dict) or described.get("content_sha256") != content_sha256:
         return {}
-    own = described.get("own_dice", {})
+    cv_dice = described.get("own_dice", {})
     nets = described.get("nets", [])
     models = {net.partition("/")[0] for net in nets}
-    # Several models are scored out of fold as the ensemble merges them.
-    out_of_fold = own.get("oof", {}).get(models.pop() if len(models) == 1 else "ensemble")
+    # Several models are scored out of fold as an ensemble.
+    out_of_fold = cv_dice.get("oof", {}).get(models.pop() if len(models) == 1 else "ensemble")
     return {
         "oof_dice": "" if out_of_fold is None else f"{out_of_fold:.6f}",
-        "holdout_dice": f"{own['holdout']:.6f}" if "holdout" in own else "",
+        "holdout_dice": f"{cv_dice['holdout']:.6f}" if "holdout" in cv_dice else "",
         "nets": " ".join(nets),
         "views": " ".join(described.get("views", ())),
         "merge": " + ".join(map(str, [described.get("merge", ""), *described.get("postprocess", ())])),
@@ -205,40 +205,40 @@ def _facts(file: Path, content_sha256: str) -> LedgerRow:
 
 
 MIN_SUBMISSIONS = 3
-"""Submissions that a correlation takes."""
+"""Fewest submissions for a correlation."""
 
 CV_COLUMNS = ("holdout_dice", "oof_dice")
-"""Columns of own Dices, the better guide first."""
+"""Columns with cross-validation scores, the more reliable one first."""
 
 
 @dataclass(frozen=True)
 class CvLbCorrelation:
-    """How far an own score foretells the public one."""
+    """Correlation of a cross-validation score with a leaderboard score."""
 
     cv_column: str
     """``holdout_dice`` or ``oof_dice``."""
     submissions: int
     correlation: float | None
-    """Pearson's, -1 to 1; None where one of the two never changed."""
+    """Pearson correlation; None if one of the two is constant."""
 
 
 def cv_lb_correlation(rows: Iterable[LedgerRow], score: str = "public_score") -> list[CvLbCorrelation]:
-    """Return the correlation of each own Dice with a score, once there are three submissions with both."""
+    """Return the correlation of each CV column with ``score``, for those with enough submissions."""
     rows, found = list(rows), []
-    for own in CV_COLUMNS:
+    for cv_column in CV_COLUMNS:
         pairs = {
-            # The same content sent again is no second observation.
+            # Keyed by content, since resubmitting the same file is not a new observation.
             row["content_sha256"]: (mine, theirs)
             for row in rows
-            if (mine := parse_number(row[own])) is not None and (theirs := parse_number(row[score])) is not None
+            if (mine := parse_number(row[cv_column])) is not None and (theirs := parse_number(row[score])) is not None
         }
         if len(pairs) >= MIN_SUBMISSIONS:
-            found.append(CvLbCorrelation(own, len(pairs), _correlation(list(pairs.values()))))
+            found.append(CvLbCorrelation(cv_column, len(pairs), _correlation(list(pairs.values()))))
     return found
 
 
 def parse_number(text: str) -> float | None:
-    """Return a cell's number, or None where it holds none."""
+    """Return the number in a cell, or None if there is none."""
     try:
         return float(text)
     except ValueError:

@@ -31,7 +31,7 @@ _OUTLINE = (255, 220, 0)
 
 @dataclass(frozen=True)
 class SheetTile:
-    """An image, uint8 RGB (H, W, 3), with masks (H, W) of 0 and 1, and a caption; errors are drawn if ``true`` is set."""
+    """An image, uint8 RGB (H, W, 3), with masks (H, W) of 0 and 1, and a caption; ``true`` is needed to draw errors."""
 
     image: UInt8Array
     mask: UInt8Array

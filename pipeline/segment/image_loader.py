@@ -1,4 +1,4 @@
-"""Load users' images safely: type detected by content, size limits checked before decoding, EXIF orientation applied."""
+"""Load users' images safely: detect the type by content, check limits before decoding, apply the EXIF orientation."""
 
 import io
 import re

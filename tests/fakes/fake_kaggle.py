@@ -34,7 +34,7 @@ SECRETS = (TOKEN, KEY, base64.b64encode(f"{USER}:{KEY}".encode()).decode(), "sig
 
 
 QUICK = RetryPolicy(
-    connect_s=5, silence_s=1.5, tries=4, first_pause_s=0.01, longest_pause_s=0.02, lookup_s=0.6, first_poll_s=0.01
+    connect_s=5, read_s=1.5, tries=4, first_pause_s=0.01, longest_pause_s=0.02, lookup_s=0.6, first_poll_s=0.01
 )
 """Patience of tests."""
 
@@ -80,7 +80,7 @@ def lose(handler: "Handler", make: Callable[[], Answer]) -> None:
 
 
 def hang(handler: "Handler", make: Callable[[], Answer]) -> None:
-    """Nothing comes, for longer than any patience."""
+    """Nothing comes, for longer than any policy."""
     handler.owner.hanging.wait(20)
 
 

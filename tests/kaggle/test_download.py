@@ -16,7 +16,7 @@ import pytest
 from pipeline.config import DataSettings
 from pipeline.errors import CarvanaError
 from pipeline.kaggle import download_cache, downloader, transfer
-from pipeline.kaggle.api_errors import retry_after_s
+from pipeline.kaggle.api_errors import parse_retry_after
 from pipeline.kaggle.client import KaggleClient
 from pipeline.kaggle.commands import download_competition, preview_competition
 from tests.fakes import fake_kaggle as faulty
@@ -79,7 +79,7 @@ class TestFetch:
     def test_only_required_files_are_downloaded(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert server.count("ListDataFiles") == 4  # 8 files in pages of 2
         assert server.count("GET") == len(WANTED)
@@ -88,28 +88,28 @@ class TestFetch:
         demand_nothing_secret(told.out + told.err + (folder / "download_manifest.json").read_text())
 
     def test_the_hq_photographs(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
-        download_competition(DataSettings(source="kaggle", quality="hq"), tmp_path, patience=QUICK)
+        download_competition(DataSettings(source="kaggle", quality="hq"), tmp_path, policy=QUICK)
         demand_whole(folder, server, ["train_hq.zip", "test_hq.zip", *WANTED[2:]])
 
     def test_the_next_run_asks_nothing(self, server: KaggleServer, tmp_path: Path) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         server.asked.clear()
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
-        download_competition(FROM_KAGGLE, tmp_path, thorough=True, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, thorough=True, policy=QUICK)
         assert server.asked == []
 
     @pytest.mark.parametrize("thorough", [True, False])
     def test_a_file_that_changed_here_is_fetched_anew(
         self, server: KaggleServer, folder: Path, tmp_path: Path, thorough: bool
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         file = folder / "test.zip"
         stat, body = file.stat(), bytearray(file.read_bytes())
         body[len(body) // 2] ^= 1
         file.write_bytes(body)
         if thorough:  # rot, which no time tells
             os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        download_competition(FROM_KAGGLE, tmp_path, thorough=thorough, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, thorough=thorough, policy=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED) + 1
 
@@ -119,7 +119,7 @@ class TestFetch:
             server.files[name.removesuffix(".zip")] = server.files.pop(name)
         server.files["sample_submission.csv"] = b"img,rle_mask\n00087a6bd4dc_01.jpg,\n"
         server.files["metadata.csv"] = b"id,year\n"
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         names = {path.name for path in folder.iterdir()}
         assert names == {"train.zip", "test.zip", "train_masks.csv.zip", "metadata.csv", "sample_submission.csv"} | {
             "download_manifest.json"
@@ -127,19 +127,19 @@ class TestFetch:
         assert (folder / "train.zip").read_bytes() == FILES["train.zip"]
         assert (folder / "metadata.csv").read_bytes() == b"id,year\n"
         server.asked.clear()
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert server.asked == []
 
     def test_a_file_that_is_not_listed(self, server: KaggleServer, tmp_path: Path) -> None:
         del server.files["train.zip"]
         with pytest.raises(CarvanaError, match=r"train\.zip.*data\.competition"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
 
     def test_a_disk_without_room(self, server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = downloader.shutil.disk_usage(tmp_path)._replace(free=1_000_000 + (64 << 20))
         monkeypatch.setattr(downloader.shutil, "disk_usage", lambda path: usage)
         with pytest.raises(CarvanaError, match=r"1\.4 MB.*68\.1 MB"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert server.count("DownloadDataFile") == 0
 
     def test_files_that_lie_there_already_are_taken_if_sound(
@@ -152,7 +152,7 @@ class TestFetch:
         damaged[1000] ^= 1
         (folder / "test.zip").write_bytes(damaged)
         (folder / "metadata.csv.zip").write_bytes(FILES["metadata.csv.zip"][:-50])
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED) - 1
         told = capsys.readouterr()
@@ -169,7 +169,7 @@ class TestFetch:
             archive.writestr("../../outside.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
         with pytest.raises(CarvanaError, match=r"\.\./\.\./outside\.jpg"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert not (folder / "train.zip").exists()
         assert not list(tmp_path.rglob("outside.jpg"))
 
@@ -177,15 +177,15 @@ class TestFetch:
         folder.mkdir(parents=True)
         (folder / "download_manifest.json").write_text('{"train": {}}')
         with pytest.raises(CarvanaError, match=r"download_manifest\.json"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
 
     def test_a_file_that_changed_at_kaggle_is_told_and_not_mixed(
         self, server: KaggleServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         server.version = "2"
         (folder / "test.zip").unlink()
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         err = capsys.readouterr().err
         for name in WANTED:
             assert f"Kaggle has another {name} now" in err
@@ -244,7 +244,7 @@ def stop_at_the_end(home: Path, monkeypatch: pytest.MonkeyPatch, error: BaseExce
 
     with monkeypatch.context() as stopping, pytest.raises(type(error)):
         stopping.setattr(transfer, "check_zip", stop)
-        download_competition(FROM_KAGGLE, home, patience=QUICK)
+        download_competition(FROM_KAGGLE, home, policy=QUICK)
 
 
 PLAIN: dict[str, list[Fault]] = {
@@ -273,7 +273,7 @@ class TestFaults:
         del server.files["metadata.csv.zip"]
         server.files["metadata.csv"] = b"id,year\n00087a6bd4dc,2013-14\n"
         server.fail("GET", *[lambda handler, make: make()] * 3, *PLAIN[name])
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert not server.faults["GET"], "the fault never came"
         demand_whole(folder, server, [*WANTED[:3], "metadata.csv", WANTED[4]])
 
@@ -281,7 +281,7 @@ class TestFaults:
     def test_endless_faults_end_with_an_error(self, server: KaggleServer, tmp_path: Path, name: str) -> None:
         server.fail("GET", *FOREVER[name] * 100)
         with pytest.raises(CarvanaError, match=r"train\.zip"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert server.count("GET") < 20
 
     def test_a_length_that_is_listed_wrong_does_no_harm(
@@ -290,7 +290,7 @@ class TestFaults:
         """Such as the length before zipping; the zip itself tells where it ends."""
         server.listed_sizes["train.zip"] = 2_000_000
         server.fail("GET", faulty.end_quietly(10_000_000))
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
 
     def test_refused_downloads_are_not_kept(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
@@ -300,9 +300,9 @@ class TestFaults:
             archive.writestr("../outside.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
         with pytest.raises(CarvanaError, match="climbs out"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         server.files["train.zip"] = FILES["train.zip"]
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
 
     def test_names_that_would_steer_a_terminal_are_refused(self, server: KaggleServer, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ class TestFaults:
             archive.writestr("\x1b[31m.jpg", b"x")
         server.files["train.zip"] = file.getvalue()
         with pytest.raises(CarvanaError, match="control characters") as caught:
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert "\x1b" not in str(caught.value)
 
     def test_a_file_of_another_version_than_listed_is_not_taken_for_it(
@@ -321,14 +321,14 @@ class TestFaults:
         stop_at_the_end(tmp_path, monkeypatch, KeyboardInterrupt())
         server.files["train.zip"], server.version = zipped("other", 900_000), "2"
         assert len(server.files["train.zip"]) == len(FILES["train.zip"])
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
 
     def test_all_bytes_came_before_a_kill(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stop_at_the_end(tmp_path, monkeypatch, KeyboardInterrupt())
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
 
@@ -343,25 +343,25 @@ class TestFaults:
             return faulty.Answer(302, b"", {"Location": handler.path.replace("storage.test", "elsewhere.test")})
 
         server.fail("GET", lead)
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)  # the server asserts that no credentials come
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)  # the server asserts that no credentials come
         demand_whole(folder, server)
 
     def test_what_was_fetched_is_not_overruled_by_what_lies_there(
         self, server: KaggleServer, folder: Path, tmp_path: Path
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         (folder / "test.zip").write_bytes(mine := zipped("more", 500_000))
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert [path.read_bytes() for path in folder.glob("*.bak")] == [mine]
 
     def test_a_newer_version_that_somebody_put_there_is_taken(
         self, server: KaggleServer, folder: Path, tmp_path: Path
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         server.files["test.zip"], server.version = zipped("test", 600_000), "2"
         (folder / "test.zip").write_bytes(server.files["test.zip"])
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
 
@@ -371,7 +371,7 @@ class TestFaults:
         error = CarvanaError("see that its drive is there")
         error.__cause__ = OSError(5, "Input/output error")
         stop_at_the_end(tmp_path, monkeypatch, error)
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED)
 
@@ -380,18 +380,18 @@ class TestFaults:
     ) -> None:
         (folder / "metadata.csv").mkdir(parents=True)
         (folder / "sample_submission.csv").write_text("img,rle_mask\n")
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert len(list(folder.glob("*.bak"))) == 2
 
     def test_a_file_that_was_only_touched_is_read_once(
         self, server: KaggleServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         (folder / "test.zip").touch()
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         monkeypatch.setattr(download_cache, "md5_digest", lambda file: pytest.fail("read again"))
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
 
     @pytest.mark.parametrize("name", FAULTS)
     def test_ends_with_the_right_bytes(
@@ -399,7 +399,7 @@ class TestFaults:
     ) -> None:
         call, faults = FAULTS[name]
         server.fail(call, *faults)
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert not server.faults[call], "the fault never came"
         demand_whole(folder, server)
         told = capsys.readouterr()
@@ -407,15 +407,15 @@ class TestFaults:
 
     def test_a_drop_goes_on_where_it_stopped(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("GET", faulty.cut(300_000))
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert server.ranges[:2] == [None, "bytes=300000-"]
         assert server.count("DownloadDataFile") == len(WANTED)  # the address was still good
 
     def test_retries_end_and_partial_files_stay(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", faulty.cut(300_000), *[faulty.cut(0)] * 4)
         with pytest.raises(CarvanaError, match=r"train\.zip"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert server.ranges[5] == "bytes=300000-"
 
@@ -431,43 +431,43 @@ class TestFaults:
             return faulty.without(*missing)(handler, make) or faulty.Answer(500)
 
         server.fail("GET", faulty.both(faulty.without(*missing), faulty.cut(300_000)), change)
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
         assert "train.zip changed at Kaggle: it is fetched again" in capsys.readouterr().err
 
     def test_a_file_that_always_comes_damaged(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.spoil] * 3)
         with pytest.raises(CarvanaError, match=r"train\.zip.*3 times"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert not (folder / "train.zip").exists()
 
     def test_an_address_that_is_always_refused(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.expire] * 4)
         with pytest.raises(CarvanaError, match=r"train\.zip.*403"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
 
     def test_retry_after_is_honoured(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(503, "", {"Retry-After": "1"}))
         began = time.monotonic()
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert time.monotonic() - began >= 1
 
     def test_a_wish_for_a_long_pause_is_told(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(429, "", {"Retry-After": "3600"}))
         with pytest.raises(CarvanaError, match=r"429.*60 minutes"):
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
 
     def test_control_characters_are_not_passed_on(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("ListDataFiles", faulty.status(400, f"\x1b[2J\x07no\u202e {TOKEN}"))
         with pytest.raises(CarvanaError) as caught:
-            download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+            download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert str(caught.value) == "Kaggle refused this request (400). Kaggle says: [2J no ***"
 
 
 def test_retry_after_as_a_number_a_date_or_neither() -> None:
-    assert retry_after_s("7") == 7
-    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after_s("soon") is retry_after_s("") is retry_after_s(None) is None
+    assert parse_retry_after("7") == 7
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert parse_retry_after("soon") is parse_retry_after("") is parse_retry_after(None) is None
 
 
 # ---------------------------------------------------------------- kills
@@ -476,7 +476,7 @@ FETCH = """
 from pathlib import Path
 from pipeline.kaggle.commands import download_competition
 from tests.fakes.fake_kaggle import FROM_KAGGLE, QUICK
-download_competition(FROM_KAGGLE, Path(), patience=QUICK)
+download_competition(FROM_KAGGLE, Path(), policy=QUICK)
 """
 
 
@@ -554,7 +554,7 @@ class TestPreview:
     def test_tells_what_is_here_and_what_changed(
         self, server: KaggleServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        download_competition(FROM_KAGGLE, tmp_path, patience=QUICK)
+        download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         server.listed_sizes["test.zip"] = 12
         preview_competition(FROM_KAGGLE, tmp_path, QUICK)
         told = capsys.readouterr()

@@ -72,7 +72,7 @@ def write(folder: Path, masks: dict[str, str], name: str = "submission.csv.gz") 
 
 
 def send(message: str = "first", name: str = "submission.csv.gz", **options: bool) -> None:
-    submit(Path("submissions") / name, message, FROM_KAGGLE, Path(), patience=QUICK, **options)
+    submit(Path("submissions") / name, message, FROM_KAGGLE, Path(), policy=QUICK, **options)
 
 
 def rows() -> list[LedgerRow]:
@@ -382,7 +382,7 @@ class TestSubmit:
         """Even where the sample is what the pipeline runs on."""
         write(project, {format_image_id("0123456789ab", angle): CAR for angle in range(1, 17)})
         with pytest.raises(CarvanaError, match=r"\.csv"):
-            submit(Path("submissions/submission.csv.gz"), "x", DataSettings(source="sample"), Path(), patience=QUICK)
+            submit(Path("submissions/submission.csv.gz"), "x", DataSettings(source="sample"), Path(), policy=QUICK)
 
     def test_error_description_of_kaggle_is_kept(self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
@@ -599,9 +599,9 @@ class TestOnce:
 
     def test_a_long_pause_that_is_asked_for_is_not_waited_for(self, server: KaggleServer) -> None:
         server.fail("CreateSubmission", faulty.status(503, "", {"Retry-After": "86400"}))
-        brief = faulty.replace(QUICK, longest_asked_s=0.2)
+        brief = faulty.replace(QUICK, longest_retry_after_s=0.2)
         with pytest.raises(CarvanaError, match="not at Kaggle so far"):
-            submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), patience=brief)
+            submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), policy=brief)
 
     def test_a_row_that_git_took_away_meanwhile_comes_back(self, server: KaggleServer) -> None:
         def take(handler: faulty.Handler, make: Callable[[], faulty.Answer]) -> faulty.Answer:
@@ -629,7 +629,7 @@ class TestOnce:
             "x",
             FROM_KAGGLE,
             project,
-            patience=faulty.replace(QUICK, silence_s=20),
+            policy=faulty.replace(QUICK, read_s=20),
         )
         assert seen == ["0", "pending"]
         demand_one(server)
@@ -640,7 +640,7 @@ class TestOnce:
         text = Path("submissions/ledger.csv").read_text()
         Path("submissions/ledger.csv").write_text(text.replace(",1000,", ",,").replace(",pending,", ",not sent,"))
         assert (rows()[0]["reference"], rows()[0]["status"]) == ("", "not sent")
-        show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)
+        show_submissions(FROM_KAGGLE, as_json=False, policy=QUICK)
         demand_one(server)
 
 
@@ -651,8 +651,8 @@ from pathlib import Path
 from pipeline.kaggle.commands import show_submissions, submit
 from tests.fakes.fake_kaggle import FROM_KAGGLE, QUICK
 """
-SUBMIT = f"{HEAD}submit(Path('submissions/submission.csv.gz'), 'killed', FROM_KAGGLE, Path(), patience=QUICK)"
-LIST = f"{HEAD}show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)"
+SUBMIT = f"{HEAD}submit(Path('submissions/submission.csv.gz'), 'killed', FROM_KAGGLE, Path(), policy=QUICK)"
+LIST = f"{HEAD}show_submissions(FROM_KAGGLE, as_json=False, policy=QUICK)"
 
 
 @pytest.mark.slow
@@ -805,7 +805,7 @@ class TestStanding:
             server.score(item)
         server.submissions.insert(0, {"ref": 77, "description": "by hand"})
         capsys.readouterr()
-        show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)
+        show_submissions(FROM_KAGGLE, as_json=False, policy=QUICK)
         out = capsys.readouterr().out
         lines = out.splitlines()
         assert lines[0].split("  ")[0] == "time"
@@ -814,13 +814,13 @@ class TestStanding:
         ]
         assert "Kaggle has 1 more, which this ledger does not know:" in out
         assert "  77  pending  -  by hand" in out
-        show_submissions(FROM_KAGGLE, as_json=True, patience=QUICK)
+        show_submissions(FROM_KAGGLE, as_json=True, policy=QUICK)
         content = json.loads(capsys.readouterr().out)
         assert [found["status"] for found in content["submissions"]] == ["complete"] * 3
         assert [found["reference"] for found in content["unknown"]] == [77]
 
     def test_nothing_sent_yet(self, capsys: pytest.CaptureFixture[str]) -> None:
-        show_submissions(FROM_KAGGLE, as_json=False, patience=QUICK)
+        show_submissions(FROM_KAGGLE, as_json=False, policy=QUICK)
         assert "Nothing was sent from here yet" in capsys.readouterr().out
 
     def test_correlation_from_three_on(self) -> None:
@@ -836,7 +836,7 @@ class TestStanding:
 
     def test_leaderboard(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         server.board = [(f"team {n}", f"{0.9974 - n / 10000:.6f}") for n in range(9)] + [("\x1b[2Jbad", "0.99")]
-        show_leaderboard(FROM_KAGGLE, 0.99715, public=False, patience=QUICK)
+        show_leaderboard(FROM_KAGGLE, 0.99715, public=False, policy=QUICK)
         out = capsys.readouterr().out
         assert "0.997150 would be number 4 of 11, on the private leaderboard" in out
         assert "\x1b" not in out
@@ -847,9 +847,9 @@ class TestStanding:
     def test_leaderboard_of_the_best_so_far(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         server.board = [("first", "0.9973"), ("second", "0.9960")]
         with pytest.raises(CarvanaError, match="private"):
-            show_leaderboard(FROM_KAGGLE, None, public=False, patience=QUICK)
+            show_leaderboard(FROM_KAGGLE, None, public=False, policy=QUICK)
         send(wait=True)
-        show_leaderboard(FROM_KAGGLE, None, public=True, patience=QUICK)
+        show_leaderboard(FROM_KAGGLE, None, public=True, policy=QUICK)
         assert "0.996510 would be number 2 of 3, on the public leaderboard" in capsys.readouterr().out
 
     def test_leaderboard_rank_of_a_score(self) -> None:
