@@ -80,7 +80,7 @@ def lose(handler: "Handler", make: Callable[[], Answer]) -> None:
 
 
 def hang(handler: "Handler", make: Callable[[], Answer]) -> None:
-    """Nothing comes, for longer than any policy."""
+    """Nothing comes, for longer than any timeout."""
     handler.owner.hanging.wait(20)
 
 

@@ -156,8 +156,8 @@ class TestFetch:
         demand_whole(folder, server)
         assert server.count("GET") == len(WANTED) - 1
         told = capsys.readouterr()
-        assert "train.zip was here already, and is sound" in told.out
-        assert "test.zip was in the way, and is test.zip." in told.err
+        assert "train.zip exists already and is valid" in told.out
+        assert "test.zip already exists; renamed to test.zip." in told.err
         asides = {path.name.split(".zip.")[0]: path.read_bytes() for path in folder.glob("*.bak")}
         assert asides == {"test": bytes(damaged), "metadata.csv": FILES["metadata.csv.zip"][:-50]}
 
@@ -188,8 +188,8 @@ class TestFetch:
         download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         err = capsys.readouterr().err
         for name in WANTED:
-            assert f"Kaggle has another {name} now" in err
-        assert err.count("It stays: to fetch the new one, delete") == len(WANTED) - 1  # one is gone
+            assert f"{name} changed on Kaggle" in err
+        assert err.count("To download the new version, delete") == len(WANTED) - 1  # one is gone
         demand_whole(folder, server)
 
 
@@ -433,7 +433,7 @@ class TestFaults:
         server.fail("GET", faulty.both(faulty.without(*missing), faulty.cut(300_000)), change)
         download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         demand_whole(folder, server)
-        assert "train.zip changed at Kaggle: it is fetched again" in capsys.readouterr().err
+        assert "train.zip changed on Kaggle" in capsys.readouterr().err
 
     def test_a_file_that_always_comes_damaged(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.spoil] * 3)
@@ -461,7 +461,7 @@ class TestFaults:
         server.fail("ListDataFiles", faulty.status(400, f"\x1b[2J\x07no\u202e {TOKEN}"))
         with pytest.raises(CarvanaError) as caught:
             download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
-        assert str(caught.value) == "Kaggle refused this request (400). Kaggle says: [2J no ***"
+        assert str(caught.value) == "Kaggle rejected the request (400). Kaggle's message: [2J no ***"
 
 
 def test_retry_after_as_a_number_a_date_or_neither() -> None:
@@ -544,10 +544,10 @@ class TestPreview:
     ) -> None:
         preview_competition(FROM_KAGGLE, tmp_path, QUICK)
         out = capsys.readouterr().out
-        assert "Credentials: those from KAGGLE_API_TOKEN work." in out
+        assert "Credentials: valid (from KAGGLE_API_TOKEN)." in out
         assert f"Rules of {COMPETITION}: accepted." in out
         assert "train.zip                         0.9 MB" in out
-        assert "are free" in out
+        assert " MB free" in out
         assert server.count("GET") == 0
         assert not folder.exists()
 
@@ -558,8 +558,8 @@ class TestPreview:
         server.listed_sizes["test.zip"] = 12
         preview_competition(FROM_KAGGLE, tmp_path, QUICK)
         told = capsys.readouterr()
-        assert "Nothing to fetch" in told.out
-        assert "Kaggle has another test.zip now (0.0 MB" in told.err
+        assert "Nothing to download" in told.out
+        assert "test.zip changed on Kaggle: now 0.0 MB" in told.err
 
     def test_rules_that_are_not_accepted(self, server: KaggleServer, tmp_path: Path) -> None:
         server.fail("DownloadDataFile", faulty.status(403, "You must accept this competition's rules before ..."))
@@ -568,7 +568,7 @@ class TestPreview:
 
     def test_says_so_where_nothing_would_be_fetched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         preview_competition(DataSettings(source="sample"), tmp_path, QUICK)
-        assert "data.source is 'sample', so that nothing is fetched" in capsys.readouterr().out
+        assert "data.source is 'sample', so nothing is downloaded" in capsys.readouterr().out
 
 
 def test_a_pasted_address_is_taken_for_the_name() -> None:

@@ -17,6 +17,7 @@ from pipeline.competition.image_ids import format_image_id
 from pipeline.config import DataSettings
 from pipeline.errors import CarvanaError
 from pipeline.kaggle import commands
+from pipeline.kaggle.api_errors import OutcomeUnknownError
 from pipeline.kaggle.client import LeaderboardEntry
 from pipeline.kaggle.commands import show_leaderboard, show_submissions, submit
 from pipeline.kaggle.ledger import LEDGER_COLUMNS, Ledger, LedgerRow, cv_lb_correlation
@@ -135,8 +136,8 @@ class TestSubmit:
         assert {column: row[column] for column in expected} == expected
         assert row["time_utc"].endswith("Z")
         told = capsys.readouterr()
-        assert "Scored: public 0.99651, private 0.99632" in told.out
-        assert "Kaggle allows 5 more now" in told.out
+        assert "Score: public 0.99651, private 0.99632" in told.out
+        assert "Submissions left: 5" in told.out
         demand_nothing_secret(told.out + told.err + Path("submissions/ledger.csv").read_text())
 
     def test_facts_of_another_csv_are_not_taken(self, project: Path) -> None:
@@ -246,15 +247,15 @@ class TestSubmit:
             kept.unlink()
         write(project, dict.fromkeys(IDS, "1 500000"))
         send("second")
-        assert "The last submission, 1000, is not in sent/ here" in capsys.readouterr().out
+        assert "the last submission, 1000: its file is not in sent/" in capsys.readouterr().out
 
     def test_waiting_is_taken_up_again(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
         send()
         send(wait=True)
         demand_one(server)
         told = capsys.readouterr()
-        assert "sent before, as 1000: waiting for that" in told.out
-        assert "Scored: public 0.99651" in told.out
+        assert "submitted before, as 1000" in told.out
+        assert "Score: public 0.99651" in told.out
         assert "Waiting for the score of 1000: 0 s" in told.err
 
     def test_a_submission_that_is_not_known_everywhere_yet(self, server: KaggleServer) -> None:
@@ -281,7 +282,7 @@ class TestSubmit:
         assert not Path("submissions/ledger.csv").exists()
         assert not Path("submissions/sent").exists()
         assert server.count("GetSubmissionLimits") == 1
-        assert "Nothing was sent" in capsys.readouterr().out
+        assert "Nothing was submitted" in capsys.readouterr().out
 
     def test_the_same_content_is_refused(self, server: KaggleServer, project: Path) -> None:
         send(wait=True)
@@ -302,10 +303,10 @@ class TestSubmit:
     def test_no_allowance(self, server: KaggleServer) -> None:
         server.allowed = 0
         server.submissions.append({"ref": 7, "description": "by hand"})
-        with pytest.raises(CarvanaError, match=r"no further submission now, after 1 today: .* midnight, UTC"):
+        with pytest.raises(CarvanaError, match=r"No submissions left \(1 made today\).*midnight"):
             send()
         server.limited_by_total = True
-        with pytest.raises(CarvanaError, match=r"after 1 today: no more may be sent in all"):
+        with pytest.raises(CarvanaError, match=r"No submissions left \(1 made today\).*total limit"):
             send()
         assert server.uploads == {}
         assert not Path("submissions/ledger.csv").exists()
@@ -316,14 +317,14 @@ class TestSubmit:
         """It counts for a team, and who never sent anything is in none."""
         server.fail("GetSubmissionLimits", lambda handler, make: faulty.found({}))
         send()
-        assert "Kaggle does not say how many are left" in capsys.readouterr().err
+        assert "number of submissions left is unknown" in capsys.readouterr().err
         demand_one(server)
 
     def test_the_difference_to_the_last_and_unlikely_masks_are_told(
         self, project: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         send()
-        assert "no earlier submission in the ledger" in capsys.readouterr().out
+        assert "No earlier submission" in capsys.readouterr().out
         changed = dict.fromkeys(IDS, CAR) | {IDS[0]: "", IDS[1]: "1 2000000", IDS[2]: "1 500"}
         write(project, changed)
         send("second")
@@ -547,12 +548,12 @@ class TestOnce:
             return faulty.Answer(504)
 
         server.fail("CreateSubmission", late)
-        with pytest.raises(CarvanaError, match="not at Kaggle so far"):
+        with pytest.raises(OutcomeUnknownError, match="not on Kaggle so far"):
             send("x", again=True)
         server.faults["ListSubmissions"].clear()
         assert [row["status"] for row in rows()] == ["pending", "pending"]
         send("x", again=True)
-        assert "that was cut off had arrived, as 1001" in capsys.readouterr().out
+        assert "interrupted submission had arrived, as 1001" in capsys.readouterr().out
         assert len(server.submissions) == 2
 
     @pytest.mark.parametrize(
@@ -562,7 +563,7 @@ class TestOnce:
     )
     def test_a_look_up_that_fails_leaves_the_row_open(self, server: KaggleServer, fault: Fault) -> None:
         server.fail("CreateSubmission", after_all(then_fail("ListSubmissions", *[fault] * QUICK.tries)))
-        with pytest.raises(CarvanaError, match="can't be looked up now"):
+        with pytest.raises(OutcomeUnknownError, match="Could not check"):
             send()
         server.faults["ListSubmissions"].clear()
         assert [row["status"] for row in rows()] == ["pending"]
@@ -576,7 +577,7 @@ class TestOnce:
         """The list shows the first one late."""
         hide = then_fail("ListSubmissions", *[lambda handler, make: faulty.found({})] * 12)
         server.fail("CreateSubmission", after_all(hide), second)
-        with pytest.raises(CarvanaError, match="not at Kaggle so far"):
+        with pytest.raises(OutcomeUnknownError, match="not on Kaggle so far"):
             send()
         assert [row["status"] for row in rows()] == ["pending"]
         server.faults["ListSubmissions"].clear()
@@ -600,7 +601,7 @@ class TestOnce:
     def test_a_long_pause_that_is_asked_for_is_not_waited_for(self, server: KaggleServer) -> None:
         server.fail("CreateSubmission", faulty.status(503, "", {"Retry-After": "86400"}))
         brief = faulty.replace(QUICK, longest_retry_after_s=0.2)
-        with pytest.raises(CarvanaError, match="not at Kaggle so far"):
+        with pytest.raises(OutcomeUnknownError, match="not on Kaggle so far"):
             submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), policy=brief)
 
     def test_a_row_that_git_took_away_meanwhile_comes_back(self, server: KaggleServer) -> None:
@@ -699,7 +700,7 @@ def test_after_a_kill_there_is_one_submission(
         if Path("submissions/ledger.csv").exists():
             assert not [row for row in rows() if row["status"] == "pending" and not row["reference"]]
     status, err = run(SUBMIT)
-    assert status == 0 or "was sent before" in err, err
+    assert status == 0 or "was submitted before" in err, err
     demand_one(server)
 
 
@@ -713,7 +714,7 @@ def test_two_processes_submit_once(server: KaggleServer, environment: dict[str, 
     errors = [run.communicate(timeout=60)[1] for run in runs]
     assert sorted(run.returncode for run in runs[:2]) == [0, 1]
     assert runs[2].returncode == 0, errors[2]
-    assert "was sent before" in errors[0] + errors[1]
+    assert "was submitted before" in errors[0] + errors[1]
     demand_one(server)
 
 
@@ -812,7 +813,7 @@ class TestStanding:
         assert [line.split()[1:5] for line in lines[1:4]] == [
             [str(1000 + number), "complete", "0.99651", "0.99632"] for number in range(3)
         ]
-        assert "Kaggle has 1 more, which this ledger does not know:" in out
+        assert "1 more submissions on Kaggle" in out
         assert "  77  pending  -  by hand" in out
         show_submissions(FROM_KAGGLE, as_json=True, policy=QUICK)
         content = json.loads(capsys.readouterr().out)
@@ -821,7 +822,7 @@ class TestStanding:
 
     def test_nothing_sent_yet(self, capsys: pytest.CaptureFixture[str]) -> None:
         show_submissions(FROM_KAGGLE, as_json=False, policy=QUICK)
-        assert "Nothing was sent from here yet" in capsys.readouterr().out
+        assert "No submissions from this project yet" in capsys.readouterr().out
 
     def test_correlation_from_three_on(self) -> None:
         assert cv_lb_correlation(scored([0.99, 0.98], [0.9, 0.8])) == []
@@ -838,7 +839,7 @@ class TestStanding:
         server.board = [(f"team {n}", f"{0.9974 - n / 10000:.6f}") for n in range(9)] + [("\x1b[2Jbad", "0.99")]
         show_leaderboard(FROM_KAGGLE, 0.99715, public=False, policy=QUICK)
         out = capsys.readouterr().out
-        assert "0.997150 would be number 4 of 11, on the private leaderboard" in out
+        assert "0.997150 would rank 4 of 11 on the private leaderboard" in out
         assert "\x1b" not in out
         lines = [line.split() for line in out.splitlines() if line.startswith("    ")]
         assert [line[0] for line in lines] == ["1", "2", "3", "4", "4", "5", "6"]
@@ -850,7 +851,7 @@ class TestStanding:
             show_leaderboard(FROM_KAGGLE, None, public=False, policy=QUICK)
         send(wait=True)
         show_leaderboard(FROM_KAGGLE, None, public=True, policy=QUICK)
-        assert "0.996510 would be number 2 of 3, on the public leaderboard" in capsys.readouterr().out
+        assert "0.996510 would rank 2 of 3 on the public leaderboard" in capsys.readouterr().out
 
     def test_leaderboard_rank_of_a_score(self) -> None:
         board = [LeaderboardEntry("a", 0.9), LeaderboardEntry("b", 0.8), LeaderboardEntry("c", 0.8)]
