@@ -200,7 +200,7 @@ class TestTry:
     def test_without_data_there_is_the_upload_alone(self, net: Path) -> None:
         drawn = page("try_page")
         said = words(drawn)
-        assert "There are no test images" in said
+        assert "No test images available" in said
         assert "`dvc repro --force download`" in said
         assert str(net) not in said
         assert not drawn.slider
@@ -208,13 +208,13 @@ class TestTry:
     def test_a_picture_and_what_changes_its_mask(self, net: Path) -> None:
         drawn = page("try_page")
         drawn.file_uploader[0].set_value(("car.png", png(noise(60, 90)), "image/png")).run()
-        assert "of the picture is car" in words(drawn)
+        assert "Mask coverage" in words(drawn)
         before = share(drawn)
         drawn.slider[0].set_value(0.01).run()
         assert share(drawn) == 100.0 > before
         drawn.slider[0].set_value(0.99).run()
         assert share(drawn) == 0.0
-        assert [button.label for button in drawn.get("download_button")] == ["Mask", "Cut-out", "Run lengths"]
+        assert [button.label for button in drawn.get("download_button")] == ["Mask", "Cutout", "RLE"]
 
     def test_several_nets_are_merged(self, net: Path) -> None:
         drawn = page("try_page")
@@ -224,12 +224,12 @@ class TestTry:
         assert drawn.radio[0].label == "Merge"
         assert "small/1" in words(drawn)
         pills(drawn, "Views").set_value([]).run()
-        assert "Choose a net and a view" in words(drawn)
+        assert "Choose at least one net and one view" in words(drawn)
 
     @pytest.mark.parametrize(
         ("data", "told"),
         [
-            (b"no picture at all", "is no JPEG, PNG or WebP"),
+            (b"no picture at all", "not a JPEG, PNG or WebP"),
             (b"\xff\xd8\xff\xe0 truncated", "car"),
         ],
     )
@@ -311,7 +311,7 @@ class TestTry:
         sight.predict(["small/1"], ["identity"], params)
         sight.predict(["small/0"], ["identity"], params)
         assert asked == ["small/0", "small/1"]
-        monkeypatch.setattr(cached_predictions, "_KEPT", 1)
+        monkeypatch.setattr(cached_predictions, "_CACHE_BYTES", 1)
         looked = sight.predict(
             ["small/0"], ["identity", "hflip"], params
         )  # the other net's are let go, not those shown
@@ -320,7 +320,7 @@ class TestTry:
         assert asked == ["small/0", "small/1", "small/0", "small/1"]
 
     def test_more_than_memory_holds_is_refused(self, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cached_predictions, "_MOST", 3 * 50 * 70)
+        monkeypatch.setattr(cached_predictions, "_MAX_BYTES", 3 * 50 * 70)
         sight, params = CachedImage("car.png", noise(50, 70)), read_params()
         with pytest.raises(CarvanaError, match=r"\b3\b"):
             sight.predict(["small/0", "small/1"], ["identity", "hflip"], params)
@@ -374,7 +374,7 @@ class TestTry:
     def test_a_tall_picture(self, net: Path) -> None:
         drawn = page("try_page")
         drawn.file_uploader[0].set_value(("tall.png", png(noise(1027, 481)), "image/png")).run()
-        assert "of the picture is car" in words(drawn)
+        assert "Mask coverage" in words(drawn)
 
 
 def noise(height: int, width: int) -> Any:
@@ -418,14 +418,14 @@ class TestCompare:
         table = drawn.dataframe[0].value
         assert len(table) == len(rows)
         assert table["Dice"].iloc[0] == pytest.approx(rows["dice"].max())
-        assert table["now"].tolist().count("◆") == 1
+        assert table["current"].tolist().count("◆") == 1
         pills(drawn, "Models").set_value(["small"]).run()
         pills(drawn, "Views").set_value(["hflip"]).run()
         left = rows[(rows["models"] == "small") & (rows["views"] == "hflip")]
         assert len(drawn.dataframe[0].value) == len(left)
         assert f"{len(left)} settings" in words(drawn)
         pills(drawn, "Merge").set_value(["majority_vote"]).run()
-        assert "take a filter away" in words(drawn)
+        assert "Remove one" in words(drawn)
 
     def test_held_out_cars_have_folds(self, here: Path) -> None:
         put_reports(here, FULL)
@@ -503,7 +503,7 @@ class TestSubmissions:
         assert "nets" not in table, "of a CSV of unknown nets there is nothing to count"
         assert len(drawn.get("vega_lite_chart")) == 2
         said = words(drawn)
-        assert "held-out cars: 1.000 (4 submissions) with the public score" in said
+        assert "holdout Dice: 1.000 (4 submissions) with the public score" in said
         assert "error" not in table  # nothing stands in it
 
     def test_submission_without_a_score_yet(self, here: Path) -> None:

@@ -408,7 +408,7 @@ class TestSegmenter:
 
     def test_nothing_chosen(self, masker: Segmenter) -> None:
         looked = masker.predict(noise(8, 8))
-        with pytest.raises(CarvanaError, match="No net is chosen"):
+        with pytest.raises(CarvanaError, match="No net is selected"):
             masker.combine(looked, EnsembleSettings(), [])
         with pytest.raises(CarvanaError, match="identity, hflip"):
             masker.segment(looked, EnsembleSettings(), views=["scale:0.5"])
@@ -420,7 +420,7 @@ class TestSegmenter:
         for net in masker.nets.values():
             assert isinstance(net, TorchPredictor)
             monkeypatch.setattr(net, "_logits", counting(net._logits, passes))
-        together = masker.predict_image([masker.prepare(image_HWC) for image_HWC in images])
+        together = masker.predict_batch([masker.prepare(image_HWC) for image_HWC in images])
         assert passes == [3] * 4 * 2, "of each net and view"
         for one, other in zip(alone, together, strict=True):
             for name, by_view in one.maps.items():
@@ -439,7 +439,7 @@ class TestSegmenter:
         height, width, _ = large.inputs["native"].shape
         assert height * width == pytest.approx(1280 * 1918, rel=2e-3)
         assert height / width == pytest.approx(4 / 3, rel=2e-3)
-        assert [looked.size for looked in masker.predict_image([small, masker.prepare(noise(30, 40))])] == [
+        assert [looked.size for looked in masker.predict_batch([small, masker.prepare(noise(30, 40))])] == [
             (30, 40)
         ] * 2
 
@@ -622,10 +622,10 @@ class TestJobs:
         out = tmp_path / "out"
         for paths, folder, words in (
             ([tmp_path / "gone"], out, "gone does not exist"),
-            ([tmp_path / "empty"], out, r"empty: no picture there.*\.jpg, \.jpeg, \.png, \.webp"),
-            ([tmp_path / "in"], tmp_path / "file", "file is a file: name a folder"),
-            ([tmp_path / "in"], tmp_path / "file/below", "file is a file: name a folder"),
-            ([tmp_path / "in"], tmp_path / "in", "in is where the pictures are: name another folder"),
+            ([tmp_path / "empty"], out, r"empty: no images found.*\.jpg, \.jpeg, \.png, \.webp"),
+            ([tmp_path / "in"], tmp_path / "file", "file is a file"),
+            ([tmp_path / "in"], tmp_path / "file/below", "file is a file"),
+            ([tmp_path / "in"], tmp_path / "in", "in holds the input images"),
         ):
             with pytest.raises(CarvanaError, match=words):
                 plan_outputs(paths, folder)
@@ -683,7 +683,7 @@ class TestStream:
 
     def test_few_bytes_are_under_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(batch, "MAX_IN_FLIGHT_BYTES", 10)
-        monkeypatch.setattr(batch, "_LEAST", 1)
+        monkeypatch.setattr(batch, "_MIN_ITEM_BYTES", 1)
         under_way, most = [0], [0]
         lock = threading.Lock()
 
@@ -759,7 +759,7 @@ class TestCommand:
         assert rle.encode(mask_HW) == rows[2].split(",")[1]
         said = capsys.readouterr()
         assert "Predicting with gray/0, gray/1, encoder/0, encoder/1." in said.err
-        assert "3 pictures of 2.5 megapixels on average in " in said.out
+        assert "3 images (2.5 megapixels on average) in " in said.out
 
     def test_all_kinds_for_any_pictures(self, here: Path, masker: Segmenter, tmp_path: Path) -> None:
         Image.fromarray(noise(50, 80)).save(tmp_path / "a.png")
@@ -795,9 +795,9 @@ class TestCommand:
         (tmp_path / "b.png").write_bytes(ANY["PNG"][:300])
         assert carvana(tmp_path, "--out", tmp_path / "out", "--net", "gray/0", "--write", "mask", "rle") == 1
         said = capsys.readouterr()
-        assert f"skipped: {tmp_path}/b.png is not a valid PNG" in said.err
-        assert "error: 1 of 3 pictures were skipped, first: " in said.err
-        assert "2 pictures of 0.0 megapixels" in said.out
+        assert f"skipped: {tmp_path}/b.png: not a valid PNG" in said.err
+        assert "error: 1 of 3 images were skipped" in said.err
+        assert "2 images (0.0 megapixels" in said.out
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_mask.png", "c_mask.png", "masks.csv"]
         rows = (tmp_path / "out/masks.csv").read_text().splitlines()
         assert [row.partition(",")[0] for row in rows] == ["img", "a.png", "c.png"]
@@ -808,7 +808,7 @@ class TestCommand:
         touch(tmp_path, "in/a.png")
         (tmp_path / "in/b.png").symlink_to(tmp_path / "gone.png")
         assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0") == 1
-        assert "in/b.png can't be read (No such file or directory)" in capsys.readouterr().err
+        assert "in/b.png: cannot be read (No such file or directory)" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_mask.png"]
 
     def test_nothing_is_overwritten_unless_told_to(
@@ -819,7 +819,7 @@ class TestCommand:
         (tmp_path / "out/b_mask.png").write_text("mine")
         arguments = (tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0")
         assert carvana(*arguments) == 1
-        assert "out/b_mask.png would be overwritten: add --overwrite" in capsys.readouterr().err
+        assert "out/b_mask.png. Add --overwrite" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_mask.png"], "nothing was written"
         assert carvana(*arguments, "--overwrite") == 0
         assert decoded((tmp_path / "out/b_mask.png").read_bytes()).shape == (48, 72)
@@ -884,7 +884,7 @@ class TestCommand:
 
         monkeypatch.setattr("pipeline.segment.batch.predict_images", until_the_second)
         assert carvana(tmp_path / "in", "--out", tmp_path / "out", "--net", "gray/0", "--write", "mask", "rle") == 130
-        assert "Stopped after 1 of 3 pictures" in capsys.readouterr().err
+        assert "Stopped after 1 of 3 images" in capsys.readouterr().err
         written = sorted(path.name for path in (tmp_path / "out").iterdir())
         assert written[0] == "a_mask.png"
         assert all(name.endswith("_mask.png") and name[0] != "." for name in written)
