@@ -1,4 +1,4 @@
-"""One reader over zips and folders: names in, bytes out. Zips are read in place, never unpacked."""
+"""Read the competition's files from zips and folders. Zips are read in place, never unpacked."""
 
 import errno
 import lzma
@@ -6,7 +6,7 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -14,12 +14,38 @@ from typing import Protocol
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.utils.files import sha256_of
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, RuntimeError, ValueError)
-"""What zipfile raises for a damaged, encrypted or otherwise packed zip."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, ValueError)
+"""What zipfile raises for a damaged zip."""
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif")
+MASK_ENDINGS = ("_mask.gif", "_mask.png")
+_DATA_ENDINGS = (*IMAGE_ENDINGS, ".gif", ".png", ".csv")
+"""Endings of names, in upper or lower case, that the competition's files have, or got from a conversion."""
+
+_JUNK_NAMES = ("thumbs.db", "desktop.ini")
+
+
+def is_junk(name: str) -> bool:
+    """Return whether a base name is of a file that systems leave beside others: it is never read or reported."""
+    return name.startswith(".") or name.lower() in _JUNK_NAMES
+
+
+def ids_by_name(names: Iterable[str], endings: tuple[str, ...]) -> dict[str, str]:
+    """Return the names with one of the ``endings``, in upper or lower case, by what stands before the ending."""
+    found: dict[str, str] = {}
+    for name in names:
+        ending = next((ending for ending in endings if name.lower().endswith(ending)), None)
+        if ending is None or is_junk(name):
+            continue
+        stem = name[: -len(ending)]
+        if stem in found:
+            raise CarvanaError(f"{found[stem]} and {name} are the same image. Delete one.")
+        found[stem] = name
+    return found
 
 
 class Archive(Protocol):
-    """Files by their base name, wherever they lie."""
+    """Files by their base name, in a zip or a folder. Junk, such as ``.DS_Store``, is left out."""
 
     path: Path
 
@@ -30,11 +56,11 @@ class Archive(Protocol):
         """Return a file's bytes, or its first ``limit`` bytes; raises CarvanaError that names the file."""
 
     def fingerprint(self) -> str:
-        """Return a digest of what the archive holds, cheap enough to take at every start."""
+        """Return a digest of the content, cheap enough to compute at every start."""
 
 
 class ZipArchive:
-    """A zip, open once per process: workers that fork or unpickle open their own."""
+    """A zip, opened once per process: forked or unpickled workers open their own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,14 +84,18 @@ class ZipArchive:
         try:
             return zipfile.ZipFile(self.path)
         except (*_DAMAGED, OSError) as error:
-            raise CarvanaError(f"{self.path} can't be read as a zip ({error}): fetch it again.") from error
+            raise CarvanaError(f"{self.path} is not a valid zip ({error}). Download it again.") from error
 
     @cached_property
     def _members(self) -> Mapping[str, zipfile.ZipInfo]:
         members: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
-            if not info.is_dir():
-                members[_safe_base_name(self.path, info.filename, members)] = info
+            name = _safe_base_name(self.path, info.filename)
+            if info.is_dir() or is_junk(name):
+                continue
+            if name in members and name.lower().endswith(_DATA_ENDINGS):
+                raise CarvanaError(f"{self.path} has two files named {name}. Download it again.")
+            members[name] = info
         return members
 
     def names(self) -> list[str]:
@@ -79,11 +109,14 @@ class ZipArchive:
         try:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
+        except (NotImplementedError, RuntimeError) as error:  # encrypted, or compressed as Python can't
+            folder = self.path.with_suffix("")
+            raise CarvanaError(f"{name} in {self.path}: {error}. Unpack the zip to the folder {folder}.") from error
         except (*_DAMAGED, OSError) as error:
-            # EINVAL: a damaged directory points before the file's start. None: unpackers, not the system, say so.
+            # EINVAL: a damaged directory points before the file's start. None: raised by a decompressor.
             if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
                 raise _io_error(self.path, error) from error
-            raise CorruptFileError(f"{name} in {self.path} can't be read ({error}): fetch the zip again.") from error
+            raise CorruptFileError(f"{name} in {self.path} is corrupt ({error}). Download the zip again.") from error
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and CRCs, taken from the zip's directory without reading the members."""
@@ -98,7 +131,11 @@ class FolderArchive:
 
     @cached_property
     def _sizes(self) -> Mapping[str, int]:
-        return {entry.name: entry.stat().st_size for entry in os.scandir(self.path) if entry.is_file()}
+        return {
+            entry.name: entry.stat().st_size
+            for entry in os.scandir(self.path)
+            if entry.is_file() and not is_junk(entry.name)
+        }
 
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""
@@ -109,12 +146,12 @@ class FolderArchive:
         return _read(self.path / name, limit)
 
     def fingerprint(self) -> str:
-        """Return a digest of names and sizes; the bytes are not read, so an edit that keeps the size is not seen."""
+        """Return a digest of names and sizes; the bytes are not read, so an edit that keeps the size is missed."""
         return sha256_of(*(f"{name} {size}".encode() for name, size in sorted(self._sizes.items())))
 
 
 class SingleFile:
-    """One file of a folder; what else lies there, such as a manifest that says what this file is, is none of its."""
+    """One file of a folder, whatever else is in the folder."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -129,15 +166,15 @@ class SingleFile:
         return _read(self.path / name, limit)
 
     def fingerprint(self) -> str:
-        """Return a digest of the bytes: the competition's single files are tables, read in no time."""
+        """Return a digest of the bytes: the competition's single files are small tables."""
         return sha256_of(self._name.encode(), self.read(self._name))
 
 
 def open_archive(directory: Path, part: str) -> Archive | None:
     """Return the archive of a part such as ``train``, or None.
 
-    Takes ``train.zip``, the folder ``train`` or, as unzip leaves it, ``train/train``; for the single files of the
-    competition, ``train_masks.csv.zip`` or ``train_masks.csv``, their own zip or the folder they lie in.
+    It is ``train.zip``, the folder ``train`` or, as unzip leaves it, ``train/train``. A single file such as
+    ``train_masks.csv`` is read from its zip or from the folder.
     """
     zipped = directory / f"{part}.zip"
     if zipped.is_file():
@@ -160,17 +197,15 @@ def _read(path: Path, limit: int) -> bytes:
 
 def _io_error(path: Path, error: OSError) -> CarvanaError:
     return CarvanaError(
-        f"{path} can't be read ({error.strerror or error}): see that its drive is there and that it may be read, "
-        "then run the same again."
+        f"{path} can't be read ({error.strerror or error}). Check its drive and permissions, "
+        "then run the same command again."
     )
 
 
-def _safe_base_name(archive: Path, member: str, taken: Mapping[str, object]) -> str:
+def _safe_base_name(archive: Path, member: str) -> str:
     if not member.isprintable():
-        raise CarvanaError(f"{archive} holds {member!r}, a name with control characters: don't use this file.")
+        raise CarvanaError(f"{archive} contains {member!r}, a name with control characters. Do not use this file.")
     path = PurePosixPath(member.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise CarvanaError(f"{archive} holds '{member}', a path that climbs out of the zip: don't use this file.")
-    if path.name in taken:
-        raise CarvanaError(f"{archive} holds two files named {path.name}: fetch it again.")
+        raise CarvanaError(f"{archive} contains an unsafe path '{member}'. Do not use this file.")
     return path.name

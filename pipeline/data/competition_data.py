@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename, mask_filename, parse_image_id
 from pipeline.config import DataSettings
-from pipeline.data.archives import Archive, open_archive
+from pipeline.data.archives import IMAGE_ENDINGS, MASK_ENDINGS, Archive, ids_by_name, open_archive
 from pipeline.data.decoding import check_jpeg_header, decode_jpeg, decode_mask
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.utils.arrays import UInt8Array
@@ -32,7 +32,7 @@ def data_dir(settings: DataSettings, home: Path) -> Path:
 
 
 def kaggle_data_dir(settings: DataSettings, home: Path) -> Path:
-    """Return the folder for what is fetched from Kaggle."""
+    """Return the folder for downloads from Kaggle."""
     return home / "data" / settings.competition
 
 
@@ -51,7 +51,7 @@ class MaskSource(Protocol):
 
 @dataclass(frozen=True)
 class RleMasks:
-    """Masks from ``train_masks.csv``: a hundred times faster to decode than the GIFs that hold the same."""
+    """Masks from ``train_masks.csv``, which decode a hundred times faster than the GIFs of the same masks."""
 
     archive: Archive
     file: str = "train_masks.csv"
@@ -61,12 +61,12 @@ class RleMasks:
         lines = self.archive.read(self.file).splitlines()
         if not lines or lines[0].strip() != b"img,rle_mask":
             raise CarvanaError(
-                f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask': fetch it again."
+                f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask'. Download it again."
             )
         rows: dict[str, bytes] = {}
         for number, line in enumerate(lines[1:], start=2):
             name, comma, text = line.partition(b",")
-            image_id = name.decode("utf-8", "replace").removesuffix(".jpg")
+            image_id = name.decode("utf-8-sig", "replace").removesuffix(".jpg")
             if not comma or image_id in rows:
                 reason = "is a second row of its image" if comma else "has no comma"
                 raise CarvanaError(f"Row {number} of {self.file} in {self.archive.path} {reason}: fix the file.")
@@ -80,7 +80,7 @@ class RleMasks:
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
         try:
-            return rle.decode(self._rows[image_id].decode("utf-8", "replace"), HEIGHT, WIDTH)
+            return rle.decode(self._rows[image_id].decode("utf-8-sig", "replace"), HEIGHT, WIDTH)
         except CarvanaError as error:
             raise CorruptFileError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 
@@ -91,17 +91,22 @@ class RleMasks:
 
 @dataclass(frozen=True)
 class GifMasks:
-    """Masks from ``train_masks.zip``, for those who have no ``train_masks.csv``."""
+    """Masks from ``train_masks.zip``: GIFs, or PNGs that somebody made of them."""
 
     archive: Archive
 
+    @cached_property
+    def files(self) -> Mapping[str, str]:
+        """Names of the masks by image id."""
+        return _files_by_id(self.archive, MASK_ENDINGS)
+
     def ids(self) -> list[str]:
         """Return the ids of all masks, sorted."""
-        return _ids(self.archive, "_mask.gif")
+        return sorted(self.files)
 
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
-        name = mask_filename(image_id)
+        name = self.files.get(image_id, mask_filename(image_id))
         return decode_mask(self.archive.read(name), f"{name} in {self.archive.path}")
 
     def fingerprint(self) -> str:
@@ -111,30 +116,42 @@ class GifMasks:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Photographs by image id."""
+    """Images by their id, and the names of other files beside them."""
 
     archive: Archive
 
+    @cached_property
+    def files(self) -> Mapping[str, str]:
+        """Names of the images by id."""
+        return _files_by_id(self.archive, IMAGE_ENDINGS)
+
     def ids(self) -> list[str]:
-        """Return the ids of all photographs, sorted."""
-        return _ids(self.archive, ".jpg")
+        """Return the ids of all images, sorted."""
+        return sorted(self.files)
+
+    def ignored(self) -> list[str]:
+        """Return the names of files that are not images, sorted."""
+        return sorted(set(self.archive.names()) - set(self.files.values()))
 
     def image(self, image_id: str) -> UInt8Array:
-        """Return a photograph as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is not sound."""
-        return decode_jpeg(self.archive.read(image_filename(image_id)), self.where(image_id))
+        """Return an image as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is corrupt."""
+        return decode_jpeg(self.archive.read(self._file(image_id)), self.where(image_id))
 
     def check_header(self, image_id: str) -> None:
-        """Raise CorruptFileError unless the file announces a JPEG of the right size; reads the first bytes only."""
-        name, where = image_filename(image_id), self.where(image_id)
+        """Raise CorruptFileError unless the file's header is a JPEG's of the right size; reads the first bytes."""
+        name, where = self._file(image_id), self.where(image_id)
         try:
             check_jpeg_header(self.archive.read(name, limit=1 << 12), where)
         except CorruptFileError:
-            # Camera notes or a preview may stand before the size.
+            # Camera metadata or a preview may come before the size.
             check_jpeg_header(self.archive.read(name), where)
 
     def where(self, image_id: str) -> str:
-        """Return words for messages that say which file this is."""
-        return f"{image_filename(image_id)} in {self.archive.path.name}"
+        """Return the file of an image, for messages."""
+        return f"{self._file(image_id)} in {self.archive.path.name}"
+
+    def _file(self, image_id: str) -> str:
+        return self.files.get(image_id, image_filename(image_id))
 
 
 @dataclass(frozen=True)
@@ -143,21 +160,21 @@ class CompetitionData:
 
     directory: Path
     hq: bool = False
-    """Whether the photographs are to be the HQ ones; else these do where there are no others."""
+    """Use the HQ images. Otherwise they are used only if there are no others."""
 
     @cached_property
     def train(self) -> ImageSet:
-        """Training photographs."""
+        """Training images."""
         return ImageSet(self._any_of(*self._names("train")))
 
     @cached_property
     def test(self) -> ImageSet:
-        """Test photographs."""
+        """Test images."""
         return ImageSet(self._any_of(*self._names("test")))
 
     @cached_property
     def masks(self) -> MaskSource:
-        """Training masks, from the CSV where it is there, else from the GIFs."""
+        """Training masks, from the CSV if it exists, otherwise from the GIFs."""
         rows = open_archive(self.directory, "train_masks.csv")
         return RleMasks(rows) if rows else GifMasks(self._any_of("train_masks"))
 
@@ -167,9 +184,9 @@ class CompetitionData:
         archive = open_archive(self.directory, "sample_submission.csv")
         if archive is None:
             return None
-        reader = csv.DictReader(io.StringIO(archive.read("sample_submission.csv").decode("utf-8", "replace")))
+        reader = csv.DictReader(io.StringIO(archive.read("sample_submission.csv").decode("utf-8-sig", "replace")))
         if "img" not in (reader.fieldnames or ()):
-            raise CarvanaError(f"sample_submission.csv in {archive.path} has no column img: fetch it again.")
+            raise CarvanaError(f"sample_submission.csv in {archive.path} has no column img. Download it again.")
         return [row["img"].removesuffix(".jpg") for row in reader]
 
     @property
@@ -187,14 +204,14 @@ class CompetitionData:
             if archive is not None:
                 return archive
         raise CarvanaError(
-            f"{self.directory} holds neither {parts[0]}.zip nor a folder {parts[0]}: "
-            "set data.directory to the folder with the competition's files."
+            f"{self.directory} has neither {parts[0]}.zip nor a folder {parts[0]}. "
+            "Set data.directory to the folder with the competition's files."
         )
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Training photographs with their masks, less those that can't be used."""
+    """Training images with their masks, without unusable ones."""
 
     photos: ImageSet
     masks: MaskSource
@@ -205,7 +222,7 @@ class LabeledImages:
         return [image_id for image_id in self.photos.ids() if image_id not in self.skipped]
 
     def image(self, image_id: str) -> UInt8Array:
-        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+        """Return an image, uint8 RGB (1280, 1918, 3)."""
         return self.photos.image(image_id)
 
     def mask(self, image_id: str) -> UInt8Array:
@@ -229,38 +246,39 @@ def open_test(source: CompetitionData, manifest: Mapping[str, Any]) -> ImageSet:
 def _check_fingerprint(source: CompetitionData, manifest: Mapping[str, Any], part: str, digest: str) -> None:
     if manifest[part]["digest"] != digest:
         raise CarvanaError(
-            f"The {part} files in {source.directory} are not those of data/manifest.json: "
-            "run 'dvc repro --force download' to take the new ones in."
+            f"The {part} files in {source.directory} differ from data/manifest.json. "
+            "Run 'dvc repro --force download' to use the new ones."
         )
 
 
-def _is_data_file(name: str, ending: str) -> bool:
-    # Macs put a file of the same name, with "._" before it, beside each.
-    return name.endswith(ending) and not name.startswith(".")
-
-
-def _ids(archive: Archive, ending: str) -> list[str]:
-    ids = [name.removesuffix(ending) for name in archive.names() if _is_data_file(name, ending)]
-    for image_id in ids:
+def _files_by_id(archive: Archive, endings: tuple[str, ...]) -> dict[str, str]:
+    """Return the names of data files by image id; raises CarvanaError for a wrong id, or if there are only others."""
+    names = archive.names()
+    files = ids_by_name(names, endings)
+    if names and not files:
+        raise CarvanaError(
+            f"{archive.path} has {len(names)} files, but none named <image id>{endings[0]}. The first is {names[0]}."
+        )
+    for image_id, name in files.items():
         try:
             parse_image_id(image_id)
         except CarvanaError as error:
-            raise CarvanaError(f"{archive.path}: {error} Take the file away or give it its name.") from error
-    return ids
+            raise CarvanaError(f"{name} in {archive.path}: {error} Rename or delete the file.") from error
+    return files
 
 
 METADATA_FILE = "metadata.csv"
 
 
 def read_car_makes(directory: Path) -> dict[str, str]:
-    """Return the make of every car that metadata.csv names one of; empty where the competition's file is not there.
+    """Return the make of each car that metadata.csv has one for; empty without that file.
 
-    Raises CarvanaError if the file is none of the competition's.
+    Raises CarvanaError if the file lacks the columns id and make.
     """
     archive = open_archive(directory, METADATA_FILE)
     if archive is None:
         return {}
-    rows = csv.DictReader(io.StringIO(archive.read(METADATA_FILE).decode("utf-8", "replace")))
+    rows = csv.DictReader(io.StringIO(archive.read(METADATA_FILE).decode("utf-8-sig", "replace")))
     if not {"id", "make"} <= set(rows.fieldnames or ()):
-        raise CarvanaError(f"{METADATA_FILE} in {archive.path} has no columns id and make: fetch it again.")
+        raise CarvanaError(f"{METADATA_FILE} in {archive.path} has no columns id and make. Download it again.")
     return {row["id"]: row["make"].strip() for row in rows if row["id"] and row["make"] and row["make"].strip()}

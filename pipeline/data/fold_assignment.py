@@ -1,4 +1,4 @@
-"""Cars dealt to folds. A car never straddles two, or the out-of-fold score would be a lie."""
+"""Assign cars to folds. All images of a car are in one fold; otherwise out-of-fold scores would leak."""
 
 import csv
 import io
@@ -30,16 +30,16 @@ def mean_areas(image_ids: Iterable[str], mask: Callable[[str], NDArray[np.uint8]
 
 
 def assign_folds(area_by_car: Mapping[str, float], count: int, holdout_cars: int, seed: int) -> dict[str, int]:
-    """Return the fold of every car, -1 for those held out, so that folds are alike in mask area.
+    """Return the fold of every car, -1 for held-out ones, such that folds have similar mask areas.
 
-    Cars are sorted by area. Held-out ones are taken at even distances; of the others each run of ``count``
-    neighbours is dealt one to a fold, in random order. Raises CarvanaError if a fold would stay empty.
+    Cars are sorted by area. Held-out cars are evenly spaced; of the others, each group of ``count`` neighbors is
+    assigned one per fold, in random order. Raises CarvanaError if a fold would be empty.
     """
     cars = sorted(area_by_car, key=lambda car: (area_by_car[car], car))
     if len(cars) - holdout_cars < count:
         raise CarvanaError(
-            f"{len(cars)} cars are too few for {count} folds and {holdout_cars} held-out cars: "
-            "lower folds.count or folds.holdout_cars."
+            f"{len(cars)} cars are too few for {count} folds and {holdout_cars} held-out cars. "
+            "Lower folds.count or folds.holdout_cars."
         )
     random = np.random.default_rng(seed)
     held_out = {cars[place] for place in _spread(len(cars), holdout_cars, random)}
@@ -55,7 +55,7 @@ def write_folds(path: Path, folds: FoldByCar) -> None:
 
 
 def read_folds(path: Path) -> dict[str, int]:
-    """Return the fold of every car; raises CarvanaError if the file is missing or is none of ours."""
+    """Return the fold of every car; raises CarvanaError if the file is missing or invalid."""
     try:
         rows = csv.DictReader(io.StringIO(read_versioned(path)))
         folds = {row["car"]: int(row["fold"]) for row in rows}
@@ -63,7 +63,7 @@ def read_folds(path: Path) -> dict[str, int]:
             raise ValueError("it has no rows")
         return folds
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CarvanaError(f"{path} can't be read as folds ({error}): run 'dvc repro --force folds'.") from error
+        raise CarvanaError(f"{path} is not a valid table of folds ({error}). Run 'dvc repro --force folds'.") from error
 
 
 def images_in_folds(image_ids: Iterable[str], folds: FoldByCar, wanted: Iterable[int]) -> list[str]:
@@ -72,7 +72,7 @@ def images_in_folds(image_ids: Iterable[str], folds: FoldByCar, wanted: Iterable
     try:
         return [image_id for image_id in image_ids if folds[car_id(image_id)] in chosen]
     except KeyError as error:
-        raise CarvanaError(f"folds.csv has no car {error}: run 'dvc repro --force folds'.") from error
+        raise CarvanaError(f"folds.csv has no car {error}. Run 'dvc repro --force folds'.") from error
 
 
 def training_folds(fold: int, count: int) -> list[int]:
@@ -81,6 +81,6 @@ def training_folds(fold: int, count: int) -> list[int]:
 
 
 def _spread(total: int, wanted: int, random: np.random.Generator) -> list[int]:
-    """Return ``wanted`` of ``total`` places: a random one from each of as many equal stretches."""
+    """Return ``wanted`` of ``total`` indices: a random one from each of as many equal ranges."""
     edges = np.linspace(0, total, wanted + 1).round().astype(int)
     return [int(random.integers(low, high)) for low, high in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Data coming in: where it comes from, whether it is sound, and the manifest that says what it is."""
+"""Ingest: provide the data, check every file, and describe it in the manifest."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,42 +20,43 @@ from pipeline.utils.parallel import available_cpus
 
 
 def ensure_data(settings: DataSettings, home: Path) -> CompetitionData:
-    """Make sure that the files are there, drawing those of the sample, and return them.
+    """Return the competition's files, drawing the synthetic sample if needed.
 
-    What comes from Kaggle is fetched by `pipeline.kaggle.downloader` before.
+    Downloads from Kaggle are made before, by ``repro.provide_data``.
     """
     folder = data_dir(settings, home)
     if settings.directory is None and settings.source == "sample":
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Every file appears whole, this one last: where it is, so are the others.
+        # Files are written atomically, this one last: if it exists, so do the others.
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "truth.csv").is_file():
-                for left_by_a_kill in folder.glob(".*.part"):
-                    remove_path(left_by_a_kill)
+                for stale in folder.glob(".*.part"):
+                    remove_path(stale)
                 draw_sample(folder, settings.sample)
     elif settings.directory is not None and not folder.is_dir():
-        raise CarvanaError(f"data.directory is {folder}, which is no folder: give it the path of one.")
+        raise CarvanaError(
+            f"data.directory is {folder}, which is not a folder. Set it to the folder with the competition's files."
+        )
     return CompetitionData(folder, settings.quality == "hq")
 
 
 def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]) -> dict[str, Any]:
     """Check every file and return the manifest.
 
-    Training images and masks are decoded, each; of test images only the headers are read, since prediction
-    decodes them anyway and knows what to do with a bad one. Raises CarvanaError for the first fault, but with
-    ``skip`` lists training images that can't be used under ``unreadable``.
+    All training images and masks are decoded; of test images only headers are read, since prediction decodes them and
+    has a fallback. Raises CarvanaError for the first unusable training image; with ``skip`` they are listed under
+    ``unreadable`` instead.
     """
     train_ids, test_ids = source.train.ids(), source.test.ids()
     unreadable = dict(_match_images_and_masks(source))
-    sound = [image_id for image_id in train_ids if image_id not in unreadable]
+    matched = [image_id for image_id in train_ids if image_id not in unreadable]
     unreadable |= dict(
-        _find_corrupt(sound, lambda image_id: _decode_both(source, image_id), "Checking training images")
+        _find_corrupt(matched, lambda image_id: _decode_both(source, image_id), "Checking training images")
     )
     bad_headers = dict(_find_corrupt(test_ids, source.test.check_header, "Checking test images"))
     if on_corrupt == "error" and unreadable:
         raise CarvanaError(
-            f"{next(iter(unreadable.values()))} ({len(unreadable)} such in all; "
-            "data.on_corrupt: skip goes on without them.)"
+            f"{next(iter(unreadable.values()))} ({len(unreadable)} such images. data.on_corrupt: skip leaves them out.)"
         )
     _check_test_ids(source, test_ids)
     if source.truth is not None:
@@ -63,8 +64,8 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     usable = [image_id for image_id in train_ids if image_id not in unreadable]
     if not usable or not test_ids:
         raise CarvanaError(
-            f"{source.directory} holds {len(usable)} usable training and {len(test_ids)} test images: "
-            "set data.directory to the folder with the competition's files."
+            f"{source.directory} has {len(usable)} usable training images and {len(test_ids)} test images. "
+            "Set data.directory to the folder with the competition's files."
         )
     return {
         "train": {"images": len(usable), "digest": source.train.archive.fingerprint()},
@@ -78,15 +79,15 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
 def _match_images_and_masks(source: CompetitionData) -> Iterator[tuple[str, str]]:
     images, masks = set(source.train.ids()), set(source.masks.ids())
     for image_id in sorted(images - masks):
-        yield image_id, f"{source.train.where(image_id)} has no mask: add it, or take the image away."
+        yield image_id, f"{source.train.where(image_id)} has no mask. Add the mask or remove the image."
     if masks - images and not images & masks:
-        raise CarvanaError(f"No mask in {source.directory} belongs to any of its training images: fetch both again.")
+        raise CarvanaError(f"No mask in {source.directory} belongs to one of its training images. Download both again.")
     for image_id in sorted(masks - images):
-        yield image_id, f"The mask of {image_id} in {source.directory} has no image: add it, or take the mask away."
+        yield image_id, f"The mask of {image_id} in {source.directory} has no image. Add the image or remove the mask."
 
 
 def _portable(messages: Mapping[str, str], directory: Path) -> dict[str, str]:
-    """Sort messages and cut the folder's path out of them: the same data make the same manifest anywhere."""
+    """Sort messages and remove the folder's path, so that equal data give equal manifests on any machine."""
     return {
         key: text.replace(f"{directory}/", "").replace(str(directory), "the data's folder")
         for key, text in sorted(messages.items())
@@ -99,7 +100,7 @@ def _decode_both(source: CompetitionData, image_id: str) -> None:
 
 
 def _find_corrupt(ids: list[str], check: Callable[[str], None], words: str) -> Iterator[tuple[str, str]]:
-    """Yield the id and the message of every image that is not sound; decoders let other threads run."""
+    """Yield id and message of every corrupt image; decoders release the GIL."""
 
     def fault(image_id: str) -> str | None:
         try:
@@ -120,12 +121,12 @@ def _check_test_ids(source: CompetitionData, test_ids: list[str]) -> None:
     if different:
         raise CarvanaError(
             f"{source.directory}: {different[0]} is in only one of the test images and sample_submission.csv "
-            f"({len(different)} such in all): fetch both again."
+            f"({len(different)} such ids). Download both again."
         )
 
 
 def write_truth(source: CompetitionData, target: Path) -> None:
-    """Write the masks of the test images as a CSV, which has a header only where they are not known."""
+    """Write the CSV of true test masks; only its header if they are not known."""
     with atomic_write(target) as temporary:
         if source.truth is None:
             temporary.write_text(f"{CSV_HEADER}\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import CorruptFileError
 from pipeline.utils.arrays import UInt8Array
@@ -18,12 +18,18 @@ from pipeline.utils.arrays import UInt8Array
 # Pillow warns about damaged EXIF and large images. Users of the app do not see stderr, and the limits here are lower.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Editors write megabytes of history as text; Pillow's limit of 64 MB for all text together stays."""
+
 _MAGIC_BYTES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
 }
 """First bytes of each file type."""
+
+_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp")
+"""Suffixes that promise an image: a file with other content is reported, not passed over."""
 
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 """Start of a scan in a JPEG: marker, length and number of components."""
@@ -94,6 +100,16 @@ def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LI
         # Pillow's own message would contain the address of an object in memory.
         reason = "invalid header" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptFileError(f"{name}: not a valid {kind} (truncated?): {reason}. Save it again.") from error
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file begins as a JPEG, PNG or WebP does, or has such a suffix but can't be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        return path.suffix.lower() in _SUFFIXES
+    return any(magic.match(start) for magic in _MAGIC_BYTES.values()) or path.suffix.lower() in _SUFFIXES
 
 
 def image_area(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:

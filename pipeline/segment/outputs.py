@@ -11,7 +11,9 @@ import cv2
 import numpy as np
 
 from pipeline.competition import rle
+from pipeline.data.archives import is_junk
 from pipeline.errors import CarvanaError
+from pipeline.segment.image_loader import is_image
 from pipeline.utils.arrays import BoolArray, UInt8Array
 
 _TINT = (40, 220, 120)
@@ -81,9 +83,6 @@ def _encoded(suffix: str, image: UInt8Array, *options: int) -> bytes:
     return data.tobytes()
 
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Suffixes of images in folders, in upper or lower case. Files given by name may have any suffix."""
-
 RLE_CSV = "masks.csv"
 """RLE masks of all images."""
 
@@ -113,9 +112,7 @@ def plan_outputs(paths: Sequence[Path], out: Path) -> list[SegmentJob]:
         for path, relative in _find_images(given, out):
             jobs.setdefault(path.resolve(), SegmentJob(path, out / relative.with_suffix("")))
     if not jobs:
-        raise CarvanaError(
-            f"{', '.join(map(str, paths))}: no images found. Folders are searched for {', '.join(SUFFIXES)}."
-        )
+        raise CarvanaError(f"{', '.join(map(str, paths))}: no JPEG, PNG or WebP images found.")
     return list(jobs.values())
 
 
@@ -178,7 +175,7 @@ def _find_images(given: Path, out: Path) -> Iterator[tuple[Path, Path]]:
         here = Path(folder)
         folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != results)
         for name in sorted(files):
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+            if not is_junk(name) and is_image(here / name):
                 yield here / name, (here / name).relative_to(given)
 
 

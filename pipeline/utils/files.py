@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes, digests, and moving of results."""
 
 import contextlib
 import glob
@@ -18,7 +18,7 @@ _LINK_FROM_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends well, else vanishes."""
+    """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends without an error, and is deleted otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -68,12 +68,12 @@ def sha256_of(*parts: bytes) -> str:
 def publish_tree(source: Path, target: Path) -> None:
     """Put a copy of the folder or file ``source`` at ``target``, replacing what is there.
 
-    Large files are hard-linked where the file system can, so that nothing large is held twice; small ones are
-    copied, since people edit them in place.
+    Large files are hard-linked if the file system can, to save space; small ones are copied, since people edit
+    them in place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left_by_a_kill in target.parent.glob(f".{glob.escape(target.name)}.????????.part"):
-        remove_path(left_by_a_kill)
+    for stale in target.parent.glob(f".{glob.escape(target.name)}.????????.part"):
+        remove_path(stale)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         if source.is_dir():
@@ -86,7 +86,7 @@ def publish_tree(source: Path, target: Path) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, or nothing where there is none."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -95,7 +95,7 @@ def remove_path(path: Path) -> None:
 
 def _replace_dir(temporary: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():
-        # A folder cannot be replaced in one call: move the old one aside first.
+        # A folder can't be replaced in one call, so the old one is renamed first.
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         target.rename(aside)
         temporary.rename(target)
@@ -105,7 +105,7 @@ def _replace_dir(temporary: Path, target: Path) -> None:
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> str:
-    """Hard-link a large file where the file system can, else copy it; returns ``target``, as shutil wants."""
+    """Hard-link a large file if the file system can, else copy it; returns ``target``, for shutil."""
     if os.stat(source).st_size >= _LINK_FROM_BYTES:  # noqa: PTH116 - copytree hands over strings
         with contextlib.suppress(OSError):
             os.link(os.path.realpath(source), target)  # the file itself, not a symlink that leads there

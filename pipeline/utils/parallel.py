@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""CPUs, and work on all of them."""
 
 import os
 from collections import deque
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 
 def available_cpus() -> int:
-    """Return the number of processors, less those that affinity or a container's quota withholds."""
+    """Return the number of CPUs that affinity and a container's quota allow."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def parallel_map(work: Callable[[S], T], items: Iterator[S]) -> Iterator[T]:
-    """Yield the results in order, computed on all cores; few items wait at a time, since maps are large."""
+    """Yield results in order, computed by threads on all CPUs; few items wait at a time, to bound memory."""
     with ThreadPoolExecutor(available_cpus()) as pool:
         running: deque[Future[T]] = deque()
         for item in items:
