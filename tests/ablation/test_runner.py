@@ -157,7 +157,7 @@ class TestAblationRunner:
 
     def test_without_held_out_cars_folds_are_not_scored(self, stored: Stored) -> None:
         findings = replace(stored.comparison(), holdout_cars=0).run()
-        assert "set folds.holdout_cars" in findings.summary["holdout"]["skipped"]
+        assert "folds.holdout_cars" in findings.summary["holdout"]["skipped"]
         assert findings.summary["oof"]["settings"] == len(choices().grid("oof"))
         assert set(pd.concat(findings.settings)["split"]) == {"oof"}
         assert findings.fold_subsets.empty

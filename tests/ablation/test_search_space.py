@@ -48,6 +48,6 @@ class TestAblationSpace:
         refusal = choices().why_not_scorable("holdout", cars)
         assert refusal is not None
         assert words in refusal
-        assert "set folds.holdout_cars" in refusal
+        assert "folds.holdout_cars" in refusal
         with pytest.raises(CarvanaError, match=words):
             choices(ablation=AblationSettings(folds=((0, 1),))).why_not_scorable("holdout", cars)

@@ -388,7 +388,7 @@ def png(image_HWC: Any) -> bytes:
 
 
 def share(drawn: AppTest) -> float:
-    (found,) = re.findall(r"([\d.]+)% of the picture is car", words(drawn))
+    (found,) = re.findall(r"Mask coverage: ([\d.]+)%", words(drawn))
     return float(found)
 
 

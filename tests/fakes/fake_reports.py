@@ -214,7 +214,7 @@ class FakeReports:
         near = rows[rows["dice"] > best["dice"] - 0.0003]
         nested = float(best["dice"]) - 0.00011
         cheapest = plain(near.loc[near["passes"].idxmin()])
-        advice = "Against the current setting +0.00020 (95 %: +0.00010 to +0.00030), at 14% of its cost."
+        advice = "+0.00020 (95 % CI +0.00010 to +0.00030) vs. the current setting, at 14% of its cost."
         return {
             "cars": len(self._cars(split)),
             "images": 16 * len(self._cars(split)),

@@ -272,7 +272,7 @@ class TestSubmit:
         server.scored_after = 10**9
         brief = faulty.replace(QUICK, longest_wait_s=0.1)
         with pytest.raises(CarvanaError, match=r"\b1000\b"):
-            submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), wait=True, patience=brief)
+            submit(Path("submissions/submission.csv.gz"), "x", FROM_KAGGLE, Path(), wait=True, policy=brief)
         assert rows()[0]["status"] == "pending"
 
     def test_dry_run_does_all_but_send(self, server: KaggleServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,9 +341,9 @@ class TestSubmit:
         ("changes", "words"),
         [
             ({IDS[3]: "5 2 6 1"}, rf"row 5 \({IDS[3]}\.jpg\): Run 2 \('6 1'\) overlaps"),
-            ({IDS[3]: "9 1 2 1"}, "out of order"),
-            ({IDS[3]: "2455040 2"}, "has only 2455040"),
-            ({format_image_id("00087a6bd4dd", 1): CAR}, "not one of the images expected"),
+            ({IDS[3]: "9 1 2 1"}, "Run 2"),
+            ({IDS[3]: "2455040 2"}, "the image has 2455040"),
+            ({format_image_id("00087a6bd4dd", 1): CAR}, "not an expected image"),
         ],
     )
     def test_an_unsound_csv_is_refused_before_anything_is_sent(
@@ -360,7 +360,7 @@ class TestSubmit:
         [
             (b"", "the header is ''"),
             (b"image,mask\n", "the header is 'image,mask'"),
-            (b"img,rle_mask\n", "misses 16 of"),
+            (b"img,rle_mask\n", "16 of 16"),
         ],
     )
     def test_files_kaggle_would_reject_later_are_refused(

@@ -128,7 +128,7 @@ class Document(HTMLParser):
         return specs
 
 
-SECTIONS = ("verdict", "cost", "folds", "threshold", "changes", "training", "cars", "worst", "suspects")
+SECTIONS = ("ablation", "cost", "folds", "threshold", "changes", "best", "training", "cars", "worst", "suspects")
 
 
 class TestPage:
@@ -139,8 +139,8 @@ class TestPage:
             *("chart-cost-out-of-fold", "chart-cost-held-out-cars", "chart-folds-held-out-cars"),
             *("chart-threshold-out-of-fold", "chart-threshold-held-out-cars"),
             *(
-                "chart-training-dice-of-validation-cars",
-                "chart-training-loss",
+                "chart-training-validation-dice",
+                "chart-training-training-loss",
                 "chart-angle-by-angle",
                 "chart-make-by-make",
             ),
@@ -153,7 +153,7 @@ class TestPage:
             "224 images of 14 cars",
             "160 images of 10 cars",
             "threshold 0.45",
-            "masks post-processed, on 224 images of 14 cars, the time with the steps",
+            "post-processing, on 224 images of 14 cars",
             "The nets were chosen by these very images.",
             "at 14% of its cost.",
         ):
@@ -173,10 +173,10 @@ class TestPage:
         document = Document(html)
         assert document.tags.count("img") == 2
         assert document.addresses.count(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}") == 2
-        assert 'width="40" height="30" alt="small/0, photograph, truth, prediction, error"' in html
+        assert 'width="40" height="30" alt="small/0, image, true mask, probability, errors' in html
         assert "small/0 Dice 0.98765 on all its validation images" in document.text
         section = html.partition('<section id="training">')[2].partition("</section>")[0]
-        for color, meaning in ((FALSE_NEGATIVE, "car that was missed"), (FALSE_POSITIVE, "what was taken for car")):
+        for color, meaning in ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives")):
             assert f'style="background: rgb{color}"></span>{meaning}' in section
         assert "panel.jpg" not in Document(render_page(full, [], [])).text
 
@@ -195,11 +195,11 @@ class TestPage:
     def test_the_current_setting_is_told_with_its_steps(self, full: ReportData) -> None:
         assert (
             "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 2.2 s "
-            "and 12 forward passes an image" in Document(render_page(full, [], [])).text
+            "and 12 forward passes per image" in Document(render_page(full, [], [])).text
         )
         postprocessed = replace(full, submission=SUBMISSION | {"postprocess": ["keep_largest", "fill_holes"]})
         assert (
-            "threshold 0.5, post-processed with keep_largest and fill_holes; 6 nets, 2.2 s"
+            "threshold 0.5, post-processing keep_largest and fill_holes; 6 nets, 2.2 s"
             in Document(render_page(postprocessed, [], [])).text
         )
 
@@ -219,7 +219,7 @@ class TestPage:
         out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
         assert f"{out_of_fold:.5f}" in document.texts
         assert f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
-        assert document.text.count("Settings are compared before post-processing (refine_edges);") == 5
+        assert document.text.count("Settings are compared before post-processing (refine_edges).") == 5
         assert "before post-processing" not in Document(render_page(full, [], [])).text
         angles = document.specs["chart-angle-by-angle"]
         assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98
@@ -237,7 +237,7 @@ class TestPage:
                 replace(full, disagreement=disagreement, warnings=["2 images were left out: a, b"]), [], [figure()]
             )
         ).text
-        assert "5 of 384 images have one." in text
+        assert "5 of 384 images have" in text
         assert "2 images were left out: a, b" in text
 
     def test_names_are_escaped_in_html(self, full: ReportData) -> None:
@@ -254,21 +254,21 @@ class TestPage:
     def test_page_of_a_minimal_run(self, bare: ReportData) -> None:
         document = Document(render_page(bare, [figure()], []))
         assert list(document.specs) == [
-            *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-dice-of-validation-cars"),
-            *("chart-training-loss", "chart-angle-by-angle"),
+            *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-validation-dice"),
+            *("chart-training-training-loss", "chart-angle-by-angle"),
         ]
         for told in (
             "1 car is held out: set folds.holdout_cars to 2 or more",
             "Fewer than 8 cars: no interval can be trusted",
-            "Merged folds can be scored on cars that are held out of all of them",
-            "is not among its files here",
+            "Fold ensembles can be scored only on held-out cars",
+            "metadata.csv",
             "dvc repro --single-item --force report",
-            "No interval: it takes 8 cars.",
-            "There are none: nowhere do all nets contradict a label",
+            "No interval: it needs at least 8 cars.",
+            "No such region was found.",
         ):
             assert told in document.text
-        assert "Test cars" not in document.text and "95 %" not in document.text
-        assert "forward passes an image" in json.dumps(document.specs["chart-cost-out-of-fold"])
+        assert "Test cars" not in document.text and "95 % CI 0." not in document.text
+        assert "forward passes per image" in json.dumps(document.specs["chart-cost-out-of-fold"])
 
     @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
     def test_a_browser_draws_every_chart_and_asks_nobody(self, full: ReportData, tmp_path: Path) -> None:
@@ -400,13 +400,13 @@ class TestCharts:
             )
         assert {"color", "shape"} <= points["encoding"].keys()
         assert points["encoding"]["y"]["scale"]["zero"] is False
-        assert points["encoding"]["x"]["title"] == "seconds an image"
+        assert points["encoding"]["x"]["title"] == "seconds per image"
         out_of_fold = charts.accuracy_by_cost(tables.rows_of_split(full.settings, "oof"))
-        assert layers(out_of_fold)[-1]["encoding"]["x"]["title"] == "seconds an image, by a fold's nets"
+        assert layers(out_of_fold)[-1]["encoding"]["x"]["title"] == "seconds per image (nets of one fold)"
 
     def test_cost_in_passes_where_there_are_no_seconds(self, bare: ReportData) -> None:
         spec = charts.accuracy_by_cost(bare.settings)
-        assert layers(spec)[-1]["encoding"]["x"]["title"] == "forward passes an image, by a fold's nets"
+        assert layers(spec)[-1]["encoding"]["x"]["title"] == "forward passes per image (nets of one fold)"
         assert "NaN" not in json.dumps(spec)
         assert all("seconds" not in point for point in values(spec, layers(spec)[-1]))
 
@@ -428,7 +428,7 @@ class TestCharts:
         assert points.groupby("merge").size().to_dict() == {
             "mean of probabilities": 7,
             "mean of logits": 7,
-            "majority_vote": 7,
+            "majority vote": 7,
         }
 
     def test_training_leaves_out_epochs_without_a_value(self) -> None:
@@ -462,17 +462,17 @@ class TestHeadlines:
     def test_scores_tell_interval_or_why_there_is_none(self, full: ReportData, bare: ReportData) -> None:
         (oof, holdout, test) = summary.headline_scores(full.images, SUBMISSION)
         assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
-        assert re.fullmatch(r"95 %: 0\.99\d{3} to 0\.99\d{3}", oof.interval)
+        assert re.fullmatch(r"95 % CI 0\.99\d{3} to 0\.99\d{3}", oof.interval)
         assert oof.basis == "224 images of 14 cars"
         assert oof.dice == f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}"
         assert test.interval.startswith("No interval")
         (alone,) = summary.headline_scores(bare.images, ALONE)
-        assert alone.interval == "No interval: it takes 8 cars."
+        assert alone.interval == "No interval: it needs at least 8 cars."
 
     def test_one_held_out_car_has_a_score_though_its_settings_are_not_compared(self, tmp_path: Path) -> None:
         found = findings(FakeReports(held_out=("f" * 12,)), tmp_path)
         _, holdout, _ = summary.headline_scores(found.images, SUBMISSION)
-        assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it takes 8 cars.")
+        assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it needs at least 8 cars.")
         assert "16 images of 1 car" in Document(render_page(found, [], [])).text
 
     def test_no_bound_is_above_1(self) -> None:
@@ -507,35 +507,35 @@ class TestWords:
         assert (
             points["Best"].setting == "resnet18, identity + hflip + scale:0.75, mean of probabilities, threshold 0.45"
         )
-        assert "at 0.93 s and 3 forward passes an image" in points["Best"].words
-        cheapest = points["Cheapest"].words
-        assert cheapest.startswith(
-            "45 settings, the best among them, can't be told apart from it, all compared at once"
-        )
-        assert re.search(r"against the current setting \(95 %: .* to .*\), 0\.00020 below the best", cheapest)
-        assert "may be up to 0.00040 below, at 0.31 s and 1 forward pass an image, by a fold's nets." in cheapest
-        assert points["Advice"].setting and points["Advice"].words.endswith("at 14% of its cost.")
-        assert "95 %" not in points["Hindsight"].words
-        for figure in ("honest", "optimistic"):
-            assert f"{told['selection'][figure]:.5f}" in points["Hindsight"].words
+        assert "at 0.93 s and 3 forward passes per image" in points["Best"].text
+        cheapest = points["Cheapest"].text
+        assert cheapest.startswith("45 settings are not significantly worse than the best")
+        assert re.search(r"vs\. the current setting \(95 % CI .* to .*\), 0\.00020 below the best", cheapest)
+        assert "(at most 0.00040), at 0.31 s and 1 forward pass per image (nets of one fold)." in cheapest
+        assert points["Recommended"].setting and points["Recommended"].text.endswith("at 14% of its cost.")
+        assert "95 %" not in points["Selection bias"].text
+        for figure in ("best_dice", "nested_dice"):
+            assert f"{told['nested_selection'][figure]:.5f}" in points["Selection bias"].text
         assert "No intervals" not in points
 
     def test_the_verdict_where_little_can_be_told(self) -> None:
         best = FULL.summary()["oof"]["best"]
-        assert "all can be told from the best" in self.verdict(confidence_set_size=1, cheapest=best)["Cheapest"].words
-        assert "7 settings" in self.verdict(confidence_set_size=7, cheapest=best)["Cheapest"].words
+        assert (
+            "significantly worse than the best" in self.verdict(confidence_set_size=1, cheapest=best)["Cheapest"].text
+        )
+        assert "7 settings" in self.verdict(confidence_set_size=7, cheapest=best)["Cheapest"].text
         points = self.verdict(
             confidence_set_size=None,
             cheapest=None,
-            advice=None,
-            advice_words=None,
-            selection=None,
+            recommended=None,
+            reason=None,
+            nested_selection=None,
             no_interval="Few cars.",
         )
-        assert list(points) == ["Best", "Hindsight", "No intervals"]
-        assert "is optimistic" in points["Hindsight"].words
+        assert list(points) == ["Best", "Selection bias", "No intervals"]
+        assert "biased upward" in points["Selection bias"].text
         now = self.verdict(best=best | {"current": True, "difference": 0.0})["Best"]
-        assert now.words.endswith("It is the current setting.")
+        assert "the current setting" in now.text
 
     def test_numbers(self) -> None:
         assert ablation_text.format_signed(-0.00012) == "−0.00012"
@@ -653,21 +653,21 @@ class TestCrops:
             "car 0123456789ab (Kia)",
             "angle 3",
             "out of fold",
-            "1,234 pixels where nets differ",
+            "nets disagree on 1,234 pixels",
         ]
-        assert [picture.words for picture in worst.pictures] == ["errors", "where the 2 nets differ"]
+        assert [image.caption for image in worst.images] == ["errors", "disagreement between 2 nets"]
         alone = overlays.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
-        assert alone.pictures[1].words == "where the net is undecided"
+        assert alone.images[1].caption == "uncertainty of the net"
         assert alone.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
         suspect = overlays.label_error_figure(row, "Kia", GREY, true, [mask, mask])
-        assert suspect.facts[0] == "40,000 pixels, 100 x 400, of which both nets are certain"
-        assert [picture.words for picture in suspect.pictures] == [
-            "where it is",
-            "the photograph",
-            "label green, nets magenta, the region framed yellow",
+        assert suspect.facts[0].startswith("40,000 pixels (100 x 400), all 2 nets")
+        assert [image.caption for image in suspect.images] == [
+            "location",
+            "image",
+            "label green, nets magenta, region framed in yellow",
         ]
         assert (
-            "its one net is certain"
+            "the net contradicts the label"
             in overlays.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
         )
 

@@ -81,8 +81,8 @@ def test_only_equal_folds_and_data_share_a_table_best_first() -> None:
     other = {"count": 3, "active": [0], "holdout_cars": 0, "seed": 0}
     text = results_table([result("b", 0.96), result("a", 0.95), result("c", 0.97, folds=other, setting="bbbbbb")])
     first, second = text.split("## ")[1:]
-    assert "; identity out of fold, identity, hflip held out; " in first
-    assert first.startswith("The drawn sample, 14 cars; 1 of 3 folds")
+    assert "; identity out of fold, identity, hflip on held-out cars; " in first
+    assert first.startswith("Synthetic sample, 14 cars; 1 of 3 folds")
     assert "| c |" in first
     assert second.index("| b |") < second.index("| a |")
     row = next(line for line in second.splitlines() if line.startswith("| b |"))

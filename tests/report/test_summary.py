@@ -107,5 +107,5 @@ class TestSummary:
     def test_images_left_out_and_replaced_are_named(self) -> None:
         evaluation = {"oof": {"small": self.scores}, "skipped_images": dict.fromkeys(IDS[:5], "truncated")}
         told = format_summary(evaluation, self.submission | {"replaced_images": {IDS[7]: "truncated"}})
-        assert f"5 training images were left out: {IDS[0]}, {IDS[1]}, {IDS[2]} ..." in told
-        assert f"1 test images could not be read and have the mean mask of their angle: {IDS[7]}\n" in told
+        assert f"5 training images were skipped: {IDS[0]}, {IDS[1]}, {IDS[2]} ..." in told
+        assert f"1 test images could not be read and got the mean mask of their angle: {IDS[7]}\n" in told
