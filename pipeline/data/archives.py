@@ -14,7 +14,7 @@ from typing import Protocol
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.utils.files import sha256_of
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, ValueError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, RuntimeError, ValueError)
 """What zipfile raises for a damaged zip."""
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif")

@@ -18,7 +18,7 @@ _LINK_FROM_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target`` that becomes ``target`` when the block ends without an error, and is deleted otherwise."""
+    """Yield a temporary path beside ``target`` that becomes ``target`` if the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:

@@ -368,7 +368,7 @@ def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files:
     del files["sample_submission.csv.zip"]
     manifest = build_manifest(zipped(tmp_path, files), "error")
     assert list(manifest["suspect_test_images"]) == TEST
-    assert f"{TEST[0]}.jpg in test.zip is no JPEG" in manifest["suspect_test_images"][TEST[0]]
+    assert f"{TEST[0]}.jpg in test.zip" in manifest["suspect_test_images"][TEST[0]]
     photos = open_test(CompetitionData(tmp_path), manifest)
     assert photos.ids() == [*TEST, "0004d4463b50_03"]
     for image_id in photos.ids():

@@ -164,7 +164,7 @@ def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pyt
 
     def waits() -> bool:
         said[0] += capfd.readouterr().err
-        return f"Another run is working on {SLOT}: waiting for it" in said[0]
+        return f"Another run is working on {SLOT}. Waiting for it" in said[0]
 
     wait_for(waits)
     (tmp_path / "go on").touch()
