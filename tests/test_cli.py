@@ -302,7 +302,8 @@ def test_help_of_repro_is_shown_and_nothing_run(carvana: Run, dvc: list[list[str
 
 def test_summary_without_a_run(carvana: Run) -> None:
     status, _, err = carvana("summary")
-    assert (status, err) == (1, "error: reports/evaluation.json is missing: run 'carvana repro' first.\n")
+    assert status == 1
+    assert "reports/evaluation.json" in err
 
 
 # ---------------------------------------------------------------- recipe and clean
