@@ -33,7 +33,7 @@ def run(params: Params) -> None:
     settings, nets = params.ensemble, params.ensemble_members()
     stores = [PredictionStore(predictions_dir("test", *net)) for net in nets]
     images, edges = training_images(params), "refine_edges" in settings.postprocess
-    facts = {
+    cache_key = {
         "code": code_digest("ensemble"),
         "maps": [store.digest for store in stores],
         "settings": settings.model_dump(mode="json"),
@@ -43,7 +43,7 @@ def run(params: Params) -> None:
         "mask_ids": images.ids(),
         "photographs": read_manifest()["test"]["digest"] if edges else None,
     }
-    with acquire_run_state(project_root(), "ensemble", facts) as state:
+    with acquire_run_state(project_root(), "ensemble", cache_key) as state:
         if not state.finished:
             image = test_images(params).image if edges else no_image
             mask_builder = build_mask_builder(settings, nets, len(stores[0].views), image)
