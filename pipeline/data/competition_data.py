@@ -14,6 +14,7 @@ from pipeline.config import DataSettings
 from pipeline.data.archives import IMAGE_ENDINGS, MASK_ENDINGS, Archive, ids_by_name, open_archive
 from pipeline.data.decoding import check_jpeg_header, decode_jpeg, decode_mask
 from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.submission.csv_file import check_header, parse_line, without_bom
 from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import sha256_of
 
@@ -57,19 +58,15 @@ class RleMasks:
     file: str = "train_masks.csv"
 
     @cached_property
-    def _rows(self) -> Mapping[str, bytes]:
-        lines = self.archive.read(self.file).splitlines()
-        if not lines or lines[0].strip() != b"img,rle_mask":
-            raise CarvanaError(
-                f"{self.file} in {self.archive.path} must begin with the line 'img,rle_mask'. Download it again."
-            )
-        rows: dict[str, bytes] = {}
+    def _rows(self) -> Mapping[str, str]:
+        path = self.archive.path / self.file
+        lines = without_bom(self.archive.read(self.file)).splitlines()
+        check_header(path, lines[0] if lines else b"")
+        rows: dict[str, str] = {}
         for number, line in enumerate(lines[1:], start=2):
-            name, comma, text = line.partition(b",")
-            image_id = name.decode("utf-8-sig", "replace").removesuffix(".jpg")
-            if not comma or image_id in rows:
-                reason = "is a second row of its image" if comma else "has no comma"
-                raise CarvanaError(f"Row {number} of {self.file} in {self.archive.path} {reason}: fix the file.")
+            image_id, text = parse_line(path, number, line)
+            if image_id in rows:
+                raise CarvanaError(f"{path}, row {number}: duplicate row for image {image_id}. Keep one.")
             rows[image_id] = text
         return rows
 
@@ -80,7 +77,7 @@ class RleMasks:
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
         try:
-            return rle.decode(self._rows[image_id].decode("utf-8-sig", "replace"), HEIGHT, WIDTH)
+            return rle.decode(self._rows[image_id], HEIGHT, WIDTH)
         except CarvanaError as error:
             raise CorruptFileError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 

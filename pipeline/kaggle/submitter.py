@@ -1,5 +1,6 @@
 """Submit a CSV exactly once: archive it, log it before the request, and recover after a crash."""
 
+import codecs
 import gzip
 import shutil
 import stat
@@ -184,7 +185,7 @@ class Submitter:
             return archived
         with atomic_write(archived) as temporary:
             _copy_gzipped(csv, temporary)
-            if csv_file.content_digest(temporary, compression=".gz") != content:
+            if csv_file.content_digest(temporary) != content:
                 raise CarvanaError(f"{csv} changed after validation. Run the command again when it is complete.")
         return archived
 
@@ -274,9 +275,18 @@ def find_by_tag(remote: list[client.KaggleSubmission], tag: str) -> client.Kaggl
     return next((found for found in remote if found.description.startswith(f"[{tag}]")), None)
 
 
+def _is_plain_gzip(csv: Path) -> bool:
+    """Return whether a CSV can be sent as it is: gzipped, and without a byte order mark, which Kaggle may reject."""
+    if csv_file.compression_of(csv) != "gzip":
+        return False
+    with gzip.open(csv) as stream:
+        start = stream.read(len(codecs.BOM_UTF8))
+    return start == csv_file.without_bom(start)
+
+
 def _copy_gzipped(csv: Path, target: Path) -> None:
     """Copy a CSV, gzipped; read-only files, such as links into DVC's cache, are linked to save space."""
-    if csv.suffix != ".gz":
+    if not _is_plain_gzip(csv):
         with target.open("wb") as raw, gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
             packed.writelines(csv_file.read_lines(csv))
     elif csv.stat().st_mode & _WRITABLE:

@@ -1,5 +1,6 @@
-"""Submission CSV files: read them row by row (plain, .gz or .zip), and write them as one gzip file from parts."""
+"""Submission CSV files: read them row by row (plain, gzip or zip), and write them as one gzip file from parts."""
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from pipeline.competition.image_ids import parse_image_id
 from pipeline.errors import CarvanaError
@@ -48,9 +50,9 @@ CSV_HEADER = "img,rle_mask"
 def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield ``(row, image_id, text)`` for each row of a CSV: its number from 2, its image id, its run-length code.
 
-    The suffix tells the compression: ``.gz``, ``.zip`` (with one CSV inside), or any other for plain text. Raises
-    CarvanaError if the file is missing or corrupt, the header is wrong, or a row does not have two columns or does not
-    name an image. The run-length code is not checked.
+    The file may be plain text, gzip, or a zip with one CSV inside; its content shows which. Raises CarvanaError if the
+    file is missing or corrupt, the header is wrong, or a row does not have two columns or does not name an image. The
+    run-length code is not checked.
     """
     stream = read_lines(path)
     check_header(path, next(stream, b""))
@@ -61,6 +63,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def check_header(path: Path, line: bytes) -> None:
     """Raise CarvanaError unless the first line of a CSV is ``CSV_HEADER``."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CarvanaError(f"{path} is UTF-16 text. Save it as UTF-8.")
+    if b"\0" in line[:100]:
+        raise CarvanaError(f"{path} is not a CSV, nor a gzip or zip file. Create or download it again.")
     columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
     if [_unquote(column) for column in columns.split(",")] != CSV_HEADER.split(","):
         raise CarvanaError(f"{path}, row 1: the header is {columns!r}. Expected {CSV_HEADER!r}.")
@@ -94,40 +100,52 @@ def _unquote(field: str) -> str:
     return field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
-def content_digest(path: Path, compression: str | None = None) -> str:
-    """Return the hex SHA-256 of the uncompressed CSV text.
-
-    ``compression`` (``.gz`` or ``.zip``) overrides the suffix of ``path``. Raises CarvanaError if the file is missing
-    or corrupt.
-    """
+def content_digest(path: Path) -> str:
+    """Return the hex SHA-256 of the lines that ``read_lines`` yields; raises its errors."""
     digest = hashlib.sha256()
-    for line in read_lines(path, compression):
+    for line in read_lines(path):
         digest.update(line)
     return digest.hexdigest()
 
 
-def read_lines(path: Path, compression: str | None = None) -> Iterator[bytes]:
-    """Yield the uncompressed lines of the CSV, line ends included.
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the uncompressed lines of the CSV, line ends included, without a byte order mark.
 
-    ``compression`` (``.gz`` or ``.zip``) overrides the suffix of ``path``. Raises CarvanaError if the file is missing
-    or corrupt.
+    Raises CarvanaError if the file is missing or corrupt.
     """
     try:
-        with _open_csv(path, compression or path.suffix) as stream:
-            yield from stream
+        with _open_csv(path) as stream:
+            lines = iter(stream)
+            yield without_bom(next(lines, b""))
+            yield from lines
     except FileNotFoundError:
-        raise CarvanaError(f"{path} not found. Expected a CSV: plain, .gz or .zip.") from None
+        raise CarvanaError(f"{path} not found. Expected a CSV, which may be gzipped or zipped.") from None
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         # The last two are raised for zips that are encrypted or use an unknown compression.
         raise CarvanaError(f"{path} cannot be read ({error}). Create or download it again.") from error
 
 
+def without_bom(text: bytes) -> bytes:
+    """Return UTF-8 text without the byte order mark that some spreadsheets write at its start."""
+    return text.removeprefix(codecs.BOM_UTF8)
+
+
+def compression_of(path: Path) -> Literal["gzip", "zip", "none"]:
+    """Return how a file is compressed, which its first bytes show whatever its name; raises OSError."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start.startswith(b"\x1f\x8b"):
+        return "gzip"
+    return "zip" if start in (b"PK\x03\x04", b"PK\x05\x06") else "none"  # the second starts a zip without files
+
+
 @contextmanager
-def _open_csv(path: Path, suffix: str) -> Iterator[Iterable[bytes]]:
-    if suffix == ".gz":
+def _open_csv(path: Path) -> Iterator[Iterable[bytes]]:
+    compression = compression_of(path)
+    if compression == "gzip":
         with gzip.open(path) as stream:
             yield stream
-    elif suffix == ".zip":
+    elif compression == "zip":
         with zipfile.ZipFile(path) as archive, archive.open(_only_csv(path, archive)) as member:
             # A buffered reader splits lines twice as fast as the member itself; the member's type lacks what it needs.
             yield io.BufferedReader(member, buffer_size=1 << 20)  # type: ignore[type-var]

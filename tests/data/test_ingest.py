@@ -338,7 +338,7 @@ OF_ALL = {
     malformed_truth: rf"truth\.csv.*row 2.*{TEST[0]}",
     unknown_image_name: r"train\.zip.*my_car",
     unknown_mask_name: r"train_masks\.zip.*my_car",
-    row_without_comma: r"Row 2.*train_masks\.csv",
+    row_without_comma: r"train_masks\.csv.*row 2",
     two_rows_of_an_image: r"Row 3.*train_masks\.csv",
     no_header: r"train_masks\.csv.*img,rle_mask",
     no_train: r"train\.zip.*data\.directory",

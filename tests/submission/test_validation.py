@@ -54,6 +54,31 @@ def test_rows_are_read_from_plain_gzipped_and_zipped_files(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
+@pytest.mark.parametrize("other", ["b.csv", "b.csv.gz", "b.zip", "b"])
+def test_compression_is_told_by_content(tmp_path, name, other):
+    texts = dict(zip(IDS, TEXTS, strict=True))
+    path = write(tmp_path / name, texts).rename(tmp_path / other)
+    assert [text for _, _, text in csv_file.read_rows(path)] == TEXTS
+    assert csv_file.content_digest(path) == csv_file.content_digest(write(tmp_path / "plain.csv", texts))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
+def test_byte_order_mark_is_accepted(tmp_path, name):
+    texts = dict(zip(IDS, TEXTS, strict=True))
+    marked = write(tmp_path / name, texts, header="\ufeffimg,rle_mask")
+    plain = write(tmp_path / "plain.csv", texts)
+    assert validation.validate_submission(marked, IDS) == validation.validate_submission(plain, IDS)
+    assert csv_file.content_digest(marked) == csv_file.content_digest(plain)
+    assert validation.score_submission(plain, marked).mean == 1
+
+
+def test_utf16_is_named(tmp_path):
+    path = pack(tmp_path / "a.csv", f"img,rle_mask\n{IDS[0]}.jpg,1 2\n".encode("utf-16"))
+    with pytest.raises(CarvanaError, match=r"a\.csv.*UTF-16"):
+        validation.validate_submission(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.zip"])
 def test_report(tmp_path, name):
     texts = dict(zip(IDS, TEXTS, strict=True))
     path = write(tmp_path / name, texts)
@@ -123,7 +148,7 @@ def test_check_refuses(tmp_path, name, lines, reason):
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.zip"])
-@pytest.mark.parametrize("damage", ["cut", "checksum", "not packed"])
+@pytest.mark.parametrize("damage", ["cut", "checksum", "binary"])
 def test_damaged_archives_are_named(tmp_path, name, damage):
     path = write(tmp_path / name, dict(zip(IDS, TEXTS, strict=True)))
     data = bytearray(path.read_bytes())
@@ -133,7 +158,7 @@ def test_damaged_archives_are_named(tmp_path, name, damage):
         # In a gzip's trailer, in the first entry of a zip's directory: each row reads well, but is it the right one?
         data[-8 if name == "a.csv.gz" else data.index(b"PK\1\2") + 16] ^= 0xFF
     else:
-        data[:] = b"img,rle_mask\n"
+        data[:] = bytes(100)
     path.write_bytes(data)
     with pytest.raises(CarvanaError, match=f"{name}"):
         validation.validate_submission(path)
