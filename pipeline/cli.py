@@ -186,7 +186,7 @@ _SUBMISSION = Path("submissions/submission.csv.gz")
 @_command("check", _INSPECT, anywhere=True)
 def _check(csv: _Csv = _SUBMISSION) -> None:
     """Validate a submission CSV: every image once, every run-length code valid."""
-    from pipeline.submission.validation import coverage_warnings, validate_submission
+    from pipeline.submission.validation import validate_submission
 
     ids, why_not = _expected_ids()
     report = validate_submission(csv, ids, _progress("Checking", ids))
@@ -196,7 +196,7 @@ def _check(csv: _Csv = _SUBMISSION) -> None:
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
     print(f"Mask coverage: {least:.1%} to {most:.1%}, {mean:.1%} on average.")
     print(f"Content, sha256: {report.sha256}")
-    for warning in coverage_warnings(report):
+    for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 

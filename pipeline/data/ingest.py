@@ -1,6 +1,7 @@
 """Ingest: provide the data, check every file, and describe it in the manifest."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any, Literal
 from filelock import FileLock
 from tqdm import tqdm
 
+from pipeline.competition.rle import mask_to_runs
 from pipeline.config import DataSettings
 from pipeline.data.competition_data import CompetitionData, data_dir
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.submission.csv_file import CSV_HEADER
-from pipeline.submission.validation import validate_submission
+from pipeline.submission.validation import GeometryCheck, validate_submission
 from pipeline.synthetic.sample_competition import draw_sample
 from pipeline.utils.files import atomic_write, remove_path
 from pipeline.utils.parallel import available_cpus
@@ -50,9 +52,12 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     train_ids, test_ids = source.train.ids(), source.test.ids()
     unreadable = dict(_match_images_and_masks(source))
     matched = [image_id for image_id in train_ids if image_id not in unreadable]
+    geometry = GeometryCheck()
     unreadable |= dict(
-        _find_corrupt(matched, lambda image_id: _decode_both(source, image_id), "Checking training images")
+        _find_corrupt(matched, lambda image_id: _decode_both(source, image_id, geometry), "Checking training images")
     )
+    for warning in geometry.warnings():
+        print(f"warning: training masks in {source.directory}: {warning}", file=sys.stderr)
     bad_headers = dict(_find_corrupt(test_ids, source.test.check_header, "Checking test images"))
     if on_corrupt == "error" and unreadable:
         raise CarvanaError(
@@ -94,9 +99,9 @@ def _portable(messages: Mapping[str, str], directory: Path) -> dict[str, str]:
     }
 
 
-def _decode_both(source: CompetitionData, image_id: str) -> None:
+def _decode_both(source: CompetitionData, image_id: str, geometry: GeometryCheck) -> None:
     source.train.image(image_id)
-    source.masks.mask(image_id)
+    geometry.add(image_id, mask_to_runs(source.masks.mask(image_id)))
 
 
 def _find_corrupt(ids: list[str], check: Callable[[str], None], words: str) -> Iterator[tuple[str, str]]:

@@ -121,7 +121,7 @@ def submit(
         arrived = submitter.reconcile(remote)
         report = validation.validate_submission(csv, ids, partial(bar, desc="Checking"))
         print(f"{csv} is valid: {report.rows} images. SHA-256 of its content: {report.sha256}")
-        for warning in validation.coverage_warnings(report):
+        for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         # An interrupted submission that did arrive counts as the one requested now.
         row = next((row for row in arrived if row["content_sha256"] == report.sha256), None)

@@ -8,8 +8,9 @@ import hashlib
 import io
 import math
 import tempfile
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,15 +19,29 @@ from numpy.typing import NDArray
 
 from pipeline.competition import rle
 from pipeline.competition.dice import ConfusionCounts, confusion_counts_from_runs
-from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename
+from pipeline.competition.image_ids import ANGLES, HEIGHT, WIDTH, image_filename
 from pipeline.errors import CarvanaError
 from pipeline.submission.csv_file import check_header, parse_line, read_lines, read_rows
 
 ProgressBar = Callable[[Iterator[Any]], Iterable[Any]]
 """Wraps an iterator of rows to show progress, as tqdm does."""
 
-PLAUSIBLE_COVERAGE = 0.05, 0.6
-"""Range of mask coverage, 0 to 1, that is plausible for a car; the training masks cover 0.088 to 0.410."""
+PLAUSIBLE_COVERAGE = 0.05, 0.5
+"""Range of mask coverage, 0 to 1, that is plausible for a car; the training masks cover 0.088 to 0.410, so that any of
+them inverted covers more than 0.5."""
+
+PLAUSIBLE_CENTER = (440.0, 920.0), (620.0, 1290.0)
+"""Range of the row and of the column of a mask's center of mass; 800 real masks have 490 to 870 and 686 to 1229."""
+
+_USUAL_CENTER = 650.0, 942.0
+"""Mean row and column of the centers of many masks."""
+_CAR_DEVIATION = 70.0, 20.0
+"""Standard deviation of the mean center of one car's images over the cars, in pixels."""
+_MAX_STRIDE_ERROR = 1.0
+"""How far the distance of a mask's rows may be from the width, in pixels; 800 real masks are within 1.0."""
+_MIN_RUNS = 50
+"""Fewest runs from which the distance of a mask's rows is estimated."""
+_SHOWN = 3
 
 _PIXELS = HEIGHT * WIDTH
 
@@ -49,6 +64,8 @@ class SubmissionReport:
     """Image id and coverage of each mask that is not empty, but outside ``PLAUSIBLE_COVERAGE``."""
     sha256: str
     """Hex digest of the uncompressed CSV text, so that plain, gzipped and zipped copies have the same."""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What is probably a mistake in the masks, from ``GeometryCheck``."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ def validate_submission(
     digest = hashlib.sha256()
     seen: set[str] = set()
     areas: list[int] = []  # foreground pixels per image
-    unlikely: list[tuple[str, float]] = []
+    geometry = GeometryCheck()
 
     stream = read_lines(path)
     header = next(stream, b"")
@@ -109,10 +126,9 @@ def validate_submission(
         if expected is not None and image_id not in expected:
             raise CarvanaError(f"{_location(path, row, image_id)}: not an expected image. Remove the row.")
         seen.add(image_id)
-        areas.append(int(_parse_row_runs(path, row, image_id, text)[:, 1].sum()))
-        coverage = areas[-1] / _PIXELS
-        if areas[-1] and not PLAUSIBLE_COVERAGE[0] <= coverage <= PLAUSIBLE_COVERAGE[1]:
-            unlikely.append((image_id, coverage))
+        runs = _parse_row_runs(path, row, image_id, text)
+        areas.append(int(runs[:, 1].sum()))
+        geometry.add(image_id, runs)
 
     if expected_ids is not None:
         _check_complete(path, expected_ids, seen)
@@ -124,23 +140,146 @@ def validate_submission(
         coverage_min=min(areas) / _PIXELS,
         coverage_mean=sum(areas) / len(areas) / _PIXELS,
         coverage_max=max(areas) / _PIXELS,
-        unlikely=tuple(unlikely),
+        unlikely=tuple(geometry.unlikely),
         sha256=digest.hexdigest(),
+        warnings=tuple(geometry.warnings()),
     )
 
 
-def coverage_warnings(report: SubmissionReport) -> list[str]:
-    """Return warnings about masks in a valid submission that are probably mistakes."""
-    warnings = []
-    if report.empty:
-        warnings.append(f"{report.empty} of {report.rows} masks are empty.")
-    if report.unlikely:
-        (image_id, coverage), least, most = report.unlikely[0], *PLAUSIBLE_COVERAGE
-        warnings.append(
-            f"{len(report.unlikely)} of {report.rows} masks cover less than {least:.0%} or more than {most:.0%} of "
-            f"their image, first {image_id} with {coverage:.1%}."
+class GeometryCheck:
+    """Finds masks that are valid but do not have the shape of a car in an image of 1280 x 1918 pixels.
+
+    It compares what the runs of a mask show with the real masks: coverage, position, and whether the foreground of one
+    row lies under that of the row before. The last fails if masks were encoded in column order or at another width.
+    """
+
+    def __init__(self) -> None:
+        self.unlikely: list[tuple[str, float]] = []
+        """Image id and coverage of each mask that is not empty, but outside ``PLAUSIBLE_COVERAGE``."""
+        self._masks = 0
+        self._empty = 0
+        self._misaligned: list[tuple[str, float]] = []
+        self._misplaced: list[tuple[str, float, float]] = []
+        self._strides = array("d")
+        self._centers = array("d"), array("d")
+
+    def add(self, image_id: str, runs_N2: NDArray[np.int64]) -> None:
+        """Add a mask by its valid runs."""
+        self._masks += 1
+        coverage = int(runs_N2[:, 1].sum()) / _PIXELS
+        if not coverage:
+            self._empty += 1
+            return
+        if not _is_within(coverage, PLAUSIBLE_COVERAGE):
+            self.unlikely.append((image_id, coverage))
+        runs_N2 = _split_at_row_ends(runs_N2)
+        stride = _row_stride(runs_N2)
+        if stride is not None:
+            self._strides.append(stride)
+            if abs(stride - WIDTH) > _MAX_STRIDE_ERROR:
+                self._misaligned.append((image_id, stride))
+                return
+        if _is_within(coverage, PLAUSIBLE_COVERAGE):
+            row, column = _center(runs_N2)
+            self._centers[0].append(row)
+            self._centers[1].append(column)
+            if not (_is_within(row, PLAUSIBLE_CENTER[0]) and _is_within(column, PLAUSIBLE_CENTER[1])):
+                self._misplaced.append((image_id, row, column))
+
+    def warnings(self) -> list[str]:
+        """Return one warning for each kind of probable mistake, which names the first images."""
+        return [
+            warning
+            for warning in (
+                f"{self._empty} of {self._masks} masks are empty." if self._empty else "",
+                self._coverage_warning(),
+                self._stride_warning(),
+                self._center_warning() or self._mean_center_warning(),
+            )
+            if warning
+        ]
+
+    def _coverage_warning(self) -> str:
+        least, most = PLAUSIBLE_COVERAGE
+        found = [f"{image_id} with {coverage:.1%}" for image_id, coverage in sorted(self.unlikely)]
+        reason = f"cover less than {least:.0%} or more than {most:.0%} of their image"
+        return self._warning(found, f"{reason} (inverted, or of another size?)")
+
+    def _stride_warning(self) -> str:
+        found = [f"{image_id} with {stride:.0f}" for image_id, stride in sorted(self._misaligned)]
+        advice = f"Encode masks row by row, at {HEIGHT} x {WIDTH} pixels."
+        typical = float(np.median(self._strides)) if self._strides else WIDTH
+        if found:
+            hint = "in column order" if round(typical) == HEIGHT else "in column order or at another width"
+            return f"{self._warning(found, f'have rows that are not {WIDTH} pixels apart ({hint}?)')} {advice}"
+        if len(self._strides) >= ANGLES and abs(typical - WIDTH) > _MAX_STRIDE_ERROR / 2:
+            return f"The rows of the masks are {typical:.1f} pixels apart, not {WIDTH}. {advice}"
+        return ""
+
+    def _center_warning(self) -> str:
+        found = [
+            f"{image_id} at row {row:.0f}, column {column:.0f}" for image_id, row, column in sorted(self._misplaced)
+        ]
+        return self._warning(found, "are centered where no car was in the training images (shifted?)")
+
+    def _mean_center_warning(self) -> str:
+        """Return a warning if the masks are shifted on average, which shows smaller shifts than one mask does."""
+        count = len(self._centers[0])
+        if count < ANGLES:  # the column depends on the angle
+            return ""
+        means = [math.fsum(values) / count for values in self._centers]
+        # Four standard errors, and a margin for another choice of cars.
+        limits = [30 + 4 * deviation / math.sqrt(count / ANGLES) for deviation in _CAR_DEVIATION]
+        if all(abs(m - usual) <= limit for m, usual, limit in zip(means, _USUAL_CENTER, limits, strict=True)):
+            return ""
+        return (
+            f"The masks are centered at row {means[0]:.0f}, column {means[1]:.0f} on average; training masks at row "
+            f"{_USUAL_CENTER[0]:.0f}, column {_USUAL_CENTER[1]:.0f} (shifted?)."
         )
-    return warnings
+
+    def _warning(self, found: list[str], problem: str) -> str:
+        first = ", ".join(found[:_SHOWN])
+        return (
+            f"{len(found)} of {self._masks} masks {problem}: {first}{', ...' * (len(found) > _SHOWN)}." if found else ""
+        )
+
+
+def _is_within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
+def _split_at_row_ends(runs_N2: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return runs of the same pixels of which none continues into the next row."""
+    starts, lengths = runs_N2.T
+    first_rows, last_rows = starts // WIDTH, (starts + lengths - 1) // WIDTH
+    if np.array_equal(first_rows, last_rows):  # as in nearly every mask
+        return runs_N2
+    pieces = last_rows - first_rows + 1
+    owners = np.repeat(np.arange(len(runs_N2)), pieces)
+    rows = first_rows[owners] + np.arange(len(owners)) - (np.cumsum(pieces) - pieces)[owners]
+    begin = np.maximum(starts[owners], rows * WIDTH)
+    end = np.minimum((starts + lengths)[owners], (rows + 1) * WIDTH)
+    return np.column_stack([begin, end - begin])
+
+
+def _row_stride(runs_N2: NDArray[np.int64]) -> float | None:
+    """Return the usual distance in pixels from the middle of a run to that of the next; None for too few runs.
+
+    For a shape that changes slowly from row to row, it is the width of the image at which the mask was encoded. Short
+    runs, such as those of antennas and wheels, are left out, so that most rows have one run.
+    """
+    starts, lengths = runs_N2.T
+    long = lengths * 4 >= lengths.max()
+    doubled = (2 * starts + lengths)[long]
+    return float(np.median(np.diff(doubled))) / 2 if len(doubled) >= _MIN_RUNS else None
+
+
+def _center(runs_N2: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the row and the column of the center of mass of runs that do not continue into the next row."""
+    starts, lengths = runs_N2.T
+    rows, columns = starts // WIDTH, starts % WIDTH
+    area = int(lengths.sum())
+    return int((rows * lengths).sum()) / area, int(((2 * columns + lengths) * lengths).sum()) / 2 / area
 
 
 def score_submission(

@@ -1,5 +1,6 @@
 """What comes in is checked, file by file; each fault is told with its file and the way to fix it."""
 
+import codecs
 import io
 import json
 import zipfile
@@ -339,7 +340,7 @@ OF_ALL = {
     unknown_image_name: r"train\.zip.*my_car",
     unknown_mask_name: r"train_masks\.zip.*my_car",
     row_without_comma: r"train_masks\.csv.*row 2",
-    two_rows_of_an_image: r"Row 3.*train_masks\.csv",
+    two_rows_of_an_image: r"train_masks\.csv.*row 3",
     no_header: r"train_masks\.csv.*img,rle_mask",
     no_train: r"train\.zip.*data\.directory",
     no_test: r"test\.zip.*data\.directory",
@@ -374,6 +375,17 @@ def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files:
     for image_id in photos.ids():
         with pytest.raises(CarvanaError, match=rf"{image_id}\.jpg in .*test\.zip"):
             photos.image(image_id)
+
+
+def test_byte_order_marks_in_tables_are_accepted(tmp_path: Path, files: Files) -> None:
+    plain = zipped(tmp_path / "plain", files)
+    for name in ("train_masks.csv", "sample_submission.csv"):
+        members = files[f"{name}.zip"]
+        members[name] = codecs.BOM_UTF8 + members[name]
+    marked = zipped(tmp_path / "marked", files)
+    assert build_manifest(marked, "error")["masks"]["images"] == len(TRAIN)
+    assert marked.sample_ids == plain.sample_ids
+    assert np.array_equal(marked.masks.mask(FIRST), plain.masks.mask(FIRST))
 
 
 # ---------------------------------------------------------------- data that change later
