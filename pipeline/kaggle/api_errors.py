@@ -6,11 +6,20 @@ import random
 import ssl
 import sys
 import time
+import urllib.request
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError, SSLError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    LocationParseError,
+    NewConnectionError,
+    ProxySchemeUnknown,
+    ProxySchemeUnsupported,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from pipeline.errors import CarvanaError
 from pipeline.kaggle.credentials import HOW_TO_GET_ONE
@@ -167,13 +176,25 @@ def local_setup_error(error: Exception) -> RejectedError | None:
             "REQUESTS_CA_BUNDLE if your network uses a proxy.",
             0,
         )
-    if isinstance(error, requests.exceptions.InvalidProxyURL):
-        return RejectedError("HTTPS_PROXY or HTTP_PROXY is not a valid URL. Fix it.", 0)
+    if _is_proxy_setting(error):
+        return RejectedError(
+            "The proxy setting (HTTPS_PROXY, HTTP_PROXY or ALL_PROXY) cannot be used. Set it to http://HOST:PORT, or "
+            "unset it; SOCKS proxies are not supported.",
+            0,
+        )
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         return RejectedError(f"Problem with this machine's setup: {printable(error)}.", 0)
     if "Tunnel connection failed" in str(_reason(error)):
         return RejectedError("Your network's proxy refused the connection. Check HTTPS_PROXY and its password.", 0)
     return None
+
+
+def _is_proxy_setting(error: Exception) -> bool:
+    if isinstance(error, requests.exceptions.InvalidProxyURL | ProxySchemeUnknown | ProxySchemeUnsupported):
+        return True
+    # requests raises InvalidSchema also for a SOCKS proxy, and urllib3 its own errors for other schemes and ports.
+    setting = isinstance(error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidURL | LocationParseError)
+    return setting and bool(urllib.request.getproxies())
 
 
 def _reason(error: Exception) -> object:

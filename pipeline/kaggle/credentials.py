@@ -102,6 +102,8 @@ def _token(problems: list[str]) -> list[Credential]:
             problems.append(f"cannot read the file with Kaggle's access token ({_reason(error)})")
             return []
     if not token:
+        names = [f"~/.kaggle/{name}" for name in ("access_token", "access_token.txt")]
+        problems.extend(f"{name} is empty" for name in names if Path(name).expanduser().is_file())
         return []
     source = "~/.kaggle/access_token" if source == "access_token" else str(source)
     token = token.strip()
@@ -109,7 +111,7 @@ def _token(problems: list[str]) -> list[Credential]:
         problems.append("KAGGLE_API_TOKEN is the path of a missing file")
         return []
     if not _is_plausible(token):
-        problems.append(f"{source} has invalid characters, such as spaces")
+        problems.append(f"{source} {_why_implausible(token)}")
         return []
     return [Credential(source, Bearer(token), (token,))]
 
@@ -120,13 +122,17 @@ def _key(problems: list[str]) -> list[Credential]:
     user = os.environ.get("KAGGLE_USERNAME") or stored.get("username")
     key = os.environ.get("KAGGLE_KEY") or stored.get("key")
     if not user or not key:
+        if user or key:
+            problems.append(
+                f"the {'key' if user else 'username'} is missing (KAGGLE_USERNAME and KAGGLE_KEY, or {file})"
+            )
         return []
     source = "KAGGLE_USERNAME and KAGGLE_KEY" if os.environ.get("KAGGLE_KEY") else str(file)
     if source == str(file):
         _warn_if_open(file)
     name, secret = str(user).strip(), str(key).strip()
     if not _is_plausible(name) or not _is_plausible(secret):
-        problems.append(f"{source} has invalid characters, such as spaces")
+        problems.append(f"{source} {_why_implausible(secret if _is_plausible(name) else name)}")
         return []
     encoded = base64.b64encode(f"{name}:{secret}".encode()).decode()
     return [Credential(source, HTTPBasicAuth(name, secret), (secret, encoded))]
@@ -162,18 +168,27 @@ def _config_folder() -> Path:
 
 def _read(file: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         problems.append(f"cannot read {file} ({_reason(error)})")
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or not {"username", "key"} & content.keys():
+        problems.append(f"{file} has no username and key")
+        return {}
+    return content
 
 
 def _is_plausible(value: str) -> bool:
     """Return whether a secret is valid in a header; requests would show an invalid one in its error message."""
-    return bool(value) and value.isascii() and value.isprintable() and " " not in value
+    return bool(value) and value.isascii() and value.isprintable() and not set(" \"'") & set(value)
+
+
+def _why_implausible(value: str) -> str:
+    if value[:1] in "\"'":
+        return "has quotation marks around it, or is empty. Remove them"
+    return "has invalid characters, such as spaces"
 
 
 def _warn_if_open(file: Path) -> None:
@@ -184,4 +199,6 @@ def _warn_if_open(file: Path) -> None:
 
 def _reason(error: Exception) -> str:
     # Not the parser's message, which may quote the content.
-    return error.strerror or "" if isinstance(error, OSError) else "not valid JSON"
+    if isinstance(error, OSError):
+        return error.strerror or ""
+    return "not UTF-8 text; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "not valid JSON"

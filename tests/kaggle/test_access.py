@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import CarvanaError
 from pipeline.kaggle import client
+from pipeline.kaggle.api_errors import RejectedError
 from pipeline.kaggle.client import KaggleClient
 from tests import ROOT
 from tests.fakes import fake_kaggle as faulty
@@ -134,6 +135,29 @@ class TestCredentials:
             KaggleClient(COMPETITION)
         assert value not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("access_token", f"{TOKEN}\n".encode("utf-16")),
+            ("access_token", b""),
+            ("kaggle.json", f'{{"username": "{USER}", "key": "{KEY}"}}'.encode("utf-16")),
+            ("kaggle.json", f'["{KEY}"]'.encode()),
+            ("kaggle.json", f'{{"key": "{KEY}"}}'.encode()),
+            ("kaggle.json", b""),
+        ],
+    )
+    def test_unfit_files_are_named(self, name: str, content: bytes) -> None:
+        (kaggle_folder() / name).write_bytes(content)
+        with pytest.raises(CarvanaError, match=name) as caught:
+            KaggleClient(COMPETITION)
+        demand_nothing_secret(str(caught.value))
+
+    def test_quotes_in_a_variable_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KAGGLE_API_TOKEN", f'"{TOKEN}"')
+        with pytest.raises(CarvanaError, match=r"KAGGLE_API_TOKEN.*quot") as caught:
+            KaggleClient(COMPETITION)
+        demand_nothing_secret(str(caught.value))
+
     def test_credentials_are_not_in_repr(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
         demand_nothing_secret(repr(vars(KaggleClient(COMPETITION))))
@@ -241,7 +265,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "value", "words"),
         [
-            ("HTTP_PROXY", "http://", "HTTPS_PROXY or HTTP_PROXY is not a valid URL"),
+            ("HTTP_PROXY", "http://", "HTTP_PROXY"),
+            ("HTTP_PROXY", "socks5://127.0.0.1:1080", "HTTP_PROXY"),
+            ("HTTP_PROXY", "ftp://127.0.0.1:1080", "HTTP_PROXY"),
+            ("HTTP_PROXY", "http://127.0.0.1:port", "HTTP_PROXY"),
             ("KAGGLE_API_ENVIRONMENT", "live", "KAGGLE_API_ENVIRONMENT is not"),
         ],
     )
@@ -251,6 +278,13 @@ class TestRefusals:
         monkeypatch.setenv(name, value)
         monkeypatch.setenv(name.lower(), value)
         with pytest.raises(CarvanaError, match=words):
+            KaggleClient(COMPETITION, QUICK).files()
+
+    def test_a_missing_certificate_file_is_not_retried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is sent: requests looks for the file first."""
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
+        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "PROD")
+        with pytest.raises(RejectedError, match="/no/such/bundle"):
             KaggleClient(COMPETITION, QUICK).files()
 
     def test_a_proxy_that_lets_nothing_through(self, monkeypatch: pytest.MonkeyPatch) -> None:

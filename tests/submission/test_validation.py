@@ -244,10 +244,31 @@ def test_memory_does_not_grow_with_the_masks(tmp_path, order):
     assert peak_bytes < 1e6
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda mask: mask, None),
+        (np.transpose, "column order"),
+        (lambda mask: np.pad(mask, ((0, 0), (0, 2)))[:1278], "1918 pixels apart"),
+        (lambda mask: mask[::2, ::2], "1918 pixels apart"),
+        (lambda mask: 1 - mask, "inverted"),
+        (lambda mask: np.roll(mask, 400, axis=1), "shifted"),
+        (lambda mask: np.roll(mask, -300, axis=0), "shifted"),
+    ],
+)
+def test_masks_of_another_geometry_are_warned_of(tmp_path, spoil, words):
+    codes = [rle.encode(drawn_mask(0)), rle.encode(np.ascontiguousarray(spoil(drawn_mask(1)))), ""]
+    warnings = validation.validate_submission(write(tmp_path / "a.csv", dict(zip(IDS, codes, strict=True)))).warnings
+    found = [warning for warning in warnings if IDS[1] in warning]
+    assert "1 of 3 masks are empty." in warnings
+    assert any(words in warning for warning in found) if words else not found
+    assert not any(IDS[0] in warning for warning in warnings)
+
+
 def test_real_csv_passes_and_scores_itself(real_carvana: Path):
     path = real_carvana / "train_masks.csv.zip"
     report = validation.validate_submission(path)
-    assert (report.rows, report.empty) == (320, 0)
+    assert (report.rows, report.empty, report.warnings) == (320, 0, ())
     assert 0.08 < report.coverage_min < report.coverage_mean < report.coverage_max < 0.42
     with zipfile.ZipFile(path) as archive:
         assert report.sha256 == hashlib.sha256(archive.read("train_masks.csv")).hexdigest()
