@@ -1,4 +1,7 @@
-"""The ``carvana`` command: each function parses options and makes one call; packages are imported when called."""
+"""The ``carvana`` command line. Each command parses its options and makes one call.
+
+Modules are imported by the command that needs them, so that the program starts quickly.
+"""
 
 import functools
 import io
@@ -11,9 +14,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 _RENAMED = {"predict": "segment"}
-"""Commands by their old names."""
+"""New names of renamed commands."""
 
-_SEVERAL_VALUES = {"--net", "--views", "--write", "--format"}
+_MULTI_VALUE_OPTIONS = {"--net", "--views", "--write", "--format"}
+"""Options that take several values: ``--net a b``."""
 
 _RUN, _INSPECT, _KAGGLE, _NETS = "Run", "Inspect", "Kaggle", "Nets"
 
@@ -31,26 +35,26 @@ _debug = False
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave with its exit status.
+    """Run a command, by default that of ``sys.argv``, and exit with its status.
 
-    2 for a wrong command line, 1 for an error, 130 after Ctrl-C.
+    0: success. 1: error. 2: wrong usage. 130: stopped by Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may be ASCII
+            stream.reconfigure(errors="replace")  # for terminals that are ASCII only
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
-        _run_the_code_of_this_folder(given)
+        _prefer_code_of_working_folder(given)
     if given and given[0] in _RENAMED:
         print(f"error: 'carvana {given[0]}' is now 'carvana {_RENAMED[given[0]]}'.", file=sys.stderr)
         sys.exit(2)
-    # First, wherever it stands: people add it to the end, and there DVC would get repro's.
+    # --debug goes first, wherever it was given, because repro passes the options after it on to DVC.
     given.sort(key=lambda argument: argument != "--debug")
     app(_repeat_options(given), prog_name="carvana")
 
 
-def _run_the_code_of_this_folder(arguments: list[str]) -> None:
-    """Start again with the project in the working folder, where that is not the installed one.
+def _prefer_code_of_working_folder(arguments: list[str]) -> None:
+    """Restart with the code in the working folder, if that is another copy of the project.
 
     DVC runs queued experiments in copies of the project, whose code may differ.
     """
@@ -60,26 +64,26 @@ def _run_the_code_of_this_folder(arguments: list[str]) -> None:
 
 
 def _repeat_options(arguments: Iterable[str]) -> list[str]:
-    """Turn ``--net a b`` into ``--net a --net b``."""
-    spread: list[str] = []
+    """Turn ``--net a b`` into ``--net a --net b``, as Typer expects it."""
+    repeated: list[str] = []
     option, has_value = None, False
     for argument in arguments:
         if argument.startswith("-"):
-            option, has_value = argument if argument in _SEVERAL_VALUES else None, False
+            option, has_value = argument if argument in _MULTI_VALUE_OPTIONS else None, False
         elif option and has_value:
-            spread.append(option)
+            repeated.append(option)
         else:
             has_value = True
-        spread.append(argument)
-    return spread
+        repeated.append(argument)
+    return repeated
 
 
 def _command(
-    name: str, panel: str | None = None, group: typer.Typer = app, *, anywhere: bool = False, **how: Any
+    name: str, panel: str | None = None, group: typer.Typer = app, *, anywhere: bool = False, **options: Any
 ) -> Callable[[Any], Any]:
-    """Register a command whose errors are printed in a sentence and give an exit status.
+    """Register a command. Its errors are printed without a traceback and set the exit status.
 
-    It runs in the project's folder only, unless it may run ``anywhere``.
+    Unless ``anywhere``, it is an error to run the command outside the project's folder. ``options`` are Typer's.
     """
 
     def register(call: Callable[..., None]) -> Callable[..., None]:
@@ -96,7 +100,7 @@ def _command(
             if status:
                 raise typer.Exit(status)
 
-        return group.command(name, rich_help_panel=panel, **how)(checked)
+        return group.command(name, rich_help_panel=panel, **options)(checked)
 
     return register
 
@@ -105,16 +109,14 @@ def _check_folder() -> None:
     """Raise CarvanaError outside the project's folder."""
     from pipeline.errors import CarvanaError
 
-    here = Path.cwd()
-    if not (here / "params.yaml").is_file():
-        above = next(
-            (str(folder) for folder in here.parents if (folder / "params.yaml").is_file()), "the project's folder"
-        )
-        raise CarvanaError(f"{here} has no params.yaml. Run this in {above}.")
+    folder = Path.cwd()
+    if not (folder / "params.yaml").is_file():
+        projects = [str(parent) for parent in folder.parents if (parent / "params.yaml").is_file()]
+        raise CarvanaError(f"{folder} has no params.yaml. Run this in {[*projects, 'the folder of the project'][0]}.")
 
 
 @app.callback()
-def _options_of_all(
+def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     global _debug
@@ -155,13 +157,13 @@ def _recipe(
     from pipeline.utils.terminal import print_table
 
     if name is None:
-        print_table(["recipe", "what it is for"], list(recipe_names().items()))
+        print_table(["recipe", "purpose"], list(recipe_names().items()))
     else:
         print("\n".join(apply_recipe(name)) or "Nothing changed.")
 
 
 @_command("clean", _RUN)
-def _clean(yes: Annotated[bool, typer.Option("--yes", help="Delete it, unfinished work too.")] = False) -> None:
+def _clean(yes: Annotated[bool, typer.Option("--yes", help="Delete it, including unfinished work.")] = False) -> None:
     """Show or delete cached run state."""
     from pipeline.utils.run_state import delete_states, state_sizes
     from pipeline.utils.terminal import print_table
@@ -174,9 +176,9 @@ def _clean(yes: Annotated[bool, typer.Option("--yes", help="Delete it, unfinishe
     print_table(["MB", "run state"], [(f"{size / 1e6:.1f}", task) for task, size in sizes.items()], right=["MB"])
     if yes:
         delete_states(project_root())
-        print("Deleted. Results in the project and in DVC's cache are as they were.")
+        print("Deleted. Results in the project and in DVC's cache are kept.")
     else:
-        print("Results that DVC also holds take no extra space. 'carvana clean --yes' deletes all of these.")
+        print("Results that are also in DVC's cache take no extra space. 'carvana clean --yes' deletes all of these.")
 
 
 _Csv = Annotated[Path, typer.Argument(metavar="CSV")]
@@ -188,14 +190,14 @@ def _check(csv: _Csv = _SUBMISSION) -> None:
     """Validate a submission CSV: every image once, every run-length code valid."""
     from pipeline.submission.validation import validate_submission
 
-    ids, why_not = _expected_ids()
+    ids, reason = _expected_ids()
     report = validate_submission(csv, ids, _progress("Checking", ids))
-    print(f"{csv} is valid: {report.rows} images, each once; {report.empty} masks are empty.")
-    if why_not:
-        print(f"Image ids were not checked, because the competition's files are not available: {why_not}")
+    print(f"{csv} is valid: {report.rows} images, each once; {report.empty} with an empty mask.")
+    if reason:
+        print(f"Image ids were not checked, because the competition's files are not available: {reason}")
     least, mean, most = report.coverage_min, report.coverage_mean, report.coverage_max
     print(f"Mask coverage: {least:.1%} to {most:.1%}, {mean:.1%} on average.")
-    print(f"Content, sha256: {report.sha256}")
+    print(f"SHA-256 of the content: {report.sha256}")
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -214,7 +216,7 @@ def _score(
 
 
 def _expected_ids() -> tuple[list[str] | None, str]:
-    """Return the ids that a submission must hold, or None and why they are not known."""
+    """Return the image ids that a submission must contain, or None and the reason why they are unknown."""
     from pipeline.errors import CarvanaError
     from pipeline.workspace import expected_ids
 
@@ -224,10 +226,10 @@ def _expected_ids() -> tuple[list[str] | None, str]:
         return None, str(error)
 
 
-def _progress(words: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterable[Any]]:
+def _progress(label: str, ids: list[str] | None) -> Callable[[Iterator[Any]], Iterable[Any]]:
     from tqdm import tqdm
 
-    return functools.partial(tqdm, desc=words, total=ids and len(ids), unit="row", leave=False, disable=None)
+    return functools.partial(tqdm, desc=label, total=ids and len(ids), unit="row", leave=False, disable=None)
 
 
 @_command("summary", _INSPECT)
@@ -382,7 +384,7 @@ def _segment(
             metavar="NAME...",
             help="model/fold, a model with all its folds, a net's folder, an .onnx file, or ensemble.",
         ),
-    ] = ["ensemble"],  # noqa: B006 - typer shows it
+    ] = ["ensemble"],  # noqa: B006 - the help shows a list as default
     views: Annotated[list[str] | None, typer.Option(metavar="VIEW...", help="By default predict.tta.test.")] = None,
     threshold: Annotated[
         float | None, typer.Option(metavar="P", help="By default ensemble.threshold.", callback=_probability)
@@ -439,14 +441,14 @@ _Fold = Annotated[int, typer.Option(metavar="N", help="A fold of folds.csv.")]
 
 
 def _run_stage(name: str, **options: Any) -> None:
-    """Run a stage, alone: a killed dvc may leave one running, with other settings, that would publish over this one."""
+    """Run a stage. Wait if it is already running, as after a killed dvc, so that two runs never write one output."""
     from importlib import import_module
 
     from pipeline.config import read_params
     from pipeline.utils.run_state import STATE_DIR, file_lock
 
-    words = " ".join([name, *map(str, options.values())])
-    with file_lock(Path(STATE_DIR) / "running" / f"{words.replace(' ', '-')}.lock", words):
+    label = " ".join([name, *map(str, options.values())])
+    with file_lock(Path(STATE_DIR) / "running" / f"{label.replace(' ', '-')}.lock", label):
         import_module(f"pipeline.stages.{name}").run(read_params(), **options)
 
 

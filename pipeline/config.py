@@ -1,4 +1,4 @@
-"""params.yaml: every setting, its default and its validation, once; unknown keys and bad values name the key."""
+"""All settings of params.yaml: names, types, defaults and validation. Every error names the key at fault."""
 
 import json
 import re
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class StrictModel(BaseModel):
-    """Frozen settings; an unknown key is an error."""
+    """Base of all settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -37,24 +37,26 @@ class StrictModel(BaseModel):
 def _no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise ValueError(f"names {value} twice")
+            raise ValueError(f"{value} is listed twice")
     return values
 
 
 def _as_text(value: Any) -> Any:
-    """Return a whole number as text: YAML reads 32 as a number where a name or an option is meant."""
+    """Return a whole number as text: YAML reads a name or an option such as ``32`` as a number."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
 
 Unique = Annotated[tuple[T, ...], AfterValidator(_no_repeats)]
-"""Values, none twice."""
+"""Different values."""
 
 NonEmptyUnique = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(_no_repeats)]
-"""At least one value, none twice."""
+"""Different values, at least one."""
 
-_ADDRESS = re.compile(r"(?:(?:https?://)?(?:www\.)?kaggle\.com/)?(?:(?:c|competitions)/)?([a-z0-9-]+)(?:[/?#].*)?")
+_COMPETITION_URL = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?kaggle\.com/)?(?:(?:c|competitions)/)?([a-z0-9-]+)(?:[/?#].*)?"
+)
 
 
 class SampleSettings(StrictModel):
@@ -93,24 +95,26 @@ class DataSettings(StrictModel):
 
     @field_validator("competition")
     @classmethod
-    def _is_a_name(cls, value: str) -> str:
-        match = _ADDRESS.fullmatch(value.strip().lower())
+    def _name_from_url(cls, value: str) -> str:
+        match = _COMPETITION_URL.fullmatch(value.strip().lower())
         if match is None:
             raise ValueError(
-                f"data.competition can't be {value!r}: give the name in the competition's address, "
+                f"data.competition cannot be {value!r}: expected the name in the competition's address, "
                 "such as carvana-image-masking-challenge"
             )
         return match[1]
 
     @property
     def is_from_kaggle(self) -> bool:
-        """Whether the files are fetched from Kaggle."""
+        """Whether the files are downloaded from Kaggle."""
         return self.source == "kaggle" and self.directory is None
 
     @model_validator(mode="after")
-    def _has_what_it_needs(self) -> "DataSettings":
+    def _check_directory(self) -> "DataSettings":
         if self.source == "directory" and self.directory is None:
-            raise ValueError("data.source is 'directory', but data.directory is not set: give it the path")
+            raise ValueError(
+                "data.source is 'directory', but data.directory is not set; set it to the folder of the files"
+            )
         return self
 
 
@@ -130,7 +134,7 @@ class FoldSettings(StrictModel):
     """Seed of the assignment of cars to folds."""
 
     @model_validator(mode="after")
-    def _active_exist(self) -> "FoldSettings":
+    def _check_active(self) -> "FoldSettings":
         outside = [fold for fold in self.active if not 0 <= fold < self.count]
         if outside:
             raise ValueError(f"folds.active has {outside[0]}, but the {self.count} folds are 0 to {self.count - 1}")
@@ -158,17 +162,17 @@ class InputSettings(StrictModel):
 
     @property
     def height(self) -> int:
-        """Rows of what the net sees, in pixels."""
+        """Height of the net's input, in pixels."""
         return HEIGHT if self.size == "native" else self.size[0]
 
     @property
     def width(self) -> int:
-        """Columns of what the net sees, in pixels."""
+        """Width of the net's input, in pixels."""
         return WIDTH if self.size == "native" else self.size[1]
 
     @property
     def channel_count(self) -> int:
-        """3 or 1."""
+        """Number of input channels: 3 for ``rgb``, 1 for ``gray``."""
         return 3 if self.channels == "rgb" else 1
 
 
@@ -262,7 +266,7 @@ class TrainSettings(StrictModel):
 
 
 class HardwareSettings(StrictModel):
-    """Section ``hardware`` of params.yaml: what decides how fast a result comes, not what it is. DVC ignores it."""
+    """Section ``hardware`` of params.yaml: affects speed and memory, not results. DVC does not track it."""
 
     device: Device = "auto"
     """``auto``: a CUDA GPU if there is one, else the CPU."""
@@ -278,10 +282,10 @@ class HardwareSettings(StrictModel):
 
 
 class UNetConfig(StrictModel):
-    """The U-Net as it was published: double convolutions, transposed-convolution decoder."""
+    """The original U-Net: double convolutions, and a decoder of transposed convolutions."""
 
     architecture: Literal["unet"]
-    """The kind of network."""
+    """Architecture of the network."""
 
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
     """Channels per level, from full size down; each level halves height and width."""
@@ -300,15 +304,15 @@ class UNetConfig(StrictModel):
 
     @property
     def stride(self) -> int:
-        """Height and width of what the net sees must be multiples of this."""
+        """The height and width of the network's input must be multiples of this."""
         return int(2 ** (len(self.widths) - 1))
 
 
 class SmpUNetConfig(StrictModel):
-    """``segmentation_models_pytorch.Unet`` over any encoder it knows, timm's ``tu-...`` among them."""
+    """``segmentation_models_pytorch.Unet`` with any of its encoders, including timm's (``tu-...``)."""
 
     architecture: Literal["smp_unet"]
-    """The kind of network."""
+    """Architecture of the network."""
 
     encoder: Text
     """Name of the encoder, such as ``resnet34`` or ``tu-efficientnetv2_rw_s``."""
@@ -333,7 +337,7 @@ class SmpUNetConfig(StrictModel):
 
     @property
     def stride(self) -> int:
-        """Height and width of what the net sees must be multiples of this."""
+        """The height and width of the network's input must be multiples of this."""
         return int(2 ** len(self.decoder_channels))
 
 
@@ -341,7 +345,7 @@ ModelConfig = Annotated[UNetConfig | SmpUNetConfig, Field(discriminator="archite
 
 
 class ResolvedModel(BaseModel):
-    """A model as it will be built and trained: its spec, with the defaults of ``input`` and ``train`` filled in."""
+    """A model's spec, with its complete ``input`` and ``train`` settings: the sections, and the spec's overrides."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -350,30 +354,32 @@ class ResolvedModel(BaseModel):
     train: TrainSettings
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "ResolvedModel":
+    def _check_sizes(self) -> "ResolvedModel":
         sizes = {"train.crop": self.train.crop, "input.size": None if self.input.size == "native" else self.input.size}
         for key, size in sizes.items():
             if size is not None and any(side % self.spec.stride for side in size):
                 raise ValueError(
-                    f"{key} {size[0]} x {size[1]}: this net needs multiples of {self.spec.stride} in both directions"
+                    f"{key} {size[0]} x {size[1]}: this model needs multiples of {self.spec.stride} in both directions"
                 )
         crop = self.train.crop
         if crop is not None and (crop[0] > self.input.height or crop[1] > self.input.width):
-            raise ValueError(f"train.crop {crop[0]} x {crop[1]} is larger than what the net sees")
+            raise ValueError(
+                f"train.crop {crop[0]} x {crop[1]} is larger than the input, {self.input.height} x {self.input.width}"
+            )
         return self
 
 
 Split = Literal["oof", "holdout", "test"]
-"""Validation cars of a fold, cars held out of all folds, or test images."""
+"""Images to predict: validation cars of a fold, cars held out of all folds, or test images."""
 
 ViewName = Annotated[str, Field(pattern=r"^(identity|hflip|(hflip\+)?scale:\d+(\.\d+)?)$")]
-"""``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
+"""Name of a test-time augmentation: ``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
 
 Views = NonEmptyUnique[ViewName]
 
 
 class SplitTTA(StrictModel):
-    """Views of each split, so that a view wanted for an ablation never repredicts test."""
+    """Views of each split. Views for an ablation do not require new predictions of the test images."""
 
     oof: Views
     """Views of validation cars; stored separately. ``identity``, ``hflip``, ``scale:0.75`` or ``hflip+scale:0.75``."""
@@ -385,13 +391,13 @@ class SplitTTA(StrictModel):
     """Views of test images; only their sum is stored. ``oof`` and ``holdout`` must contain them, for scoring."""
 
     @model_validator(mode="after")
-    def _can_be_scored(self) -> "SplitTTA":
+    def _check_scorable(self) -> "SplitTTA":
         for split in ("oof", "holdout"):
-            lacking = set(self.test) - set(getattr(self, split))
-            if lacking:
+            missing = set(self.test) - set(getattr(self, split))
+            if missing:
                 raise ValueError(
-                    f"predict.tta.test has {sorted(lacking)[0]}, which predict.tta.{split} lacks: "
-                    "the submission could not be scored"
+                    f"predict.tta.test has {sorted(missing)[0]}, but predict.tta.{split} does not; add it there, "
+                    "so that the submission can be scored"
                 )
         return self
 
@@ -409,16 +415,16 @@ class PredictSettings(StrictModel):
     """As ``train.precision``."""
 
     shard_images: PositiveInt = 256
-    """Images per file of maps; a killed run loses at most one file."""
+    """Images per file of probability maps; an interrupted run loses at most one file."""
 
 
 ENSEMBLE_NAME = "ensemble"
-"""Name, among models, of several merged."""
+"""Name of the ensemble where a model's name is expected, as in ``carvana segment --net``."""
 
 MergeName = Literal["mean_probability", "mean_logit", "majority_vote"]
 
 PostStep = Literal["refine_edges", "keep_largest", "fill_holes"]
-"""A step between merged maps and the mask that is scored and submitted: see ``postprocess.py``."""
+"""Post-processing step between merged probability maps and mask, see ``pipeline.ensemble.postprocess``."""
 
 
 def _in_order(steps: tuple[PostStep, ...]) -> tuple[PostStep, ...]:
@@ -426,11 +432,11 @@ def _in_order(steps: tuple[PostStep, ...]) -> tuple[PostStep, ...]:
 
 
 Steps = Annotated[Unique[PostStep], AfterValidator(_in_order)]
-"""Steps after the merge, always kept and done in the order edges, largest, filled, whatever the order given."""
+"""Post-processing steps, always in the order of ``PostStep``."""
 
 
 class EnsembleSettings(StrictModel):
-    """Section ``ensemble`` of params.yaml: from maps to masks."""
+    """Section ``ensemble`` of params.yaml: from probability maps to masks."""
 
     models: NonEmptyUnique[Text] | None = None
     """Models to merge; None: all active ones."""
@@ -452,25 +458,25 @@ class EnsembleSettings(StrictModel):
 
 
 ScoredSplit = Literal["oof", "holdout"]
-"""Validation cars, each seen by the nets of its own fold, or cars held out of every fold."""
+"""Images with known masks: validation cars, predicted by the nets of their own fold, or held-out cars."""
 
 SCORED_SPLITS: tuple[ScoredSplit, ...] = ("oof", "holdout")
 
 
 NetId = tuple[str, int]
-"""Model and fold; the fold is ``OWN`` where each image has nets of its own."""
+"""Model and fold of a net; the fold is ``OWN_FOLD`` if each image is predicted by the net of its own fold."""
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 MIN_HOLDOUT_CARS = 2
-"""Cars on which a fold ensemble is scored: one car's taste is no comparison."""
+"""Minimum number of held-out cars on which ensembles of folds are scored."""
 
 
 class AblationSettings(StrictModel):
-    """Section ``ablation`` of params.yaml: settings to compare on stored maps, in all combinations.
+    """Section ``ablation`` of params.yaml: settings to compare on stored probability maps, in all combinations.
 
-    None stands for each item alone, and the first two, three and so on together.
+    None: each item alone, and the first two, the first three and so on together.
     """
 
     views: NonEmptyUnique[NonEmptyUnique[str]] | None = None
@@ -480,7 +486,7 @@ class AblationSettings(StrictModel):
     """Sets of active models."""
 
     folds: NonEmptyUnique[NonEmptyUnique[int]] | None = None
-    """Sets of active folds, scored on held-out cars; without those it must be None."""
+    """Sets of active folds, scored on held-out cars; must be None if there are no held-out cars."""
 
     merge: NonEmptyUnique[MergeName] = ("mean_probability", "mean_logit", "majority_vote")
     """Merge rules."""
@@ -506,7 +512,7 @@ class AblationSettings(StrictModel):
 
 PARAMS_FILE = "params.yaml"
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -521,11 +527,11 @@ class ModelSettings(StrictModel):
     """All models, by name; only active ones are used."""
 
     @model_validator(mode="after")
-    def _active_exist(self) -> "ModelSettings":
+    def _check_names(self) -> "ModelSettings":
         for name in self.specs:
-            if not _NAME.fullmatch(name) or name == ENSEMBLE_NAME:
+            if not _MODEL_NAME.fullmatch(name) or name == ENSEMBLE_NAME:
                 raise ValueError(
-                    f"models.specs.{name}: name it otherwise, in letters, digits, - and _, not '{ENSEMBLE_NAME}'"
+                    f"models.specs.{name}: a name has only letters, digits, - and _, and is not '{ENSEMBLE_NAME}'"
                 )
         for name in self.active:
             if name not in self.specs:
@@ -547,16 +553,16 @@ class Params(StrictModel):
     ablation: AblationSettings
 
     def resolve_model(self, model: str) -> ResolvedModel:
-        """Return a model with the defaults of ``input`` and ``train`` filled in; raises CarvanaError if unknown."""
+        """Return a model with its complete settings; raises CarvanaError if it is unknown or its sizes do not fit."""
         if model not in self.models.specs:
-            raise CarvanaError(f"There is no model '{model}': {PARAMS_FILE} has {', '.join(self.models.specs)}.")
+            raise CarvanaError(f"Unknown model '{model}'. {PARAMS_FILE} has {', '.join(self.models.specs)}.")
         try:
             return ResolvedModel(spec=self.models.specs[model], input=self._input(model), train=self._train(model))
         except ValidationError as error:
             raise CarvanaError(_format_errors(error, f"models.specs.{model}")) from error
 
     def check(self) -> None:
-        """Raise CarvanaError for what no section can tell by itself; inactive models need not fit ``input``."""
+        """Raise CarvanaError if sections contradict each other; inactive models may have unsuitable sizes."""
         for model in self.models.specs:
             self._input(model)
             self._train(model)
@@ -572,7 +578,7 @@ class Params(StrictModel):
         return _apply_overrides(f"models.specs.{model}.train", self.train, self.models.specs[model].train)
 
     def ensemble_members(self) -> list[NetId]:
-        """Return the model and fold of every net of the ensemble; raises CarvanaError for one that is not active."""
+        """Return model and fold of each net of the ensemble; raises CarvanaError if one is not active."""
         models = self.ensemble.models or self.models.active
         folds = self.ensemble.folds or self.folds.active
         for key, chosen, active in (
@@ -583,7 +589,7 @@ class Params(StrictModel):
             unknown = [item for item in chosen if item not in active]
             if unknown:
                 active_key = "folds.active" if key == "folds" else "models.active"
-                raise CarvanaError(f"ensemble.{key} has {unknown[0]}, which {active_key} lacks: add it there.")
+                raise CarvanaError(f"ensemble.{key} has {unknown[0]}, but {active_key} does not. Add it there.")
         return [(model, fold) for model in models for fold in folds]
 
     def _check_ablation(self) -> None:
@@ -591,40 +597,40 @@ class Params(StrictModel):
         if self.folds.holdout_cars < MIN_HOLDOUT_CARS:
             if ablation.folds is not None:
                 raise CarvanaError(
-                    f"ablation.folds names fold ensembles, which are scored on held-out cars alone: set it to null, or "
+                    "ablation.folds needs held-out cars, on which ensembles of folds are scored. Set it to null, or "
                     f"folds.holdout_cars to {MIN_HOLDOUT_CARS} or more."
                 )
-            held_out = views.oof  # nothing is scored on others
+            holdout_views = views.oof  # held-out cars are not scored, so their views do not matter
         else:
-            held_out = views.holdout
+            holdout_views = views.holdout
         for key, sets, known, where in (
             ("models", ablation.models or (), self.models.active, "models.active"),
             ("weights", ablation.weights, self.models.active, "models.active"),
             ("folds", ablation.folds or (), self.folds.active, "folds.active"),
             ("views", ablation.views or (), views.oof, "predict.tta.oof"),
-            ("views", ablation.views or (), held_out, "predict.tta.holdout"),
+            ("views", ablation.views or (), holdout_views, "predict.tta.holdout"),
         ):
             unknown = [item for chosen in sets for item in chosen if item not in known]
             if unknown:
                 raise CarvanaError(
-                    f"ablation.{key} has {unknown[0]}, which {where} lacks: add it there and run 'dvc repro'."
+                    f"ablation.{key} has {unknown[0]}, but {where} does not. Add it there and run 'dvc repro'."
                 )
 
 
 def read_params(path: Path = Path(PARAMS_FILE)) -> Params:
-    """Return the settings; raises CarvanaError that names the file, the key and what is wrong with it."""
+    """Return the settings in a params.yaml; raises CarvanaError, which names the file and each key at fault."""
     try:
         return parse_params(YAML(typ="safe").load(read_versioned(path)))
     except OSError as error:
-        raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
+        raise CarvanaError(f"{path} cannot be read ({error.strerror}). Run this in the project's folder.") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise CarvanaError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def parse_params(tree: Any) -> Params:
-    """Return the settings of a YAML tree."""
+    """Return the settings in a parsed params.yaml; raises CarvanaError, which names each key at fault."""
     if not isinstance(tree, dict):
-        raise CarvanaError(f"{PARAMS_FILE} is empty; restore it with 'git checkout {PARAMS_FILE}'.")
+        raise CarvanaError(f"{PARAMS_FILE} has no settings. Restore it with 'git checkout {PARAMS_FILE}'.")
     try:
         params = _validate_strict(Params, tree)
         params.check()
@@ -634,13 +640,14 @@ def parse_params(tree: Any) -> Params:
 
 
 def _validate_strict(kind: type[S], tree: Any) -> S:
-    # By way of JSON, since only there strictness lets a list be a tuple; '3' for 3 and yes for 1 stay errors.
+    # Through JSON, because only there does strict mode accept a list as a tuple. It rejects '3' for 3 and true for 1.
     return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
 
 
-def _apply_overrides(key: str, defaults: S, changes: Mapping[str, Any]) -> S:
+def _apply_overrides(key: str, defaults: S, overrides: Mapping[str, Any]) -> S:
+    """Return ``defaults`` with the overrides of a spec, which are at ``key`` of params.yaml."""
     tree = defaults.model_dump(mode="json")
-    for name, value in changes.items():
+    for name, value in overrides.items():
         tree[name] = tree[name] | value if name == "augment" and isinstance(value, dict) else value
     try:
         return _validate_strict(type(defaults), tree)
@@ -660,7 +667,7 @@ _RENAMED = {
     "net": "architecture",
     "decoder": "upsampling",
 }
-"""Settings by their old names; those of a model's spec without what stands before."""
+"""New names of renamed settings; those of a model's spec have no section."""
 
 
 def _unknown_key(key: str) -> str:
@@ -669,19 +676,19 @@ def _unknown_key(key: str) -> str:
     new = _RENAMED.get(f"{section}.{name}".lstrip(".")) or (_RENAMED.get(name) if key.startswith("models.") else None)
     if new is None:
         return f"Unknown setting {key}. Correct the name or remove it."
-    return f"Unknown setting {key}: it is now called {new.rpartition('.')[2]}."
+    return f"Unknown setting {key}. Its new name is {new.rpartition('.')[2]}."
 
 
 def _format_errors(error: ValidationError, prefix: str = "") -> str:
-    faults = error.errors()
-    # What holds a fault is often reported too, as being empty without it.
-    inner = [a for a in faults if not any(b["loc"] != a["loc"] == b["loc"][: len(a["loc"])] for b in faults)]
+    errors = error.errors()
+    # The parent of an invalid value is often reported too, as empty or too short.
+    inner = [a for a in errors if not any(b["loc"] != a["loc"] == b["loc"][: len(a["loc"])] for b in errors)]
     return "\n".join(f"{PARAMS_FILE}: {_format_error(details, prefix)}" for details in inner)
 
 
 def _format_error(details: ErrorDetails, prefix: str) -> str:
     steps = [str(step) for step in details["loc"]]
-    # Which kind of a union was tried stands in the location as if it were a key: the net, or such as tuple[int, int].
+    # The location also names the member of a union that was tried, such as 'unet' or 'tuple[int, int]'.
     if steps[:2] == ["models", "specs"]:
         del steps[3:4]
     key = ".".join(filter(None, [prefix, *(step for step in steps if "[" not in step)]))
@@ -689,7 +696,7 @@ def _format_error(details: ErrorDetails, prefix: str) -> str:
     if details["type"] == "extra_forbidden":
         return _unknown_key(key)
     if details["type"] == "missing":
-        return f"{key} is missing: set it."
+        return f"{key} is missing. Set it."
     if details["type"] == "value_error":
         return f"{reason}." if not key or key in reason else f"{key}: {reason}."
-    return f"{key} can't be {details['input']!r}: {reason[0].lower()}{reason[1:]}."
+    return f"{key} cannot be {details['input']!r}: {reason[0].lower()}{reason[1:]}."

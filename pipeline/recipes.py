@@ -1,4 +1,4 @@
-"""Recipes: small YAML overlays on params.yaml that keep its comments."""
+"""Recipes: small YAML files whose settings are applied to params.yaml, keeping its comments."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,23 @@ from pipeline.utils.files import read_versioned, write_text
 RECIPES_DIR = Path("recipes")
 
 _BASE_KEY = "recipe"
-"""Key of a recipe that names another one, which is laid below it."""
+"""Key of a recipe that names another recipe to apply first."""
 
 
 def recipe_names() -> dict[str, str]:
-    """Return every recipe with the first line of its head; raises CarvanaError if there is none."""
-    heads = ((path, read_versioned(path).partition("\n")[0]) for path in sorted(RECIPES_DIR.glob("*.yaml")))
-    found = {path.stem: head.lstrip("# ") for path, head in heads}
-    if not found:
-        raise CarvanaError(f"There is no recipe in {RECIPES_DIR}/: run this in the project's folder.")
-    return found
+    """Return the name and the purpose (its first line) of every recipe; raises CarvanaError if there is none."""
+    purposes = {
+        path.stem: read_versioned(path).partition("\n")[0].lstrip("# ") for path in sorted(RECIPES_DIR.glob("*.yaml"))
+    }
+    if not purposes:
+        raise CarvanaError(f"{RECIPES_DIR}/ has no recipes. Run this in the project's folder.")
+    return purposes
 
 
 def apply_recipe(name: str, params: Path = Path(PARAMS_FILE)) -> list[str]:
-    """Lay a recipe over params.yaml and return what changed, a line a key.
+    """Apply a recipe to params.yaml and return the changes, one line per key.
 
-    Raises CarvanaError if there is no such recipe or what would come out is not a valid params.yaml, which then stays
-    as it was.
+    Raises CarvanaError if the recipe does not exist or the result would not be valid; params.yaml is then unchanged.
     """
     overlay: dict[str, Any] = {}
     for part in _resolve_bases(name):
@@ -40,37 +40,43 @@ def apply_recipe(name: str, params: Path = Path(PARAMS_FILE)) -> list[str]:
     return apply_overlay(overlay, params)
 
 
-def _resolve_bases(name: str, above: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the settings of the recipe that ``name`` builds on, and so on, and then its own."""
-    if name in above:
-        raise CarvanaError(f"Recipe '{name}' builds on itself ({' on '.join([*above, name])}): fix {RECIPES_DIR}/.")
+def _resolve_bases(name: str, derived: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the settings of a recipe's base, if it has one, and then the recipe's own.
+
+    ``derived`` are the recipes that led here.
+    """
+    if name in derived:
+        raise CarvanaError(
+            f"Recipe '{name}' is its own base ({' -> '.join([*derived, name])}). "
+            f"Change '{_BASE_KEY}' in {RECIPES_DIR}/{name}.yaml."
+        )
     path = RECIPES_DIR / f"{name}.yaml"
     if not path.is_file():
-        raise CarvanaError(f"There is no recipe '{name}': there are {', '.join(recipe_names())}.")
+        raise CarvanaError(f"Unknown recipe '{name}'. Choose one of {', '.join(recipe_names())}.")
     own = _load_mapping(YAML(typ="safe"), path)
-    below = own.pop(_BASE_KEY, None)
-    if below is not None:
-        yield from _resolve_bases(below, [*above, name])
+    base = own.pop(_BASE_KEY, None)
+    if base is not None:
+        yield from _resolve_bases(base, [*derived, name])
     yield own
 
 
 def _load_mapping(yaml: YAML, path: Path) -> Any:
-    """Return a file's settings; raises CarvanaError if it holds none."""
+    """Return the settings in a YAML file; raises CarvanaError if it cannot be read, is not valid YAML or is empty."""
     try:
         tree = yaml.load(read_versioned(path))
     except OSError as error:
-        raise CarvanaError(f"{path} can't be read ({error.strerror}): run this in the project's folder.") from error
+        raise CarvanaError(f"{path} cannot be read ({error.strerror}). Run this in the project's folder.") from error
     except YAMLError as error:
         raise CarvanaError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise CarvanaError(f"{path} is empty; restore it with 'git checkout {path}'.")
+        raise CarvanaError(f"{path} has no settings. Restore it with 'git checkout {path}'.")
     return tree
 
 
 def apply_overlay(overlay: dict[str, Any], params: Path = Path(PARAMS_FILE)) -> list[str]:
-    """Lay settings over params.yaml, keeping its comments, and return what changed, a line a key.
+    """Apply settings to params.yaml, keeping its comments, and return the changes, one line per key.
 
-    Raises CarvanaError if what would come out is not a valid params.yaml, which then stays as it was.
+    Raises CarvanaError if the result would not be valid; params.yaml is then unchanged.
     """
     yaml = YAML()
     yaml.width = 120
@@ -87,6 +93,7 @@ def apply_overlay(overlay: dict[str, Any], params: Path = Path(PARAMS_FILE)) -> 
 
 
 def _merge(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Set the values of ``overlay`` in ``tree``, in place, and yield each change; ``prefix`` is the key of ``tree``."""
     for name, value in overlay.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and isinstance(tree.get(name), dict) and not _is_atomic(key):
@@ -99,12 +106,12 @@ def _merge(tree: Any, overlay: dict[str, Any], prefix: str) -> Iterator[str]:
 
 
 def _is_atomic(key: str) -> bool:
-    """Return whether a mapping is one value: parts of two lists of losses, or of two nets, make no third."""
+    """Return whether a mapping is replaced as a whole: a mix of two sets of losses or two models makes no sense."""
     return key.endswith((".losses", ".weights")) or (key.startswith("models.specs.") and key.count(".") == 2)
 
 
 def _flow_style(value: Any) -> Any:
-    """Return a value whose lists are written in brackets, as params.yaml has them."""
+    """Return the value with its lists marked to be written in brackets, as in params.yaml."""
     if isinstance(value, dict):
         return CommentedMap({key: _flow_style(inner) for key, inner in value.items()})
     if isinstance(value, list):

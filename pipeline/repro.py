@@ -1,4 +1,4 @@
-"""``carvana repro``: check what DVC would only notice after the work, then run ``dvc repro``."""
+"""``carvana repro``: check for problems that DVC would report only after the work, then run ``dvc repro``."""
 
 import getpass
 import json
@@ -22,40 +22,43 @@ DVC_FILE = "dvc.yaml"
 
 
 def repro(arguments: Sequence[str]) -> bool:
-    """Run ``dvc repro`` with ``arguments``; return whether that ran the whole pipeline.
+    """Run ``dvc repro`` with ``arguments``, and return whether they select the whole pipeline.
 
-    Raises CarvanaError if DVC's files are truncated, or dvc fails.
+    Raises CarvanaError if params.yaml, dvc.lock or an output is not usable, if the data cannot be provided, or if DVC
+    fails.
     """
     params = read_params()
     check_dvc_lock(Path.cwd())
     check_outputs(Path.cwd())
     if "--dry" not in arguments:
-        # DVC may take the manifest from its cache without checking that the files it describes are there.
+        # DVC may restore the manifest from its cache although the files that it describes are missing.
         provide_data(params.data, project_root())
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", *arguments], env=dvc_environment(), check=False
     ).returncode
     if status:
-        raise CarvanaError("dvc repro failed; the message above says why. Finished stages are kept.")
+        raise CarvanaError("dvc repro failed; see the message above. Finished stages are kept.")
     return not any(argument == "--dry" or not argument.startswith("-") for argument in arguments)
 
 
 def provide_data(settings: DataSettings, root: Path, *, thorough: bool = False) -> CompetitionData:
-    """Download or draw the competition's files where that is asked for and they are missing, and return them.
+    """Return the competition's files. Missing ones are downloaded or drawn, if ``data.source`` says so.
 
-    ``thorough`` reads every byte of what was downloaded before; otherwise size and time are trusted.
+    ``thorough`` verifies the checksum of every downloaded file; otherwise its size and time are enough. Raises
+    CarvanaError if files cannot be downloaded, or if the folder of the data does not exist.
     """
     if settings.is_from_kaggle:
-        from pipeline.kaggle.commands import download_competition  # a third of a second, for those who need it
+        from pipeline.kaggle.commands import download_competition  # imported here because it takes 0.3 s
 
         download_competition(settings, root, thorough=thorough)
     return ensure_data(settings, root)
 
 
 def dvc_environment() -> dict[str, str]:
-    """Return the environment for DVC, whose stages call ``carvana``: that of this interpreter comes first.
+    """Return the environment variables for DVC.
 
-    A user without a name, as in many containers, gets one, which DVC asks for.
+    ``PATH`` starts with the folder of this interpreter, because DVC's stages call ``carvana``. A user without a name,
+    as in many containers, gets one, because DVC needs it.
     """
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
@@ -67,7 +70,7 @@ def dvc_environment() -> dict[str, str]:
 
 
 def check_outputs(project: Path) -> None:
-    """Raise CarvanaError for an output that DVC would refuse after the work: a symbolic link, or a file in git."""
+    """Raise CarvanaError for an output that DVC would refuse after the work: a symbolic link, or a file in Git."""
     stages = YAML(typ="safe").load((project / DVC_FILE).read_text(encoding="utf-8"))["stages"]
     outs = [out for stage in stages.values() for out in stage.get("outs", ())]
     cached = {str(out).partition("/${")[0] for out in outs if not isinstance(out, dict)}
@@ -86,27 +89,27 @@ def check_outputs(project: Path) -> None:
     )
     for name in tracked.stdout.splitlines() if tracked.returncode == 0 else ():
         if name in cached:
-            raise CarvanaError(f"{name} is in git, but DVC writes it. Run 'git rm --cached {name}'.")
+            raise CarvanaError(f"{name} is tracked by Git, but DVC writes it. Run 'git rm --cached {name}'.")
 
 
 def check_dvc_lock(project: Path) -> None:
-    """Raise CarvanaError if dvc.lock has a merge conflict, or a killed DVC left a part of one of its files."""
+    """Raise CarvanaError if dvc.lock or DVC's rwlock is incomplete, or dvc.lock has a merge conflict."""
     lock = project / "dvc.lock"
     if lock.is_file() and _is_incomplete(lock):
         raise CarvanaError(
             f"{lock} is incomplete; probably a run was killed while DVC wrote it. Restore the last complete one "
             "with 'git checkout dvc.lock', or delete it. Finished stages are not run again."
         )
-    guard = project / ".dvc" / "tmp" / "rwlock"
-    if guard.is_file():
+    rwlock = project / ".dvc" / "tmp" / "rwlock"
+    if rwlock.is_file():
         try:
-            json.loads(guard.read_text(encoding="utf-8") or "{}")
+            json.loads(rwlock.read_text(encoding="utf-8") or "{}")
         except ValueError as error:
-            raise CarvanaError(f"{guard} is incomplete. If no other dvc runs in this project, delete it.") from error
+            raise CarvanaError(f"{rwlock} is incomplete. If no other dvc runs in this project, delete it.") from error
 
 
 def _is_incomplete(lock: Path) -> bool:
-    """Return whether a file is other than DVC writes it; one cut between two entries is valid to DVC too."""
+    """Return whether dvc.lock was cut off; DVC itself accepts a file that ends between two entries."""
     try:
         text = read_versioned(lock)
         entries = [

@@ -1,4 +1,4 @@
-"""Where the project's files are, and functions that open them: data, folds, nets, predictions."""
+"""Paths of the project's files, and functions that open them: data, folds, nets, predictions."""
 
 import json
 from itertools import islice
@@ -14,13 +14,14 @@ from pipeline.errors import CarvanaError
 from pipeline.utils.files import sha256_of
 
 _EXPERIMENTS = (".dvc", "tmp", "exps")
+"""Path, below the project, of the copies in which DVC runs experiments."""
 
 
 def project_root(workspace: Path | None = None) -> Path:
-    """Return the project's own root, which is the workspace itself except in a temporary experiment.
+    """Return the root of the project: the workspace (by default the working folder), except in an experiment's copy.
 
-    ``dvc exp run --temp`` and ``--queue`` run in copies below ``.dvc/tmp/exps``. What is too large to copy, the
-    competition's files and the state of resumes, is shared by all of them and lies in the project's own root.
+    ``dvc exp run --temp`` and ``--queue`` run in copies below ``.dvc/tmp/exps``. What is too large to copy, such as the
+    competition's files and the run state, is in the project's root and shared by all experiments.
     """
     path = (workspace or Path.cwd()).resolve()
     parts = path.parts
@@ -31,7 +32,7 @@ def project_root(workspace: Path | None = None) -> Path:
 
 
 def runs_dir(workspace: Path | None = None) -> Path:
-    """Return the folder of the logs of all trainings, in the project's own root: ``runs/<model>/<fold>/<run>``."""
+    """Return the folder of training logs in the project's root; each run's are in ``<model>/<fold>/<run>`` below it."""
     return project_root(workspace) / "runs"
 
 
@@ -42,72 +43,73 @@ FOLDS_FILE = Path("folds/folds.csv")
 
 
 def read_manifest() -> dict[str, Any]:
-    """Return the manifest; raises CarvanaError if there is none yet."""
-    try:
-        manifest: dict[str, Any] = json.loads(MANIFEST_FILE.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CarvanaError(f"{MANIFEST_FILE} can't be read ({error}): run 'dvc repro download'.") from error
-    return manifest
+    """Return the manifest of the data; raises CarvanaError if it is missing or not valid JSON."""
+    return read_json(MANIFEST_FILE, "Run 'dvc repro download'.")
 
 
-def read_json(path: Path, remedy: str = "run 'dvc repro', which makes it") -> dict[str, Any]:
-    """Return what an earlier stage wrote; raises CarvanaError, which ends with ``remedy``, if it is not there."""
+def read_json(path: Path, remedy: str = "Run 'dvc repro' to create it.") -> dict[str, Any]:
+    """Return the content of a JSON file that an earlier stage wrote.
+
+    Raises CarvanaError, which ends with the sentence ``remedy``, if the file is missing or not valid JSON.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CarvanaError(f"{path} not found. {remedy}") from error
     except (OSError, ValueError) as error:
-        raise CarvanaError(f"{path} can't be read ({error}): {remedy}.") from error
+        raise CarvanaError(f"{path} cannot be read ({error}). {remedy}") from error
     return content
 
 
 def competition_files(params: Params) -> CompetitionData:
-    """Return the competition's files; raises CarvanaError if those drawn or fetched were deleted."""
+    """Return the competition's files; raises CarvanaError if their folder was deleted."""
     folder = data_dir(params.data, project_root())
     if params.data.directory is None and not folder.is_dir():
-        raise CarvanaError(f"{folder} is gone: bring the data in again with 'dvc repro --force download'.")
+        raise CarvanaError(f"{folder} not found. Run 'dvc repro --force download'.")
     return CompetitionData(folder, params.data.quality == "hq")
 
 
 def training_images(params: Params) -> LabeledImages:
-    """Return the training images and masks; where they lie is no part of any result."""
+    """Return the training images with their masks; raises CarvanaError if they changed since the manifest."""
     return open_training(competition_files(params), read_manifest())
 
 
 def test_images(params: Params) -> ImageSet:
-    """Return the test images."""
+    """Return the test images; raises CarvanaError if they changed since the manifest."""
     return open_test(competition_files(params), read_manifest())
 
 
 def truth_path() -> Path | None:
-    """Return the CSV of true test masks, or None where it holds none."""
+    """Return the CSV of true test masks, or None if they are unknown and it has only a header."""
     with TRUTH_FILE.open(encoding="utf-8") as lines:
         return TRUTH_FILE if sum(1 for _ in islice(lines, 2)) > 1 else None
 
 
 def expected_ids() -> list[str]:
-    """Return the ids that a submission must hold; raises CarvanaError where the data are not available."""
+    """Return the image ids that a submission must contain; raises CarvanaError if the data are not available."""
     source = competition_files(read_params())
     return source.sample_ids or source.test.ids()
 
 
 def read_fold_by_car() -> dict[str, int]:
-    """Return the fold of every car."""
+    """Return the fold of each car id; raises CarvanaError if folds.csv is missing or not valid."""
     return read_folds(FOLDS_FILE)
 
 
 def net_dir(model: str, fold: int) -> Path:
-    """Return where a trained net lies."""
+    """Return the folder of a trained net."""
     return Path("folds") / model / str(fold)
 
 
 def predictions_dir(split: str, model: str, fold: int) -> Path:
-    """Return where a net's maps of a split lie."""
+    """Return the folder of a net's probability maps of a split (``oof``, ``holdout`` or ``test``)."""
     return Path("predictions") / split / model / str(fold)
 
 
 def code_digest(stage: str, root: Path = Path(__file__).parents[1]) -> str:
-    """Return a digest of the code that decides a stage's result: the parts of ``pipeline/`` among its deps.
+    """Return a digest of the code that decides a stage's result: those of its deps that are in ``pipeline/``.
 
-    Those are the ones that DVC hashes, read from dvc.yaml beside the code that runs.
+    They are read from the dvc.yaml in ``root``, by default that of the code which runs.
     """
     deps = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
     code = [root / dep for dep in deps if dep.startswith("pipeline/")]
@@ -116,17 +118,18 @@ def code_digest(stage: str, root: Path = Path(__file__).parents[1]) -> str:
     return sha256_of(*(part for file in wanted for part in (str(file.relative_to(root)).encode(), file.read_bytes())))
 
 
-def net_digest(folder: Path, weights: str) -> str:
-    """Return the digest of a trained net's folder, with the ``weights`` (``last`` or ``best``) that predict.
+def net_digest(folder: Path, checkpoint: str) -> str:
+    """Return the digest of the trained net in ``folder``: its configuration, and the weights of ``checkpoint``.
 
-    An index of maps holds it as ``net``. Raises CarvanaError if the folder holds no such net.
+    ``checkpoint`` is ``last`` or ``best``. Stored predictions carry this digest as ``net``. Raises CarvanaError if the
+    folder has no such net.
     """
     try:
-        return sha256_of(*((folder / name).read_bytes() for name in (CONFIG, WEIGHTS[weights])))
+        return sha256_of(*((folder / name).read_bytes() for name in (CONFIG, WEIGHTS[checkpoint])))
     except OSError as error:
-        raise CarvanaError(f"{folder} holds no trained net ({error}): train it with 'dvc repro train'.") from error
+        raise CarvanaError(f"{folder} has no trained net ({error}). Train it with 'dvc repro train'.") from error
 
 
 CONFIG = "config.json"
 WEIGHTS = {"last": "model.safetensors", "best": "best.safetensors"}
-"""Files of a trained net's folder, as the Hugging Face hub lays them out."""
+"""File names in a trained net's folder, as on the Hugging Face hub; the keys are values of ``predict.checkpoint``."""

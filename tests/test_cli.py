@@ -1,4 +1,4 @@
-"""Commands as a user runs them: what they print, how they end, and what they say when something is wrong."""
+"""Commands: their output, exit status and error messages."""
 
 import errno
 import importlib
@@ -30,7 +30,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project without data, which is where the test then is."""
+    """A project without data, as the working folder."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
@@ -58,8 +58,8 @@ def write_csv(name: str, masks: dict[str, str]) -> str:
     return name
 
 
-def bring_in_data(project: Path) -> None:
-    """Make it look as if data had come in, whose test images are IDS."""
+def add_data(project: Path) -> None:
+    """Add data whose test images are IDS."""
     (project / "data").mkdir()
     (project / "data" / "manifest.json").write_text("{}")
     (project / "data" / "sample_submission.csv").write_text(
@@ -75,25 +75,26 @@ def bring_in_data(project: Path) -> None:
 def test_check_of_a_valid_csv(carvana: Run) -> None:
     name = write_csv("a.csv", {IDS[0]: "1 245504", IDS[1]: ""})
     status, out, err = carvana("check", name)
-    assert (status, err) == (0, "warning: 1 of 2 masks are empty.\n")
-    assert "a.csv is valid: 2 images, each once; 1 masks are empty" in out
+    assert status == 0
+    assert err.startswith("warning: 1 of 2 masks ")
+    assert "a.csv is valid: 2 images" in out
     assert "Image ids were not checked" in out
     assert "0.0% to 10.0%, 5.0% on average" in out
 
 
 def test_check_compares_image_ids_with_the_manifest(carvana: Run, project: Path) -> None:
-    bring_in_data(project)
+    add_data(project)
     assert carvana("check", write_csv("a.csv", dict.fromkeys(IDS, "1 5")))[0] == 0
     status, _, err = carvana("check", write_csv("b.csv", dict.fromkeys(IDS[:2], "1 5")))
     assert status == 1
-    assert "b.csv" in err and f"{IDS[2]}.jpg" in err
+    assert err.startswith("error: b.csv ") and f"{IDS[2]}.jpg" in err
 
 
 @pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("source", ["kaggle", "sample"])
 def test_check_needs_no_data(carvana: Run, project: Path, source: str, manifest: bool) -> None:
     if manifest:
-        bring_in_data(project)
+        add_data(project)
         shutil.copy(ROOT / "params.yaml", project)
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("source: sample", f"source: {source}"))
@@ -101,27 +102,21 @@ def test_check_needs_no_data(carvana: Run, project: Path, source: str, manifest:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("1 5 7", "odd number"),
-        ("1 5 3 2", "overlaps"),
-        ("9 1 1 1", "1 1"),
-        ("2455040 2", "2455040"),
-        ("1 x", "Token 2 is 'x'"),
-    ],
+    ("text", "part"),
+    [("1 5 7", "3"), ("1 5 3 2", "'3 2'"), ("9 1 1 1", "'1 1'"), ("2455040 2", "'2455040 2'"), ("1 x", "'x'")],
 )
-def test_check_names_the_file_the_row_and_the_image(carvana: Run, text: str, words: str) -> None:
+def test_check_names_the_file_the_row_and_the_image(carvana: Run, text: str, part: str) -> None:
     status, out, err = carvana("check", write_csv("a.csv", {IDS[0]: "1 5", IDS[1]: text}))
     assert (status, out) == (1, "")
     assert err.startswith(f"error: a.csv, row 3 ({IDS[1]}.jpg): ")
-    assert words in err
+    assert part in err
     assert err.count("\n") == 1
 
 
 def test_check_of_a_file_that_is_not_there(carvana: Run) -> None:
     status, out, err = carvana("check", "none.csv")
     assert (status, out) == (1, "")
-    assert "none.csv" in err
+    assert err.startswith("error: none.csv ")
 
 
 def test_score(carvana: Run) -> None:
@@ -137,7 +132,7 @@ def test_score_of_other_images(carvana: Run) -> None:
     truth = write_csv("truth.csv", {IDS[0]: "1 10"})
     status, out, err = carvana("score", write_csv("a.csv", {IDS[1]: "1 10"}), "--truth", truth)
     assert (status, out) == (1, "")
-    assert err == f"error: a.csv, row 2 ({IDS[1]}.jpg): truth.csv has no mask of this image.\n"
+    assert err.startswith(f"error: a.csv, row 2 ({IDS[1]}.jpg): truth.csv ")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "check", "none.csv"], ["check", "none.csv", "--debug"]])
@@ -154,7 +149,7 @@ def test_a_wrong_command_gets_the_usage(carvana: Run, arguments: list[str]) -> N
 
 
 def test_the_installed_command(project: Path) -> None:
-    """The one test here that goes the whole way, through a process of its own."""
+    """Run in a process of its own."""
     name = write_csv("a.csv", {IDS[0]: "1 5 7"})
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "check", name]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -168,7 +163,7 @@ def test_the_installed_command(project: Path) -> None:
 
 @pytest.fixture
 def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Put a DVC that only notes how it was called, and succeeds, in the real one's place."""
+    """Replace DVC by a fake that records its calls and succeeds."""
     calls: list[list[str]] = []
 
     def run(command: list[str], check: bool, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -178,11 +173,11 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(repro.subprocess, "run", run)
     monkeypatch.setattr(summary, "show_summary", lambda: None)
     monkeypatch.setattr(repro, "check_outputs", lambda project: None)
-    monkeypatch.setattr(repro, "provide_data", lambda settings, home: calls.append([f"bring in {settings.source}"]))
+    monkeypatch.setattr(repro, "provide_data", lambda settings, root: calls.append([f"provide {settings.source}"]))
     return calls
 
 
-WHOLE_LOCK = """\
+COMPLETE_LOCK = """\
 schema: '2.0'
 stages:
   folds:
@@ -204,8 +199,8 @@ stages:
 """
 
 
-def test_repro_hands_its_arguments_to_dvc(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
-    (project / "dvc.lock").write_text(WHOLE_LOCK)
+def test_repro_passes_its_arguments_to_dvc(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
+    (project / "dvc.lock").write_text(COMPLETE_LOCK)
     (project / ".dvc" / "tmp").mkdir(parents=True)
     (project / ".dvc" / "tmp" / "rwlock").write_text("")
     for arguments in ([], ["-f"], ["-f", "train"], ["train", "--single-item"]):
@@ -215,7 +210,14 @@ def test_repro_hands_its_arguments_to_dvc(carvana: Run, project: Path, dvc: list
 
 @pytest.mark.parametrize(
     "truncated",
-    ["", WHOLE_LOCK[:-3], WHOLE_LOCK[:70], "schema: '2.0'\nstages:\n  folds:\n", WHOLE_LOCK + "\tx", "\0" * 50],
+    [
+        "",
+        COMPLETE_LOCK[:-3],
+        COMPLETE_LOCK[:70],
+        "schema: '2.0'\nstages:\n  folds:\n",
+        COMPLETE_LOCK + "\tx",
+        "\0" * 50,
+    ],
 )
 def test_repro_with_a_truncated_dvc_lock(carvana: Run, project: Path, dvc: list[list[str]], truncated: str) -> None:
     (project / "dvc.lock").write_text(truncated)
@@ -231,24 +233,24 @@ def test_dvc_lock_truncated_at_any_byte(tmp_path: Path) -> None:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
     lock = tmp_path / "dvc.lock"
-    for end in range(len(WHOLE_LOCK)):
-        lock.write_text(WHOLE_LOCK[:end])
+    for end in range(len(COMPLETE_LOCK)):
+        lock.write_text(COMPLETE_LOCK[:end])
         try:
             repro.check_dvc_lock(tmp_path)
         except CarvanaError:
             continue
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
-    lock.write_text(WHOLE_LOCK)
+    lock.write_text(COMPLETE_LOCK)
     repro.check_dvc_lock(tmp_path)
 
 
 def test_repro_with_a_truncated_rwlock(carvana: Run, project: Path, dvc: list[list[str]]) -> None:
-    guard = project / ".dvc" / "tmp" / "rwlock"
-    guard.parent.mkdir(parents=True)
-    guard.write_text('{"/a/b": {"write": {"pi')
+    rwlock = project / ".dvc" / "tmp" / "rwlock"
+    rwlock.parent.mkdir(parents=True)
+    rwlock.write_text('{"/a/b": {"write": {"pi')
     status, _, err = carvana("repro")
     assert status == 1
-    assert str(guard) in err
+    assert str(rwlock) in err
     assert dvc == []
 
 
@@ -283,7 +285,7 @@ def test_repro_validates_settings_first(carvana: Run, project: Path, dvc: list[l
 
 def test_repro_provides_the_data_before_dvc_starts(carvana: Run, dvc: list[list[str]]) -> None:
     assert carvana("repro")[0] == 0
-    assert [call[0] for call in dvc] == ["bring in sample", sys.executable]
+    assert [call[0] for call in dvc] == ["provide sample", sys.executable]
 
 
 def test_repro_reports_the_failure_of_dvc(carvana: Run, dvc: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +324,7 @@ def test_an_unknown_recipe(carvana: Run, project: Path) -> None:
     before = (project / "params.yaml").read_bytes()
     status, _, err = carvana("recipe", "none")
     assert status == 1
-    assert err.startswith("error: There is no recipe 'none': there are ")
+    assert "'none'" in err and "carvana" in err
     assert (project / "params.yaml").read_bytes() == before
 
 
@@ -347,7 +349,7 @@ def test_clean_refuses_while_a_run_is_working(carvana: Run, project: Path) -> No
     assert "A run is working on .resume/train/unet/0/" in err
 
 
-# ---------------------------------------------------------------- errors in words
+# ---------------------------------------------------------------- error messages
 
 
 def raising(error: BaseException) -> Callable[[], object]:
@@ -358,28 +360,20 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "parts"),
     [
-        (CarvanaError("a.jpg is bad: fix it."), "error: a.jpg is bad: fix it.\n"),
-        (
-            OSError(errno.ENOSPC, "No space left on device"),
-            "error: The disk is full ([Errno 28] No space left on device): free some space and run the same command "
-            "again; what is done is kept.\n",
-        ),
-        (
-            MemoryError("12 GB"),
-            "error: Out of memory (12 GB): lower train.batch_size, hardware.predict_batch or hardware.cache_gb.\n",
-        ),
-        (
-            RuntimeError("first line\nsecond line"),
-            "error: Internal error (RuntimeError: first line second line). Run the same command with --debug to "
-            "see where.\n",
-        ),
+        (CarvanaError("a.jpg is bad. Fix it."), ["a.jpg is bad. Fix it.\n"]),
+        (OSError(errno.ENOSPC, "No space left on device"), ["disk is full", "No space left on device"]),
+        (MemoryError("12 GB"), ["memory", "12 GB", "train.batch_size", "hardware.predict_batch", "hardware.cache_gb"]),
+        (RuntimeError("first line\nsecond line"), ["RuntimeError: first line second line", "--debug"]),
     ],
 )
-def test_an_error_is_one_sentence(capfd: pytest.CaptureFixture[str], error: Exception, words: str) -> None:
+def test_an_error_is_printed_as_one_line(capfd: pytest.CaptureFixture[str], error: Exception, parts: list[str]) -> None:
     assert report_errors(raising(error), debug=False) == 1
-    assert capfd.readouterr() == ("", words)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert all(part in err for part in parts)
     with pytest.raises(type(error)):
         report_errors(raising(error), debug=True)
 
@@ -390,12 +384,12 @@ def test_a_full_disk_reported_by_any_library(
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert report_errors(raising(RuntimeError("PytorchStreamWriter failed writing file")), debug=False) == 1
-    assert capfd.readouterr().err.startswith("error: The disk is full (PytorchStreamWriter failed writing file): free")
+    assert capfd.readouterr().err.startswith("error: The disk is full (PytorchStreamWriter failed writing file)")
 
 
 def test_ctrl_c_exits_with_130(capfd: pytest.CaptureFixture[str]) -> None:
     assert report_errors(raising(KeyboardInterrupt()), debug=False) == 130
-    assert capfd.readouterr().err == "Stopped. The same command goes on from here.\n"
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_a_stage_whose_disk_is_full_says_so(
@@ -407,7 +401,7 @@ def test_a_stage_whose_disk_is_full_says_so(
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     part = SimpleNamespace(ignored=list)
-    monkeypatch.setattr(download, "provide_data", lambda settings, home: SimpleNamespace(train=part, test=part))
+    monkeypatch.setattr(download, "provide_data", lambda settings, root: SimpleNamespace(train=part, test=part))
     monkeypatch.setattr(download, "build_manifest", lambda source, on_corrupt: {"suspect_test_images": {}})
     monkeypatch.setattr(download, "write_truth", lambda source, target: None)
     monkeypatch.setattr(download, "write_json", fill_up)
@@ -420,22 +414,22 @@ def test_a_stage_whose_disk_is_full_says_so(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "missing"),
     [
-        ("folds", "data/manifest.json can't be read"),
-        ("ensemble", "predictions/test/small/0 holds no maps"),
+        ("folds", "data/manifest.json"),
+        ("ensemble", "predictions/test/small/0"),
         ("report", "evaluation.json"),
     ],
 )
 def test_a_stage_run_too_early_says_what_to_run_first(
-    project: Path, capfd: pytest.CaptureFixture[str], name: str, words: str
+    project: Path, capfd: pytest.CaptureFixture[str], name: str, missing: str
 ) -> None:
-    bring_in_data(project)
+    add_data(project)
     (project / "data" / "manifest.json").unlink()
     module = importlib.import_module(f"pipeline.stages.{name}")
     assert report_errors(lambda: module.run(read_params()), debug=False) == 1
     err = capfd.readouterr().err
-    assert words in err
+    assert missing in err
     assert "dvc repro" in err
 
 

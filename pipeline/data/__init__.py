@@ -1,1 +1,1 @@
-"""The competition's files: archives, decoding, ingest, folds."""
+"""The competition's files: archives, decoding, ingest and checks, folds."""

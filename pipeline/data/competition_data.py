@@ -1,4 +1,4 @@
-"""The competition's files as images and masks by id."""
+"""The competition's images, masks and tables, read from zips or folders by image id."""
 
 import csv
 import io
@@ -21,20 +21,20 @@ from pipeline.utils.files import sha256_of
 _SYNTHETIC = Path(__file__).parents[1] / "synthetic"
 
 
-def data_dir(settings: DataSettings, home: Path) -> Path:
-    """Return the folder of the competition's files; samples of different settings have different folders."""
+def data_dir(settings: DataSettings, root: Path) -> Path:
+    """Return the folder of the competition's files, given the project's root; it may not exist yet."""
     if settings.directory is not None:
-        return (home / Path(settings.directory).expanduser()).resolve()
+        return (root / Path(settings.directory).expanduser()).resolve()
     if settings.source == "sample":
-        # Other settings and other code draw other images: these stay beside them.
+        # The name depends on the settings and the code, because a change of either draws other images.
         code = (file.read_bytes() for file in sorted(_SYNTHETIC.glob("*.py")))
-        return home / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
-    return kaggle_data_dir(settings, home)
+        return root / "data" / f"sample-{sha256_of(settings.sample.model_dump_json().encode(), *code)[:8]}"
+    return kaggle_data_dir(settings, root)
 
 
-def kaggle_data_dir(settings: DataSettings, home: Path) -> Path:
-    """Return the folder for downloads from Kaggle."""
-    return home / "data" / settings.competition
+def kaggle_data_dir(settings: DataSettings, root: Path) -> Path:
+    """Return the folder of files downloaded from Kaggle, given the project's root."""
+    return root / "data" / settings.competition
 
 
 class MaskSource(Protocol):
@@ -44,7 +44,7 @@ class MaskSource(Protocol):
         """Return the ids of all images that have a mask, sorted."""
 
     def mask(self, image_id: str) -> UInt8Array:
-        """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
+        """Return a mask, uint8 of 0 and 1, (1280, 1918); raises CorruptFileError if it is not valid."""
 
     def fingerprint(self) -> str:
         """Return a digest of all masks."""
@@ -52,7 +52,7 @@ class MaskSource(Protocol):
 
 @dataclass(frozen=True)
 class RleMasks:
-    """Masks from ``train_masks.csv``, which decode a hundred times faster than the GIFs of the same masks."""
+    """Masks from ``train_masks.csv``, which decode a hundred times faster than the equal GIFs."""
 
     archive: Archive
     file: str = "train_masks.csv"
@@ -79,7 +79,7 @@ class RleMasks:
         try:
             return rle.decode(self._rows[image_id], HEIGHT, WIDTH)
         except CarvanaError as error:
-            raise CorruptFileError(f"The mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
+            raise CorruptFileError(f"Mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 
     def fingerprint(self) -> str:
         """Return a digest of the file that holds the rows."""
@@ -88,13 +88,13 @@ class RleMasks:
 
 @dataclass(frozen=True)
 class GifMasks:
-    """Masks from ``train_masks.zip``: GIFs, or PNGs that somebody made of them."""
+    """Masks from ``train_masks.zip``, GIFs or converted PNGs; used if there is no ``train_masks.csv``."""
 
     archive: Archive
 
     @cached_property
     def files(self) -> Mapping[str, str]:
-        """Names of the masks by image id."""
+        """File name of each mask, by image id."""
         return _files_by_id(self.archive, MASK_ENDINGS)
 
     def ids(self) -> list[str]:
@@ -113,38 +113,38 @@ class GifMasks:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images by their id, and the names of other files beside them."""
+    """Training or test photographs by image id."""
 
     archive: Archive
 
     @cached_property
     def files(self) -> Mapping[str, str]:
-        """Names of the images by id."""
+        """File name of each photograph, by image id; raises CarvanaError if one is not named by an image id."""
         return _files_by_id(self.archive, IMAGE_ENDINGS)
 
     def ids(self) -> list[str]:
-        """Return the ids of all images, sorted."""
+        """Return the ids of all photographs, sorted."""
         return sorted(self.files)
 
     def ignored(self) -> list[str]:
-        """Return the names of files that are not images, sorted."""
+        """Return the names of all other files in the archive, sorted."""
         return sorted(set(self.archive.names()) - set(self.files.values()))
 
     def image(self, image_id: str) -> UInt8Array:
-        """Return an image as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is corrupt."""
-        return decode_jpeg(self.archive.read(self._file(image_id)), self.where(image_id))
+        """Return a photograph as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is not valid."""
+        return decode_jpeg(self.archive.read(self._file(image_id)), self.location(image_id))
 
     def check_header(self, image_id: str) -> None:
-        """Raise CorruptFileError unless the file's header is a JPEG's of the right size; reads the first bytes."""
-        name, where = self._file(image_id), self.where(image_id)
+        """Raise CorruptFileError unless the header is that of a JPEG of 1918 x 1280 pixels; pixels are not decoded."""
+        name, location = self._file(image_id), self.location(image_id)
         try:
-            check_jpeg_header(self.archive.read(name, limit=1 << 12), where)
+            check_jpeg_header(self.archive.read(name, limit=1 << 12), location)
         except CorruptFileError:
-            # Camera metadata or a preview may come before the size.
-            check_jpeg_header(self.archive.read(name), where)
+            # EXIF data, such as a preview image, may push the size beyond the first 4 KiB.
+            check_jpeg_header(self.archive.read(name), location)
 
-    def where(self, image_id: str) -> str:
-        """Return the file of an image, for messages."""
+    def location(self, image_id: str) -> str:
+        """Return the file and archive of an image, for messages: ``00087a6bd4dc_01.jpg in train.zip``."""
         return f"{self._file(image_id)} in {self.archive.path.name}"
 
     def _file(self, image_id: str) -> str:
@@ -153,42 +153,45 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class CompetitionData:
-    """A folder with the competition's files, zipped or unpacked."""
+    """A folder with the competition's files, zipped or unpacked.
+
+    Properties raise CarvanaError if their file is missing or not valid.
+    """
 
     directory: Path
     hq: bool = False
-    """Use the HQ images. Otherwise they are used only if there are no others."""
+    """Whether to use the HQ photographs; otherwise they are used only if the standard ones are missing."""
 
     @cached_property
     def train(self) -> ImageSet:
-        """Training images."""
+        """Training photographs."""
         return ImageSet(self._any_of(*self._names("train")))
 
     @cached_property
     def test(self) -> ImageSet:
-        """Test images."""
+        """Test photographs."""
         return ImageSet(self._any_of(*self._names("test")))
 
     @cached_property
     def masks(self) -> MaskSource:
-        """Training masks, from the CSV if it exists, otherwise from the GIFs."""
+        """Training masks, from train_masks.csv if there is one, else from the image files."""
         rows = open_archive(self.directory, "train_masks.csv")
         return RleMasks(rows) if rows else GifMasks(self._any_of("train_masks"))
 
     @cached_property
     def sample_ids(self) -> list[str] | None:
-        """Test ids in the order of ``sample_submission.csv``, or None where that file is missing."""
+        """Test image ids in the order of ``sample_submission.csv``, or None if that file is missing."""
         archive = open_archive(self.directory, "sample_submission.csv")
         if archive is None:
             return None
         reader = csv.DictReader(io.StringIO(archive.read("sample_submission.csv").decode("utf-8-sig", "replace")))
         if "img" not in (reader.fieldnames or ()):
-            raise CarvanaError(f"sample_submission.csv in {archive.path} has no column img. Download it again.")
+            raise CarvanaError(f"sample_submission.csv in {archive.path} has no column 'img'. Download it again.")
         return [row["img"].removesuffix(".jpg") for row in reader]
 
     @property
     def truth(self) -> Path | None:
-        """CSV with the masks of the test images, where they are known."""
+        """CSV of the true test masks, or None if they are unknown."""
         path = self.directory / "truth.csv"
         return path if path.is_file() else None
 
@@ -208,19 +211,19 @@ class CompetitionData:
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Training images with their masks, without unusable ones."""
+    """Training photographs with their masks, without the ``skipped`` ones."""
 
-    photos: ImageSet
+    images: ImageSet
     masks: MaskSource
     skipped: Collection[str]
 
     def ids(self) -> list[str]:
         """Return the ids of all usable images, sorted."""
-        return [image_id for image_id in self.photos.ids() if image_id not in self.skipped]
+        return [image_id for image_id in self.images.ids() if image_id not in self.skipped]
 
     def image(self, image_id: str) -> UInt8Array:
-        """Return an image, uint8 RGB (1280, 1918, 3)."""
-        return self.photos.image(image_id)
+        """Return a photograph, uint8 RGB (1280, 1918, 3)."""
+        return self.images.image(image_id)
 
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
@@ -228,14 +231,14 @@ class LabeledImages:
 
 
 def open_training(source: CompetitionData, manifest: Mapping[str, Any]) -> LabeledImages:
-    """Return the training images that ``manifest`` was made of; raises CarvanaError if they changed since."""
+    """Return the training images and masks; raises CarvanaError if they are not those of ``manifest``."""
     _check_fingerprint(source, manifest, "train", source.train.archive.fingerprint())
     _check_fingerprint(source, manifest, "masks", source.masks.fingerprint())
     return LabeledImages(source.train, source.masks, manifest["unreadable"])
 
 
 def open_test(source: CompetitionData, manifest: Mapping[str, Any]) -> ImageSet:
-    """Return the test images that ``manifest`` was made of; raises CarvanaError if they changed since."""
+    """Return the test images; raises CarvanaError if they are not those of ``manifest``."""
     _check_fingerprint(source, manifest, "test", source.test.archive.fingerprint())
     return source.test
 
@@ -243,13 +246,16 @@ def open_test(source: CompetitionData, manifest: Mapping[str, Any]) -> ImageSet:
 def _check_fingerprint(source: CompetitionData, manifest: Mapping[str, Any], part: str, digest: str) -> None:
     if manifest[part]["digest"] != digest:
         raise CarvanaError(
-            f"The {part} files in {source.directory} differ from data/manifest.json. "
+            f"The {part} files in {source.directory} changed since data/manifest.json was written. "
             "Run 'dvc repro --force download' to use the new ones."
         )
 
 
 def _files_by_id(archive: Archive, endings: tuple[str, ...]) -> dict[str, str]:
-    """Return the names of data files by image id; raises CarvanaError for a wrong id, or if there are only others."""
+    """Return the file names with one of the ``endings`` by image id.
+
+    Raises CarvanaError if such a file is not named by an image id, or if there are only other files.
+    """
     names = archive.names()
     files = ids_by_name(names, endings)
     if names and not files:
@@ -268,14 +274,14 @@ METADATA_FILE = "metadata.csv"
 
 
 def read_car_makes(directory: Path) -> dict[str, str]:
-    """Return the make of each car that metadata.csv has one for; empty without that file.
+    """Return the make of each car id in metadata.csv, without cars of unknown make; empty if there is no such file.
 
-    Raises CarvanaError if the file lacks the columns id and make.
+    Raises CarvanaError if the file lacks the columns ``id`` or ``make``.
     """
     archive = open_archive(directory, METADATA_FILE)
     if archive is None:
         return {}
     rows = csv.DictReader(io.StringIO(archive.read(METADATA_FILE).decode("utf-8-sig", "replace")))
     if not {"id", "make"} <= set(rows.fieldnames or ()):
-        raise CarvanaError(f"{METADATA_FILE} in {archive.path} has no columns id and make. Download it again.")
+        raise CarvanaError(f"{METADATA_FILE} in {archive.path} lacks the columns 'id' and 'make'. Download it again.")
     return {row["id"]: row["make"].strip() for row in rows if row["id"] and row["make"] and row["make"].strip()}

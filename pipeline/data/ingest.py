@@ -1,4 +1,4 @@
-"""Ingest: provide the data, check every file, and describe it in the manifest."""
+"""Provide the competition's files, check them, and describe them in data/manifest.json."""
 
 import shutil
 import sys
@@ -21,15 +21,16 @@ from pipeline.utils.files import atomic_write, remove_path
 from pipeline.utils.parallel import available_cpus
 
 
-def ensure_data(settings: DataSettings, home: Path) -> CompetitionData:
-    """Return the competition's files, drawing the synthetic sample if needed.
+def ensure_data(settings: DataSettings, root: Path) -> CompetitionData:
+    """Return the competition's files; the synthetic sample is drawn if it is missing.
 
-    Downloads from Kaggle are made before, by ``repro.provide_data``.
+    Files from Kaggle are downloaded before, by ``pipeline.kaggle.commands``. Raises CarvanaError if ``data.directory``
+    is not a folder.
     """
-    folder = data_dir(settings, home)
+    folder = data_dir(settings, root)
     if settings.directory is None and settings.source == "sample":
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Files are written atomically, this one last: if it exists, so do the others.
+        # Files are written atomically, truth.csv last: if it exists, the sample is complete.
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "truth.csv").is_file():
                 for stale in folder.glob(".*.part"):
@@ -37,31 +38,35 @@ def ensure_data(settings: DataSettings, home: Path) -> CompetitionData:
                 draw_sample(folder, settings.sample)
     elif settings.directory is not None and not folder.is_dir():
         raise CarvanaError(
-            f"data.directory is {folder}, which is not a folder. Set it to the folder with the competition's files."
+            f"data.directory: {folder} is not a folder. Set it to the folder with the competition's files."
         )
     return CompetitionData(folder, settings.quality == "hq")
 
 
 def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]) -> dict[str, Any]:
-    """Check every file and return the manifest.
+    """Check every file and return the manifest: number of images and digest of each part, and corrupt images.
 
-    All training images and masks are decoded; of test images only headers are read, since prediction decodes them and
-    has a fallback. Raises CarvanaError for the first unusable training image; with ``skip`` they are listed under
-    ``unreadable`` instead.
+    All training images and masks are decoded. Of test images only the headers are read, because prediction decodes
+    them anyway and has a fallback for corrupt ones. Raises CarvanaError for the first problem; with ``skip``, training
+    images that cannot be used are listed under ``unreadable`` instead.
     """
     train_ids, test_ids = source.train.ids(), source.test.ids()
+    geometry = GeometryCheck()
+
+    def decode_pair(image_id: str) -> None:
+        source.train.image(image_id)
+        geometry.add(image_id, mask_to_runs(source.masks.mask(image_id)))
+
     unreadable = dict(_match_images_and_masks(source))
     matched = [image_id for image_id in train_ids if image_id not in unreadable]
-    geometry = GeometryCheck()
-    unreadable |= dict(
-        _find_corrupt(matched, lambda image_id: _decode_both(source, image_id, geometry), "Checking training images")
-    )
+    unreadable |= dict(_find_corrupt(matched, decode_pair, "Checking training images"))
     for warning in geometry.warnings():
         print(f"warning: training masks in {source.directory}: {warning}", file=sys.stderr)
     bad_headers = dict(_find_corrupt(test_ids, source.test.check_header, "Checking test images"))
     if on_corrupt == "error" and unreadable:
         raise CarvanaError(
-            f"{next(iter(unreadable.values()))} ({len(unreadable)} such images. data.on_corrupt: skip leaves them out.)"
+            f"{next(iter(unreadable.values()))} ({len(unreadable)} such images in all. "
+            "To train without them, set data.on_corrupt: skip.)"
         )
     _check_test_ids(source, test_ids)
     if source.truth is not None:
@@ -69,7 +74,7 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     usable = [image_id for image_id in train_ids if image_id not in unreadable]
     if not usable or not test_ids:
         raise CarvanaError(
-            f"{source.directory} has {len(usable)} usable training images and {len(test_ids)} test images. "
+            f"{source.directory} contains {len(usable)} usable training and {len(test_ids)} test images. "
             "Set data.directory to the folder with the competition's files."
         )
     return {
@@ -82,56 +87,56 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
 
 
 def _match_images_and_masks(source: CompetitionData) -> Iterator[tuple[str, str]]:
+    """Yield the id and a message for each training image without a mask and each mask without an image.
+
+    Raises CarvanaError if no mask belongs to any of the images.
+    """
     images, masks = set(source.train.ids()), set(source.masks.ids())
     for image_id in sorted(images - masks):
-        yield image_id, f"{source.train.where(image_id)} has no mask. Add the mask or remove the image."
+        yield image_id, f"{source.train.location(image_id)} has no mask. Add the mask or remove the image."
     if masks - images and not images & masks:
-        raise CarvanaError(f"No mask in {source.directory} belongs to one of its training images. Download both again.")
+        raise CarvanaError(f"{source.directory}: no mask belongs to any training image. Download both again.")
     for image_id in sorted(masks - images):
         yield image_id, f"The mask of {image_id} in {source.directory} has no image. Add the image or remove the mask."
 
 
 def _portable(messages: Mapping[str, str], directory: Path) -> dict[str, str]:
-    """Sort messages and remove the folder's path, so that equal data give equal manifests on any machine."""
+    """Return the messages sorted and without the folder's path, so that equal data give equal manifests anywhere."""
     return {
-        key: text.replace(f"{directory}/", "").replace(str(directory), "the data's folder")
+        key: text.replace(f"{directory}/", "").replace(str(directory), "the data folder")
         for key, text in sorted(messages.items())
     }
 
 
-def _decode_both(source: CompetitionData, image_id: str, geometry: GeometryCheck) -> None:
-    source.train.image(image_id)
-    geometry.add(image_id, mask_to_runs(source.masks.mask(image_id)))
+def _find_corrupt(ids: list[str], check: Callable[[str], None], label: str) -> Iterator[tuple[str, str]]:
+    """Yield the id and the message of each image for which ``check`` raises CorruptFileError."""
 
-
-def _find_corrupt(ids: list[str], check: Callable[[str], None], words: str) -> Iterator[tuple[str, str]]:
-    """Yield id and message of every corrupt image; decoders release the GIL."""
-
-    def fault(image_id: str) -> str | None:
+    def message_of(image_id: str) -> str | None:
         try:
             check(image_id)
         except CorruptFileError as error:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        found: Iterable[str | None] = tqdm(pool.map(fault, ids), desc=words, total=len(ids), unit="image")
-        yield from ((image_id, message) for image_id, message in zip(ids, found, strict=True) if message)
+    with ThreadPoolExecutor(available_cpus()) as pool:  # threads, because decoders release the GIL
+        messages: Iterable[str | None] = tqdm(pool.map(message_of, ids), desc=label, total=len(ids), unit="image")
+        yield from ((image_id, message) for image_id, message in zip(ids, messages, strict=True) if message)
 
 
 def _check_test_ids(source: CompetitionData, test_ids: list[str]) -> None:
+    """Raise CarvanaError unless the test images are those of sample_submission.csv, if that file is there."""
     if source.sample_ids is None:
         return
     different = sorted(set(source.sample_ids) ^ set(test_ids))
     if different:
         raise CarvanaError(
-            f"{source.directory}: {different[0]} is in only one of the test images and sample_submission.csv "
-            f"({len(different)} such ids). Download both again."
+            f"{source.directory}: the test images and sample_submission.csv differ in {len(different)} images, first "
+            f"{different[0]}. Download both again."
         )
 
 
 def write_truth(source: CompetitionData, target: Path) -> None:
-    """Write the CSV of true test masks; only its header if they are not known."""
+    """Write the CSV of true test masks to ``target``; if they are unknown, it has only a header."""
     with atomic_write(target) as temporary:
         if source.truth is None:
             temporary.write_text(f"{CSV_HEADER}\n", encoding="utf-8")

@@ -188,7 +188,7 @@ def show_results(out: Path | None) -> None:
 
 
 def _read_result(path: Path) -> RunResult:
-    result = read_json(path, "fix it or delete it")
+    result = read_json(path, "Fix it or delete it.")
     missing = sorted(KEYS - set(result))
     if missing:
         raise CarvanaError(f"{path} has no key '{missing[0]}'. Delete it and keep that run again.")

@@ -1,6 +1,7 @@
-"""Invented cars for the drawn sample: their measures, paint and trim.
+"""Designs of the synthetic cars: body proportions, paint and trim.
 
-Sideways, a car is described by ``d``, the distance behind its nose, and ``z``, the height above the floor, in metres.
+The side view of a car has coordinates ``d``, the distance behind its nose, and ``z``, the height above the floor, in
+meters.
 """
 
 from dataclasses import dataclass, replace
@@ -15,25 +16,25 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Proportions:
-    """Measures of one kind of car, in metres; pairs are points (d, z) along the upper line of the side view."""
+    """Measures of one kind of car, in meters; pairs are points (d, z) on the upper outline of the side view."""
 
     kind: str
     length: float
     width: float
     nose: float
-    """Height of the front edge of the bonnet."""
+    """Height of the front edge of the hood."""
     cowl: Point
-    """Foot of the windscreen."""
+    """Lower edge of the windshield."""
     header: Point
-    """Top of the windscreen."""
+    """Upper edge of the windshield."""
     peak: Point
     """Highest point of the roof."""
     roof_end: Point
-    """Top of the rear window."""
+    """Upper edge of the rear window."""
     deck: Point
-    """Foot of the rear window."""
+    """Lower edge of the rear window."""
     tail: float
-    """Height of the rear edge of the boot."""
+    """Height of the rear edge of the trunk."""
     belt: float
     """Height at which the doors end and the side windows begin."""
     front_axle: float
@@ -50,7 +51,7 @@ class Proportions:
 
     @cached_property
     def upper_line(self) -> tuple[Float64Array, Float64Array]:
-        """Distances d and heights z of the side view's upper line, each (N,), rounded off as pressed steel is."""
+        """Coordinates d and z of the upper outline of the side view, each (N,), smoothed to round the corners."""
         first_rise = (0.22, self.nose + 0.35 * (self.cowl[1] - self.nose))
         end = (self.length - 0.06, self.tail)
         points = [(0.0, self.nose), first_rise, self.cowl, self.header, self.peak, self.roof_end, self.deck, end]
@@ -60,11 +61,11 @@ class Proportions:
         return d, np.convolve(np.pad(z, 15, mode="edge"), kernel / kernel.sum(), mode="valid")
 
     def top(self, d: Float64Array) -> Float64Array:
-        """Height of the side view's upper line at distances ``d``."""
+        """Height of the upper outline at distances ``d``."""
         return np.interp(d, *self.upper_line)
 
     def shoulder(self, d: Float64Array) -> Float64Array:
-        """Height where the flank ends and bonnet, glass or boot begins; it rises a little towards the tail."""
+        """Upper edge of the flank, where hood, glass or trunk begins; it rises a little towards the tail."""
         return np.minimum(self.belt + 0.05 * (d / self.length - 0.4), self.top(d) - 0.05)
 
     @property
@@ -74,7 +75,7 @@ class Proportions:
 
     @property
     def arch_radius(self) -> float:
-        """Radius of the cut-outs above the wheels."""
+        """Radius of the wheel arches."""
         return self.wheel_radius + 0.06
 
     @property
@@ -83,9 +84,9 @@ class Proportions:
         return self.clearance + (0.16 if self.cladding else 0.07)
 
     def scaled(self, along: float, across: float, up: float) -> "Proportions":
-        """Return the same car longer, wider and higher by these factors; the wheels stay as they are."""
+        """Return the same car scaled in length, width and height by these factors, with wheels of the same radius."""
 
-        def moved(point: Point) -> Point:
+        def scaled(point: Point) -> Point:
             return point[0] * along, point[1] * up
 
         return replace(
@@ -98,11 +99,11 @@ class Proportions:
             tail=self.tail * up,
             belt=self.belt * up,
             clearance=self.clearance * up,
-            cowl=moved(self.cowl),
-            header=moved(self.header),
-            peak=moved(self.peak),
-            roof_end=moved(self.roof_end),
-            deck=moved(self.deck),
+            cowl=scaled(self.cowl),
+            header=scaled(self.header),
+            peak=scaled(self.peak),
+            roof_end=scaled(self.roof_end),
+            deck=scaled(self.deck),
         )
 
 
@@ -128,47 +129,47 @@ BODY_STYLES = (
                 1.10, 1.17, 0.80, 2.75, 0.40, 0.30, cladding=True),
 )
 # fmt: on
-"""One of each kind of car; a drawn car varies these by a few per cent."""
+"""One of each kind of car; a synthetic car differs from its kind by up to 3 % in each direction."""
 
 PAINTS: tuple[tuple[int, int, int], ...] = (
     (236, 237, 238),  # white
     (24, 25, 28),  # black
-    (176, 179, 182),  # silver, near the floor's own grey
-    (84, 87, 92),  # dark grey
+    (176, 179, 182),  # silver, close to the gray of the floor
+    (84, 87, 92),  # dark gray
     (128, 20, 26),  # red
-    (228, 226, 220),  # pearl white, near the wall
+    (228, 226, 220),  # pearl white, close to the wall
     (30, 52, 104),  # blue
-    (128, 130, 131),  # mid grey
+    (128, 130, 131),  # mid gray
     (14, 15, 17),  # black
     (150, 138, 118),  # beige
 )
-"""Paints in sRGB, 0 to 255, in about the mix of a used-car lot."""
+"""Paints in sRGB, 0 to 255, with about the frequencies of used cars."""
 
 
 @dataclass(frozen=True)
 class CarDesign:
-    """One invented car: its measures, its paint (sRGB, 0 to 255) and the choices of trim."""
+    """One synthetic car: its proportions, its paint (sRGB, 0 to 255) and its trim."""
 
-    measures: Proportions
+    proportions: Proportions
     paint: tuple[int, int, int]
     chrome: bool
     grille: int
-    """Which of three shapes the grille has: 0, 1 or 2."""
+    """Shape of the grille: 0, 1 or 2."""
     spokes: int
-    aerial: bool
+    antenna: bool
 
 
 def design_car(seed: int, index: int) -> CarDesign:
-    """Invent the car number ``index`` of the sample ``seed``; neighbours differ in kind and paint."""
-    deal = np.random.default_rng((seed, 0))
-    kinds, paints = deal.permutation(len(BODY_STYLES)), deal.permutation(len(PAINTS))
+    """Return the design of car ``index`` of the sample with this ``seed``; neighbors differ in kind and paint."""
+    order_rng = np.random.default_rng((seed, 0))
+    kinds, paints = order_rng.permutation(len(BODY_STYLES)), order_rng.permutation(len(PAINTS))
     rng = np.random.default_rng((seed, 1, index))
-    measures = BODY_STYLES[kinds[index % len(BODY_STYLES)]].scaled(*(1 + rng.uniform(-0.03, 0.03, 3)))
+    proportions = BODY_STYLES[kinds[index % len(BODY_STYLES)]].scaled(*(1 + rng.uniform(-0.03, 0.03, 3)))
     return CarDesign(
-        replace(measures, wheel_radius=measures.wheel_radius * (1 + rng.uniform(-0.03, 0.03))),
+        replace(proportions, wheel_radius=proportions.wheel_radius * (1 + rng.uniform(-0.03, 0.03))),
         PAINTS[paints[index % len(PAINTS)]],
         chrome=bool(rng.random() < 0.5),
         grille=int(rng.integers(3)),
         spokes=int(rng.choice([5, 6, 7, 10])),
-        aerial=bool(rng.random() < 0.6),
+        antenna=bool(rng.random() < 0.6),
     )

@@ -1,7 +1,7 @@
-"""Photographs of drawn cars: the studio, the camera, and a small renderer that returns a picture and its exact mask.
+"""Render synthetic cars in a studio: a small renderer that returns an image and its exact mask.
 
-The studio's frame is in metres: X to the right, Y away from the camera, Z up, the origin on the floor at the middle of
-the turntable. The camera looks along Y, so that upright things stay upright.
+Studio coordinates are in meters: X to the right, Y away from the camera, Z up, with the origin on the floor at the
+center of the turntable. The camera looks along Y, so vertical lines stay vertical.
 """
 
 from dataclasses import dataclass
@@ -20,79 +20,78 @@ from pipeline.utils.arrays import Float32Array, UInt8Array
 Points3D = NDArray[np.float64]
 
 MARGIN = 24
-"""Pixels by which the painted studio is larger than a picture on every side, for the camera to shift."""
+"""Pixels by which the painted studio is larger than an image on each side, so that images can be shifted."""
 
-_FOCAL, _DISTANCE, _EYE = 2600.0, 8.6, 1.52  # pixels; metres from the turntable's middle; metres above the floor
-_CENTRE_X, _HORIZON = WIDTH / 2, 372.0  # pixels
-_TURNTABLE = 3.35  # metres
-_CHUNK = 16384  # pixels shaded at once: few enough to stay in the processor's cache
+_FOCAL, _DISTANCE, _EYE = 2600.0, 8.6, 1.52  # pixels; meters from the turntable's center; meters above the floor
+_CENTER_X, _HORIZON = WIDTH / 2, 372.0  # pixels
+_TURNTABLE = 3.35  # radius in meters
+_CHUNK = 16384  # pixels shaded at once: few enough for the CPU cache
 
 
 @dataclass(frozen=True)
 class CameraSetup:
-    """What differs between the cars' visits to the studio, the same for all angles of one car."""
+    """Position of the car and settings of the camera, which are the same for all angles of one car."""
 
     turn: float
-    """Radians by which the car stands askew on the turntable."""
-    place: tuple[float, float]
-    """Metres from the turntable's middle, to the right and away from the camera."""
+    """Angle of the car on the turntable at position 1, in radians; 0 if it faces the camera."""
+    offset: tuple[float, float]
+    """Meters from the turntable's center, to the right and away from the camera."""
     shift: tuple[int, int]
-    """Pixels by which the picture is moved, right and down; at most ``MARGIN``."""
+    """Pixels by which the image is shifted, right and down; at most ``MARGIN``."""
     gain: tuple[float, float, float]
-    """Exposure and white balance: factors of red, green and blue."""
+    """Factors of red, green and blue, for exposure and white balance."""
 
 
 def draw_car(seed: int, index: int) -> list[tuple[UInt8Array, UInt8Array]]:
-    """Draw car number ``index`` of the sample ``seed`` at its 16 angles.
+    """Return image and mask of car ``index`` of the sample with this ``seed``, at each of the 16 angles.
 
-    Returns for each angle the picture, (1280, 1918, 3) uint8 RGB, and its mask, (1280, 1918) uint8, 1 where the
-    renderer drew the car and 0 elsewhere.
+    Images are uint8 RGB (1280, 1918, 3). Masks are uint8 (1280, 1918): 1 where the car was drawn, else 0.
     """
     design = design_car(seed, index)
-    model, texture = build_car(design), paint_texture(design)
+    mesh, texture = build_car(design), paint_texture(design)
     rng = np.random.default_rng((seed, 2, index))
     right, down = (int(value) for value in rng.integers(-MARGIN, MARGIN + 1, 2))
     light, warmth = 1 + rng.uniform(-0.05, 0.03), rng.uniform(-0.012, 0.012)
-    shot = CameraSetup(
+    camera = CameraSetup(
         turn=rng.uniform(-0.05, 0.05),
-        place=(rng.uniform(-0.08, 0.08), rng.uniform(-0.12, 0.12)),
+        offset=(rng.uniform(-0.08, 0.08), rng.uniform(-0.12, 0.12)),
         shift=(right, down),
         gain=(light + warmth, light, light - warmth),
     )
-    return [render_photo(model, texture, shot, angle, rng) for angle in range(1, ANGLES + 1)]
+    return [render_photo(mesh, texture, camera, angle, rng) for angle in range(1, ANGLES + 1)]
 
 
 def render_photo(
-    model: Triangles, texture_HW4: UInt8Array, shot: CameraSetup, angle: int, rng: np.random.Generator
+    mesh: Triangles, texture_HW4: UInt8Array, camera: CameraSetup, angle: int, rng: np.random.Generator
 ) -> tuple[UInt8Array, UInt8Array]:
-    """Draw one car at one turntable angle (1 to 16, 1 from the front, 5 from its left) in the studio.
+    """Return image and mask of a car at a turntable angle: 1 shows its front, 5 its left side; up to 16.
 
-    Returns the picture, (1280, 1918, 3) uint8 RGB, and the mask, (1280, 1918) uint8 of 0 and 1.
+    The image is uint8 RGB (1280, 1918, 3), the mask uint8 of 0 and 1, (1280, 1918).
     """
-    turn = (angle - 1) * 2 * np.pi / ANGLES + shot.turn
+    turn = (angle - 1) * 2 * np.pi / ANGLES + camera.turn
     forward, left = [-np.sin(turn), -np.cos(turn), 0.0], [np.cos(turn), -np.sin(turn), 0.0]
     to_studio = np.array([forward, left, [0.0, 0.0, 1.0]])
-    corners = model.corners_T33 @ to_studio + np.array([*shot.place, 0.0])
-    normals = model.normals_T33 @ to_studio
+    corners = mesh.corners_T33 @ to_studio + np.array([*camera.offset, 0.0])
+    normals = mesh.normals_T33 @ to_studio
 
-    picture = _exposed_studio(shot).copy()
-    _cast_shadow(picture, corners, shot)
-    seen, ids = _rasterize(corners, model.behind_T, shot)
+    image = _exposed_studio(camera).copy()
+    _cast_shadow(image, corners, camera)
+    visible, ids = _rasterize(corners, mesh.depth_offset_T, camera)
     # Within a triangle, normal and texture position are linear in the pixel's x and y.
-    pixels = np.concatenate([_project(corners[seen], shot), np.ones((len(seen), 3, 1))], axis=2)
-    surface = np.linalg.solve(pixels, np.concatenate([normals[seen], model.uv_T32[seen]], axis=2))
-    _paint_car(picture, ids, surface.astype(np.float32), texture_HW4, shot)
-    y, x = rng.integers(0, _SPARE_NOISE, 2)
+    pixels = np.concatenate([_project(corners[visible], camera), np.ones((len(visible), 3, 1))], axis=2)
+    surface = np.linalg.solve(pixels, np.concatenate([normals[visible], mesh.uv_T32[visible]], axis=2))
+    _paint_car(image, ids, surface.astype(np.float32), texture_HW4, camera)
+    y, x = rng.integers(0, _NOISE_MARGIN, 2)
     noise = _sensor_noise()[y : y + HEIGHT, x : x + WIDTH]
-    noisy = np.asarray(cv2.add(picture, noise, dtype=cv2.CV_8U), np.uint8)
+    noisy = np.asarray(cv2.add(image, noise, dtype=cv2.CV_8U), np.uint8)
     return noisy, (ids > 0).astype(np.uint8)
 
 
-def _project(places: Points3D, shot: CameraSetup) -> Points3D:
-    """Project studio places (..., 3) to pixel coordinates (..., 2); a pixel's centre has whole coordinates."""
-    depth = places[..., 1] + _DISTANCE
-    x = _CENTRE_X + shot.shift[0] + _FOCAL * places[..., 0] / depth
-    y = _HORIZON + shot.shift[1] - _FOCAL * (places[..., 2] - _EYE) / depth
+def _project(points: Points3D, camera: CameraSetup) -> Points3D:
+    """Project studio points (..., 3) to pixel coordinates (..., 2); pixel centers have whole numbers."""
+    depth = points[..., 1] + _DISTANCE
+    x = _CENTER_X + camera.shift[0] + _FOCAL * points[..., 0] / depth
+    y = _HORIZON + camera.shift[1] - _FOCAL * (points[..., 2] - _EYE) / depth
     return np.stack([x, y], axis=-1)
 
 
@@ -107,18 +106,18 @@ _LETTERS: dict[str, list[list[tuple[float, float]]]] = {
     "P": [[(0, -1), (0, 2)], [(-1, 0), (0.8, 0), (1, 0.12), (1, 0.45), (0.8, 0.57), (0, 0.57)]],
     "L": [[(0, -1), (0, 2)], [(-1, 1), (2, 1)]],
 }
-"""Strokes of the sign on the wall, in a unit square with y downwards; their ends are cut off square at its edges."""
+"""Strokes of the letters on the wall, in a unit square with y downwards; what is outside is cut off."""
 
-_SPARE_NOISE = 256  # pixels by which the sheet of noise is larger than a picture, both ways
+_NOISE_MARGIN = 256  # pixels by which the array of noise is larger than an image
 
 
 @cache
 def _studio() -> UInt8Array:
-    """Paint the empty studio with a margin all round, once per process: (1280 + 2m, 1918 + 2m, 3) uint8 RGB."""
+    """Return the empty studio, uint8 RGB (1280 + 2m, 1918 + 2m, 3) with m = ``MARGIN``; painted once per process."""
     height, width = HEIGHT + 2 * MARGIN, WIDTH + 2 * MARGIN
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     across = (x - width / 2) / (width / 2)
-    seam = 440 + MARGIN + 16 * across**2  # where the floor, drawn up the wall, ends
+    seam = 440 + MARGIN + 16 * across**2  # row where the floor, which curves up the wall, ends
 
     wall = 240 + 10 * np.exp(-(((y - seam) / 160) ** 2)) - 5 * across**2 + 4 * (y / seam)
     sign = np.where(y > seam - 2, 0, _sign(height, width)) / np.float32(255)
@@ -126,7 +125,7 @@ def _studio() -> UInt8Array:
     wall_HW3 = wall[..., None] * np.array([0.998, 1.0, 0.998], np.float32)
 
     depth = _FOCAL * _EYE / np.maximum(y - MARGIN - _HORIZON, 1)
-    radius = np.hypot((x - MARGIN - _CENTRE_X) * depth / _FOCAL, depth - _DISTANCE)
+    radius = np.hypot((x - MARGIN - _CENTER_X) * depth / _FOCAL, depth - _DISTANCE)
     turntable = np.clip((_TURNTABLE - radius) / 0.02, 0, 1)[..., None]
     rim = np.exp(-(((radius - _TURNTABLE) / 0.018) ** 2))
     rng = np.random.default_rng(0)
@@ -141,96 +140,96 @@ def _studio() -> UInt8Array:
 
     above = np.clip(seam - y + 0.5, 0, 1)[..., None]
     studio = wall_HW3 * above + floor_HW3 * (1 - above)
-    studio *= (1 - 0.035 * (across**2 + (2 * y / height - 1) ** 2))[..., None]  # the lens darkens the corners
+    studio *= (1 - 0.035 * (across**2 + (2 * y / height - 1) ** 2))[..., None]  # vignette
     return np.asarray(np.clip(np.round(cv2.GaussianBlur(studio, (0, 0), 0.8)), 0, 255), np.uint8)
 
 
 def _sign(height: int, width: int) -> UInt8Array:
-    """Draw the sign on the wall, (height, width) uint8 from 0 to 255: thin letters, then bold ones."""
+    """Return the letters on the wall, uint8 (height, width), 0 to 255: thin ones, then bold ones."""
     sign = np.zeros((height, width), np.uint8)
-    for place, letter in enumerate(_SIGN):
-        stroke = 22 if place < 3 else 50
+    for index, letter in enumerate(_SIGN):
+        stroke = 22 if index < 3 else 50
         canvas = np.zeros((215 + stroke, 165 + stroke), np.uint8)
         for points in _LETTERS[letter]:
             sixteenths = np.round((np.array(points) * (165, 215) + stroke / 2) * 16).astype(np.int32)
             cv2.polylines(canvas, [sixteenths], False, 255, stroke, cv2.LINE_AA, 4)
-        left = 95 + MARGIN + 254 * place
+        left = 95 + MARGIN + 254 * index
         top = round(217 + MARGIN + 14 * ((left + 90) / (width / 2) - 1) ** 2) - stroke // 2
         sign[top : top + canvas.shape[0], left : left + canvas.shape[1]] = canvas
     return sign
 
 
 @lru_cache(maxsize=1)
-def _exposed_studio(shot: CameraSetup) -> UInt8Array:
-    """Return the empty studio as one car's shots see it: (1280, 1918, 3) uint8 RGB, not to be written to."""
-    left, top = MARGIN - shot.shift[0], MARGIN - shot.shift[1]
-    levels = np.round(np.arange(256)[:, None] * np.array(shot.gain))
-    table = np.clip(levels, 0, 255).astype(np.uint8)[None]
+def _exposed_studio(camera: CameraSetup) -> UInt8Array:
+    """Return the empty studio as photographed by ``camera``: uint8 RGB (1280, 1918, 3), shared, so do not modify it."""
+    left, top = MARGIN - camera.shift[0], MARGIN - camera.shift[1]
+    scaled = np.round(np.arange(256)[:, None] * np.array(camera.gain))
+    table = np.clip(scaled, 0, 255).astype(np.uint8)[None]
     return np.asarray(cv2.LUT(_studio()[top : top + HEIGHT, left : left + WIDTH], table), np.uint8)
 
 
 @cache
 def _sensor_noise() -> NDArray[np.int8]:
-    """Return a sheet of noise, from which each picture takes a piece: (1280 + 256, 1918 + 256, 3) int8 grey levels."""
-    size = (HEIGHT + _SPARE_NOISE, WIDTH + _SPARE_NOISE, 3)
+    """Return noise, int8 (1280 + 256, 1918 + 256, 3), of which each image uses a random window."""
+    size = (HEIGHT + _NOISE_MARGIN, WIDTH + _NOISE_MARGIN, 3)
     white = np.random.default_rng(1).standard_normal(size, np.float32)
     return np.round(cv2.GaussianBlur(white * 2.2, (0, 0), 0.7)).astype(np.int8)
 
 
-def _cast_shadow(picture_HWC: UInt8Array, corners_T33: Points3D, shot: CameraSetup) -> None:
+def _cast_shadow(image_HWC: UInt8Array, corners_T33: Points3D, camera: CameraSetup) -> None:
     """Darken the floor under and around the car, in place."""
-    shrink = 8  # soft shadows need no finer pixels
+    shrink = 8  # soft shadows need less resolution
     below = corners_T33.mean(axis=1) * [1, 1, 0]
     touching = corners_T33[..., 2].min(axis=1) < 0.03
     shadow = np.zeros((HEIGHT // shrink, -(-WIDTH // shrink)), np.float32)
-    for places, softness, strength in ((below, 2.5, 0.35), (below, 12.0, 0.25), (below[touching], 1.5, 0.2)):
+    for points, softness, strength in ((below, 2.5, 0.35), (below, 12.0, 0.25), (below[touching], 1.5, 0.2)):
         layer = np.zeros_like(shadow)
-        outline = cv2.convexHull((_project(places, shot) / shrink * 16).astype(np.int32))
+        outline = cv2.convexHull((_project(points, camera) / shrink * 16).astype(np.int32))
         cv2.fillConvexPoly(layer, outline, strength, cv2.LINE_8, 4)
         shadow += cv2.GaussianBlur(layer, (0, 0), softness)
     light = cv2.resize(1 - shadow, (shadow.shape[1] * shrink, HEIGHT), interpolation=cv2.INTER_LINEAR)
     floor = slice(440, HEIGHT)
     factor = cv2.merge([np.round(light[floor, :WIDTH] * 255).astype(np.uint8)] * 3)
-    picture_HWC[floor] = cv2.multiply(picture_HWC[floor], factor, scale=1 / 255)
+    image_HWC[floor] = cv2.multiply(image_HWC[floor], factor, scale=1 / 255)
 
 
 # ---------------------------------------------------------------- car
 
 
 def _rasterize(
-    corners_T33: Points3D, behind_T: Points3D, shot: CameraSetup
+    corners_T33: Points3D, depth_offset_T: Points3D, camera: CameraSetup
 ) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
     """Draw the triangles that face the camera, far ones first.
 
-    Returns their indices (N,), and an image (1280, 1918) int32 of 1 + the place among those indices, 0 where there is
-    no car.
+    Returns their indices (N,), and an int32 image (1280, 1918) of the triangle shown at each pixel: 1 + its position
+    among those indices, 0 for background.
     """
     eye = np.array([0.0, -_DISTANCE, _EYE])
     middle = corners_T33.mean(axis=1)
     facing = np.cross(corners_T33[:, 1] - corners_T33[:, 0], corners_T33[:, 2] - corners_T33[:, 0])
-    pixels = _project(corners_T33, shot)
+    pixels = _project(corners_T33, camera)
     (ax, ay), (bx, by) = (pixels[:, 1] - pixels[:, 0]).T, (pixels[:, 2] - pixels[:, 0]).T
-    wide_enough = np.abs(ax * by - ay * bx) > 0.05  # edge-on triangles have no surface to interpolate over
-    seen = np.flatnonzero((np.sum(facing * (middle - eye), axis=1) < 0) & wide_enough)
-    distance = np.linalg.norm(middle[seen] - eye, axis=1) + behind_T[seen]
-    seen = seen[np.argsort(-distance, kind="stable")]
+    wide_enough = np.abs(ax * by - ay * bx) > 0.05  # edge-on triangles cannot be interpolated
+    visible = np.flatnonzero((np.sum(facing * (middle - eye), axis=1) < 0) & wide_enough)
+    distance = np.linalg.norm(middle[visible] - eye, axis=1) + depth_offset_T[visible]
+    visible = visible[np.argsort(-distance, kind="stable")]
     ids = np.zeros((HEIGHT, WIDTH), np.int32)
-    for place, triangle in enumerate(np.round(pixels[seen] * 16).astype(np.int32), start=1):
-        cv2.fillConvexPoly(ids, triangle, place, cv2.LINE_8, 4)
-    return seen, ids
+    for number, triangle in enumerate(np.round(pixels[visible] * 16).astype(np.int32), start=1):
+        cv2.fillConvexPoly(ids, triangle, number, cv2.LINE_8, 4)
+    return visible, ids
 
 
 def _paint_car(
-    picture_HWC: UInt8Array,
+    image_HWC: UInt8Array,
     ids_HW: NDArray[np.int32],
     surface_N35: Float32Array,
     texture_HW4: UInt8Array,
-    shot: CameraSetup,
+    camera: CameraSetup,
 ) -> None:
-    """Shade the car's pixels and lay them over the picture with soft edges, in place.
+    """Shade the car's pixels and blend them into the image with smooth edges, in place.
 
-    ``ids_HW`` is 1 + the triangle a pixel shows, or 0. A pixel's (x, y, 1) times that triangle's part of
-    ``surface_N35`` is the normal and the texture position there.
+    ``ids_HW`` is 1 + the triangle shown at each pixel, or 0. A pixel's (x, y, 1) times the triangle's ``surface_N35``
+    gives the normal and the texture position there.
     """
     left, top, width, height = cv2.boundingRect((ids_HW > 0).astype(np.uint8))
     left, top, right, bottom = max(left - 4, 0), max(top - 4, 0), left + width + 4, top + height + 4
@@ -238,8 +237,8 @@ def _paint_car(
     pixels = np.flatnonzero(ids)
     triangles = ids.ravel()[pixels] - 1
     surface_35N = np.ascontiguousarray(surface_N35.transpose(1, 2, 0))
-    middle_x, middle_y = np.float32(_CENTRE_X + shot.shift[0]), np.float32(_HORIZON + shot.shift[1])
-    gain_31 = np.array(shot.gain, np.float32)[:, None]
+    middle_x, middle_y = np.float32(_CENTER_X + camera.shift[0]), np.float32(_HORIZON + camera.shift[1])
+    gain_31 = np.array(camera.gain, np.float32)[:, None]
     car = np.zeros((ids.size, 4), np.uint8)
     car[pixels, 3] = 255
     for start in range(0, len(pixels), _CHUNK):
@@ -252,38 +251,38 @@ def _paint_car(
         colors = _shade(values_5N[:3], texels.T * np.float32(1 / 255), x - middle_x, y - middle_y)
         car[chunk, :3] = np.minimum(colors * gain_31 + np.float32(0.5), 255).T
 
-    # The colors and the cover are blurred alike, so that edges are smooth and no background bleeds into the paint.
+    # Colors and coverage get the same blur, so that edges are smooth and the background does not bleed into the car.
     blurred = cv2.GaussianBlur(car.reshape(*ids.shape, 4), (5, 5), 0.75)
     uncovered = cv2.merge([255 - blurred[..., 3]] * 3)
-    behind = picture_HWC[top:bottom, left:right]
-    behind[:] = cv2.add(cv2.multiply(behind, uncovered, scale=1 / 255), blurred[..., :3])
+    background = image_HWC[top:bottom, left:right]
+    background[:] = cv2.add(cv2.multiply(background, uncovered, scale=1 / 255), blurred[..., :3])
 
 
 def _shade(
     normals_3N: Float32Array, material_4N: Float32Array, right_N: Float32Array, down_N: Float32Array
 ) -> Float32Array:
-    """Return sRGB colors (3, N) from 0 to 255: paint lit by the studio, and the studio mirrored in its clear coat.
+    """Return sRGB colors (3, N), 0 to 255: paint lit by the studio, plus reflections of the studio.
 
-    ``material_4N`` is the texture from 0 to 1, ``right_N`` and ``down_N`` are pixels from the vanishing point.
+    ``material_4N`` is the texture, 0 to 1; ``right_N`` and ``down_N`` are distances from the vanishing point in pixels.
     """
     nx, ny, nz = normals_3N / np.sqrt(np.sum(np.square(normals_3N), axis=0))
-    towards = 1 / np.sqrt(np.square(right_N) + np.square(down_N) + np.float32(_FOCAL**2))
-    vx, vy, vz = right_N * towards, np.float32(_FOCAL) * towards, -down_N * towards
+    inverse_length = 1 / np.sqrt(np.square(right_N) + np.square(down_N) + np.float32(_FOCAL**2))
+    vx, vy, vz = right_N * inverse_length, np.float32(_FOCAL) * inverse_length, -down_N * inverse_length
     cosine = np.clip(-(nx * vx + ny * vy + nz * vz), 0, 1)
     rx, ry, rz = vx + 2 * cosine * nx, vy + 2 * cosine * ny, vz + 2 * cosine * nz
 
     light = 0.78 + 0.30 * nz - 0.08 * ny + 0.06 * nx
     gloss, slant = material_4N[3], 1 - cosine
-    # Schlick's approximation, weaker than physics has it: the surroundings are simpler, too.
+    # Schlick's approximation, weakened because the surroundings are simplified.
     grazing = 0.6 * np.square(np.square(slant)) * slant * np.minimum(gloss * 25, 1)
     mirrored = (gloss + (1 - gloss) * grazing) * _surroundings(rx, ry, rz)
-    albedo = np.square(material_4N[:3])  # a texture holds sRGB, about the square root of the light
+    albedo = np.square(material_4N[:3])  # sRGB values are about the square root of the light
     colors: Float32Array = 255 * np.sqrt(np.clip(albedo * (light * (1 - grazing)) + mirrored, 0, 1))
     return colors
 
 
 def _surroundings(rx: Float32Array, ry: Float32Array, rz: Float32Array) -> Float32Array:
-    """Return the studio's brightness (N,) in a direction: grey floor, white wall, dark ceiling, two rows of lamps."""
+    """Return the studio's brightness (N,) by direction: gray floor, white wall, dark ceiling, two rows of lamps."""
     floor = 0.24 + 0.18 * rz
     wall = (0.30 + 0.55 * _ramp(ry, -0.3, 0.5)) * (1 - 0.75 * _ramp(rz, 0.12, 0.45))
     steep = np.maximum(rz, np.float32(0.15))
@@ -296,6 +295,6 @@ def _surroundings(rx: Float32Array, ry: Float32Array, rz: Float32Array) -> Float
 
 
 def _ramp(value: Float32Array, start: float, end: float) -> Float32Array:
-    """Return 0 up to ``start``, 1 from ``end``, and a straight line between."""
+    """Return 0 up to ``start``, 1 from ``end``, and linear values between."""
     line: Float32Array = np.clip((value - start) * np.float32(1 / (end - start)), 0, 1)
     return line

@@ -1,7 +1,7 @@
-"""What a drawn car's skin looks like: one picture holding tiles for its side, front, rear and wheel.
+"""Texture of a synthetic car: one image with tiles for its side, front, rear and wheel.
 
-A tile shows the car flat, as a workshop drawing does, in metres: the side by (d, z), the distance behind the nose and
-the height above the floor, the front and the rear by (y, z), the place to the car's left and the height.
+Tiles are orthographic views in meters. The side has coordinates (d, z), the distance behind the nose and the height
+above the floor; front and rear have (y, z), the position to the car's left and the height.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ from pipeline.synthetic.car_design import CarDesign, Proportions
 from pipeline.utils.arrays import Float64Array
 
 Color = tuple[float, float, float, float]
-"""Red, green and blue in sRGB, then the share of light that the surface mirrors head-on; all from 0 to 255."""
+"""Red, green and blue in sRGB, then the reflectance at normal incidence; all from 0 to 255."""
 
 Points = Sequence[tuple[float, float]] | Float64Array
-"""Corners (across, z) in metres."""
+"""Corners (across, z) in meters."""
 
-_SCALE = 320  # texture pixels per metre, about the scale of the pictures
+_SCALE = 320  # texture pixels per meter, about the scale of the images
 _HEIGHT, _WIDTH = 1280, 1856
-_CEILING = 1.96  # the z at the top of the tiles for side, front and rear
-_AHEAD = 0.12  # metres before the nose at which the side tile begins
+_CEILING = 1.96  # z at the top of the tiles for side, front and rear
+_AHEAD = 0.12  # the side tile begins this many meters before the nose
 _HALF = 1.05  # the front and rear tiles span y from -_HALF to _HALF
 _FRONT_U, _REAR_U, _ENDS_V = 0, 672, 640
-_WHEEL_U, _WHEEL_V, _WHEEL_RADIUS = 1600, 832, 180  # the wheel's centre and radius, in texture pixels
-_SWATCH_U = {"black": 1420, "tyre": 1500, "chrome": 1580, "paint": 1660}
+_WHEEL_U, _WHEEL_V, _WHEEL_RADIUS = 1600, 832, 180  # the wheel's center and radius, in texture pixels
+_SWATCH_U = {"black": 1420, "tire": 1500, "chrome": 1580, "paint": 1660}
 _SWATCH_V = 1150
 
 _BLACK: Color = (10, 10, 11, 2)
 _TRIM: Color = (26, 27, 29, 6)
-_TYRE: Color = (30, 30, 31, 2)
+_TIRE: Color = (30, 30, 31, 2)
 _GLASS: Color = (30, 34, 35, 15)
 _SEAT: Color = (24, 25, 26, 15)
 _CHROME: Color = (96, 98, 100, 120)
@@ -48,25 +48,25 @@ def side_uv(d: Float64Array, z: Float64Array) -> Float64Array:
 
 
 def end_uv(front: NDArray[np.bool_], y: Float64Array, z: Float64Array) -> Float64Array:
-    """Return the texture positions (..., 2) in pixels of points on the front, or on the rear where not ``front``."""
+    """Return the texture positions (..., 2) in pixels of points on the front, or on the rear if not ``front``."""
     u = np.where(front, _FRONT_U, _REAR_U) + (y + _HALF) * _SCALE
     return np.stack([u, _ENDS_V + (_CEILING - z) * _SCALE], axis=-1)
 
 
 def wheel_uv(x: Float64Array, z: Float64Array) -> Float64Array:
-    """Return the texture positions (..., 2) in pixels of points on a wheel, in wheel radii from its hub."""
+    """Return the texture positions (..., 2) in pixels of points on a wheel, given in wheel radii from its hub."""
     return np.stack([_WHEEL_U - x * _WHEEL_RADIUS, _WHEEL_V - z * _WHEEL_RADIUS], axis=-1)
 
 
 def swatch_uv(material: str) -> Float64Array:
-    """Return the texture position (2,) in pixels of a plain material: black, tyre, chrome or paint."""
+    """Return the texture position (2,) in pixels of a plain material: black, tire, chrome or paint."""
     return np.array([_SWATCH_U[material], _SWATCH_V], dtype=float)
 
 
 def paint_texture(design: CarDesign) -> NDArray[np.uint8]:
-    """Return the car's texture, (1280, 1856, 4) uint8, its channels as in :data:`Color`."""
+    """Return the car's texture, uint8 (1280, 1856, 4), with the channels of ``Color``."""
     texture = np.empty((_HEIGHT, _WIDTH, 4), np.uint8)
-    # Less light comes to the lower flanks, from the floor only.
+    # The lower flanks are darker, because they are lit by the floor only.
     z = _CEILING - (np.arange(_HEIGHT) % _ENDS_V) / _SCALE
     shade = 1 - 0.16 * np.clip((0.85 - z) / 0.65, 0, 1)
     texture[..., :3] = np.round(shade[:, None, None] * design.paint)
@@ -75,14 +75,14 @@ def paint_texture(design: CarDesign) -> NDArray[np.uint8]:
     _draw_front(_TextureTile(texture, _FRONT_U, _ENDS_V, -_HALF, _CEILING), design)
     _draw_rear(_TextureTile(texture, _REAR_U, _ENDS_V, -_HALF, _CEILING), design)
     _draw_wheel(_TextureTile(texture, _WHEEL_U, _WHEEL_V, 0, 0), design)
-    for name, color in (("black", _BLACK), ("tyre", _TYRE), ("chrome", _CHROME), ("paint", _paint(design))):
+    for name, color in (("black", _BLACK), ("tire", _TIRE), ("chrome", _CHROME), ("paint", _paint(design))):
         u = _SWATCH_U[name]
         texture[_SWATCH_V - 20 : _SWATCH_V + 20, u - 20 : u + 20] = color
     return texture
 
 
 class _TextureTile:
-    """Draws in metres into the part of a texture whose pixel (u, v) is the place (left, top)."""
+    """Draws into a tile of a texture, in meters; pixel (u, v) of the texture is the point (left, top)."""
 
     def __init__(self, texture_HW4: NDArray[np.uint8], u: float, v: float, left: float, top: float) -> None:
         self.texture_HW4, self.u, self.v, self.left, self.top = texture_HW4, u, v, left, top
@@ -97,22 +97,22 @@ class _TextureTile:
         cv2.fillPoly(self.texture_HW4, [self._sixteenths(points)], color, cv2.LINE_AA, 4)
 
     def fill_both(self, points: Sequence[tuple[float, float]], color: Color) -> None:
-        """Fill a polygon and its mirror image on the other side of the middle."""
+        """Fill a polygon and its mirror image at negative ``across``."""
         self.fill(points, color)
         self.fill([(-across, z) for across, z in points], color)
 
     def line(self, points: Points, color: Color, width: float) -> None:
-        """Draw an open line, ``width`` metres wide."""
+        """Draw an open line, ``width`` meters wide."""
         thickness = max(1, round(width * _SCALE))
         cv2.polylines(self.texture_HW4, [self._sixteenths(points)], False, color, thickness, cv2.LINE_AA, 4)
 
     def box(self, across: float, z: float, width: float, height: float, color: Color) -> None:
-        """Fill an upright rectangle around a centre."""
+        """Fill an upright rectangle around a center."""
         a, b = width / 2, height / 2
         self.fill([(across - a, z - b), (across + a, z - b), (across + a, z + b), (across - a, z + b)], color)
 
     def disc(self, across: float, z: float, radius: float, color: Color) -> None:
-        """Fill a disc around a centre."""
+        """Fill a disc around a center."""
         turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         self.fill(np.stack([across + radius * np.cos(turn), z + radius * np.sin(turn)], axis=1), color)
 
@@ -126,7 +126,7 @@ def _paint(design: CarDesign, shade: float = 1.0) -> Color:
 
 
 def _draw_side(tile: _TextureTile, design: CarDesign) -> None:
-    car = design.measures
+    car = design.proportions
     belt, end, gap = car.belt, car.length, _paint(design, 0.4)
     if car.doors == 4:
         rear_door, door_end = car.axles[0] + 0.5 * car.wheelbase, car.axles[1] - 0.12
@@ -160,8 +160,8 @@ def _draw_side(tile: _TextureTile, design: CarDesign) -> None:
 
 
 def _draw_side_windows(tile: _TextureTile, design: CarDesign, rear_door: float, door_end: float) -> None:
-    """Draw the glass of the side, its frame and its pillars, and what shows behind it."""
-    car = design.measures
+    """Draw the side windows, their frame and pillars, and what is visible through the glass."""
+    car = design.proportions
     d = np.linspace(car.cowl[0] - 0.1, car.deck[0] + 0.1, 200)
     stop = {"convertible": car.roof_end[0] + 0.15, "pickup": car.roof_end[0] - 0.02}.get(
         car.kind, car.roof_end[0] + 0.45
@@ -170,20 +170,20 @@ def _draw_side_windows(tile: _TextureTile, design: CarDesign, rear_door: float, 
         tile.fill([*zip(d, car.shoulder(d), strict=True), (d[-1], 1.9), (d[0], 1.9)], _TRIM)
         tile.line([car.cowl, car.header], _paint(design), 0.16)
 
-    # Glass keeps clear of the roof's edge and of the pillars, whatever the slope of the line above it.
+    # The glass keeps a distance from the outline above it, also where that is steep.
     high = np.min([car.top(d + reach) for reach in (-0.13, -0.06, 0.0, 0.06, 0.13)], axis=0) - 0.075
     high = np.minimum(high, car.shoulder(d) + 0.83 * (car.top(d) - car.shoulder(d)))
     low = car.shoulder(d) + 0.035
     inside = (high > low + 0.03) & (d < stop)
     d, high, low = d[inside], high[inside], low[inside]
-    outline = _blend(d, low, high)
+    outline = _area_between(d, low, high)
     tile.fill(outline, _GLASS)
 
-    # Through the glass one sees the studio beyond the far window, dimmer at the back, and seats before it.
+    # Visible through the glass: the studio behind the far window, darker at the rear, and seats in front of it.
     for start, end, brightness in ((d[0] + 0.3, rear_door - 0.12, 1.0), (rear_door + 0.1, door_end - 0.1, 0.63)):
         if end - start > 0.2:
             across = np.linspace(start, end, 30)
-            view = _blend(across, np.interp(across, d, low) + 0.1, np.interp(across, d, high) - 0.06)
+            view = _area_between(across, np.interp(across, d, low) + 0.1, np.interp(across, d, high) - 0.06)
             tile.fill(view, (92 * brightness, 99 * brightness, 99 * brightness, 15))
             at, z = end - 0.22, float(np.interp(end - 0.22, d, low))
             tile.fill([(at - 0.14, z), (at - 0.07, z + 0.21), (at + 0.09, z + 0.23), (at + 0.2, z)], _SEAT)
@@ -194,8 +194,8 @@ def _draw_side_windows(tile: _TextureTile, design: CarDesign, rear_door: float, 
         tile.fill([(pillar - 0.05, foot), (pillar - 0.04, head), (pillar + 0.04, head), (pillar + 0.05, foot)], _TRIM)
 
 
-def _blend(across: Float64Array, low: Float64Array, high: Float64Array) -> Float64Array:
-    """Return the outline (2N, 2) of the area between two lines."""
+def _area_between(across: Float64Array, low: Float64Array, high: Float64Array) -> Float64Array:
+    """Return the outline (2N, 2) of the area between the lines ``low`` and ``high``."""
     return np.concatenate([np.stack([across, high], axis=1), np.stack([across, low], axis=1)[::-1]])
 
 
@@ -203,13 +203,13 @@ def _blend(across: Float64Array, low: Float64Array, high: Float64Array) -> Float
 
 
 def _draw_front(tile: _TextureTile, design: CarDesign) -> None:
-    car = design.measures
+    car = design.proportions
     half, lamp, floor = car.width / 2, car.nose, car.clearance
     trim = _CHROME if design.chrome else _TRIM
     if car.kind == "convertible":
         tile.box(0, 1.8, 2.1, 2 * (1.8 - car.header[1] + 0.01), _TRIM)
     foot = car.cowl[1] + 0.015
-    _draw_screen(tile, car, foot, car.header[1] - 0.035, brightness=1.0, seats=True)
+    _draw_window(tile, car, foot, car.header[1] - 0.035, brightness=1.0, seats=True)
     for middle in (-0.3, 0.3):
         tile.line([(middle - 0.3, foot + 0.045), (middle + 0.27, foot + 0.015)], _BLACK, 0.014)  # a wiper
 
@@ -240,13 +240,13 @@ def _draw_front(tile: _TextureTile, design: CarDesign) -> None:
 
 
 def _draw_rear(tile: _TextureTile, design: CarDesign) -> None:
-    car = design.measures
+    car = design.proportions
     half, lamp, floor = car.width / 2, car.tail - 0.18, car.clearance
     if car.kind == "convertible":
         tile.box(0, 1.5, 2.1, 2 * (1.5 - car.deck[1] + 0.01), _TRIM)
     if car.kind == "pickup":  # a cloth cover over the bed
         tile.box(0, (car.deck[1] + car.tail) / 2, 1.86 * half, car.deck[1] - car.tail + 0.02, _TRIM)
-    _draw_screen(tile, car, car.deck[1] + 0.04, car.roof_end[1] - 0.07, brightness=0.6, seats=False)
+    _draw_window(tile, car, car.deck[1] + 0.04, car.roof_end[1] - 0.07, brightness=0.6, seats=False)
     tile.box(0, car.roof_end[1] - 0.05, 0.32, 0.025, _RED)
 
     tile.fill_both([(half * a, lamp + b) for a, b in ((0.62, -0.06), (0.58, 0.08), (1.02, 0.09), (1.02, -0.1))], _RED)
@@ -261,10 +261,10 @@ def _draw_rear(tile: _TextureTile, design: CarDesign) -> None:
     _draw_plate(tile, floor + 0.3 if car.kind == "pickup" else car.tail - 0.2)
 
 
-def _draw_screen(
+def _draw_window(
     tile: _TextureTile, car: Proportions, foot: float, head: float, *, brightness: float, seats: bool
 ) -> None:
-    """Draw windscreen or rear window between two heights: dark glass, and the view through it."""
+    """Draw windshield or rear window between the heights ``foot`` and ``head``: dark glass, and what is behind it."""
 
     def half_width(z: float) -> float:
         return car.width / 2 * (0.84 - 0.16 * (z - car.belt) / (car.peak[1] - car.belt))
@@ -297,7 +297,7 @@ def _draw_plate(tile: _TextureTile, z: float) -> None:
 
 def _draw_wheel(tile: _TextureTile, design: CarDesign) -> None:
     radius = _WHEEL_RADIUS / _SCALE
-    for share, color in ((1.05, _TYRE), (0.72, _RIM), (0.66, (18, 18, 19, 4)), (0.40, (60, 60, 62, 30))):
+    for share, color in ((1.05, _TIRE), (0.72, _RIM), (0.66, (18, 18, 19, 4)), (0.40, (60, 60, 62, 30))):
         tile.disc(0, 0, radius * share, color)
     thin = 0.25 / design.spokes
     spoke = np.array([(0.1, -0.09 - thin), (0.7, -0.05 - thin), (0.7, 0.05 + thin), (0.1, 0.09 + thin)]) * radius

@@ -1,7 +1,7 @@
-"""A stand-in for the competition: the same files, holding drawn cars, for whoever has no Kaggle account available.
+"""Write a synthetic sample of the competition: the same files, with rendered cars, usable without a Kaggle account.
 
-Everything follows from the settings alone: the same settings give the same bytes on the same library versions, however
-many processes draw. :mod:`pipeline.synthetic.car_photo` draws the pictures; here they become the competition's files.
+Equal settings give equal bytes with the same library versions, whatever the number of processes.
+``pipeline.synthetic.car_photo`` renders the images; this module writes the competition's files.
 """
 
 import csv
@@ -40,8 +40,8 @@ _MAKES = ("Aldera", "Borealis", "Corvanto", "Delmira", "Estrada Motors", "Fennhi
 _TRIMS = ("", "Base", "Sport", "Touring", "Limited")
 
 
-class DrawnImage(NamedTuple):
-    """One picture and its mask, encoded as the competition's files hold them."""
+class EncodedImage(NamedTuple):
+    """An image and its mask, encoded as in the competition's files."""
 
     image_id: str
     jpeg: bytes
@@ -50,30 +50,31 @@ class DrawnImage(NamedTuple):
 
 
 def draw_sample(folder: Path, settings: SampleSettings, workers: int | None = None) -> None:
-    """Draw a sample of the competition into ``folder``, which is made if need be.
+    """Write a synthetic sample into ``folder``, which is created if it does not exist.
 
     Writes train.zip, train_masks.zip, train_masks.csv.zip, test.zip, metadata.csv.zip and sample_submission.csv.zip in
-    Kaggle's layout, and truth.csv, the masks of test.zip in the form of train_masks.csv. Files already there are
-    replaced, each at once and only when complete. ``workers`` processes draw, one for each processor if None.
+    Kaggle's layout, and truth.csv, the masks of test.zip in the format of train_masks.csv. Each file is written
+    atomically and replaces an existing one; truth.csv is the last. ``workers`` is the number of processes; None: one
+    per CPU.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cars = car_ids(settings)
     train = sorted(range(settings.train_cars), key=cars.__getitem__)
     test = sorted(range(settings.train_cars, len(cars)), key=cars.__getitem__)
 
-    with _drawing(settings.seed, cars, train + test, workers) as drawn:
-        with _whole_zip(folder / "train_masks.zip") as masks:
+    with _draw_in_parallel(settings.seed, cars, train + test, workers) as drawn:
+        with _atomic_zip(folder / "train_masks.zip") as masks:
             train_masks = _write_split(folder, "train", len(train), drawn, masks)
         test_masks = _write_split(folder, "test", len(test), drawn)
     _write_zipped_csv(folder / "train_masks.csv.zip", [_HEADER, *train_masks])
     _write_zipped_csv(folder / "sample_submission.csv.zip", [_HEADER, *((name, "1 1") for name, _ in test_masks)])
-    metadata = sorted(_describe(settings.seed, index, car) for index, car in enumerate(cars))
+    metadata = sorted(_metadata_row(settings.seed, index, car) for index, car in enumerate(cars))
     _write_zipped_csv(folder / "metadata.csv.zip", [_METADATA_HEADER, *metadata], quote=True)
-    write_text(folder / "truth.csv", _csv([_HEADER, *test_masks]))
+    write_text(folder / "truth.csv", _format_csv([_HEADER, *test_masks]))
 
 
 def car_ids(settings: SampleSettings) -> list[str]:
-    """Return the ids of the sample's cars in drawing order, train before test: 12 hex digits each, all different."""
+    """Return the ids of the sample's cars, 12 hex digits each, all different: training cars, then test cars."""
     cars: dict[str, None] = {}
     attempt = 0
     while len(cars) < settings.train_cars + settings.test_cars:
@@ -86,10 +87,12 @@ def car_ids(settings: SampleSettings) -> list[str]:
 
 
 @contextmanager
-def _drawing(seed: int, cars: list[str], order: list[int], workers: int | None) -> Iterator[Iterator[list[DrawnImage]]]:
-    """Give an iterator over the cars in ``order``, which a pool of processes draws ahead."""
+def _draw_in_parallel(
+    seed: int, cars: list[str], order: list[int], workers: int | None
+) -> Iterator[Iterator[list[EncodedImage]]]:
+    """Yield an iterator over the images of each car in ``order``, rendered ahead by a pool of processes."""
     workers = min(workers or available_cpus(), len(order))
-    # Spawned, not forked: the fork of a process whose libraries hold threads can hang.
+    # Spawned, because a forked process can hang if a library had threads.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_init_worker)
     try:
         yield pool.map(_draw_and_encode, [seed] * len(order), order, [cars[index] for index in order])
@@ -101,25 +104,25 @@ def _init_worker() -> None:
     cv2.setNumThreads(1)
     parent = parent_process()
 
-    def follow() -> None:
-        # A pool's processes outlive a parent that is killed, and would wait for work for ever.
+    def exit_with_parent() -> None:
+        # Otherwise the processes of a pool wait for work forever after their parent is killed.
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    Thread(target=follow, daemon=True).start()
+    Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _draw_and_encode(seed: int, index: int, car: str) -> list[DrawnImage]:
+def _draw_and_encode(seed: int, index: int, car: str) -> list[EncodedImage]:
     images = []
     for angle, (image_HWC, mask_HW) in enumerate(draw_car(seed, index), start=1):
         jpeg = simplejpeg.encode_jpeg(image_HWC, _JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
-        images.append(DrawnImage(format_image_id(car, angle), jpeg, _encode_gif(mask_HW), rle.encode(mask_HW)))
+        images.append(EncodedImage(format_image_id(car, angle), jpeg, _encode_gif(mask_HW), rle.encode(mask_HW)))
     return images
 
 
 def _encode_gif(mask_HW: NDArray[np.uint8]) -> bytes:
-    """Encode a mask of 0 and 1 as Kaggle did: a palette GIF whose colors 0 and 1 are black and white."""
+    """Return a mask of 0 and 1 as Kaggle encodes it: a palette GIF with colors 0 black and 1 white."""
     image = Image.fromarray(mask_HW)
     image.putpalette([0, 0, 0, 255, 255, 255])
     buffer = io.BytesIO()
@@ -127,11 +130,11 @@ def _encode_gif(mask_HW: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(seed: int, index: int, car: str) -> tuple[str, ...]:
-    """Return the car's row of metadata.csv."""
+def _metadata_row(seed: int, index: int, car: str) -> tuple[str, ...]:
+    """Return the row of metadata.csv of a car."""
     rng = np.random.default_rng((seed, 3, index))
     make, trim = str(rng.choice(_MAKES)), str(rng.choice(_TRIMS))
-    model = design_car(seed, index).measures.kind.capitalize()
+    model = design_car(seed, index).proportions.kind.capitalize()
     return car, str(rng.integers(2008, 2018)), make, model, model, trim
 
 
@@ -139,41 +142,41 @@ def _describe(seed: int, index: int, car: str) -> tuple[str, ...]:
 
 
 def _write_split(
-    folder: Path, split: str, cars: int, drawn: Iterator[list[DrawnImage]], masks: zipfile.ZipFile | None = None
+    folder: Path, split: str, cars: int, drawn: Iterator[list[EncodedImage]], masks: zipfile.ZipFile | None = None
 ) -> list[tuple[str, str]]:
-    """Write the next ``cars`` drawn cars to <split>.zip, and to ``masks`` if given; return their (img, rle_mask)."""
+    """Write the next ``cars`` cars to <split>.zip, their masks to ``masks`` if given; return rows (img, rle_mask)."""
     rows = []
-    with _whole_zip(folder / f"{split}.zip") as images:
+    with _atomic_zip(folder / f"{split}.zip") as images:
         for _ in tqdm(range(cars), desc=f"Drawing {split} cars", unit="car"):
             for image in next(drawn):
                 name = image_filename(image.image_id)
-                _add(images, f"{split}/{name}", image.jpeg, zipfile.ZIP_STORED)  # a JPEG does not shrink further
+                _add_member(images, f"{split}/{name}", image.jpeg, zipfile.ZIP_STORED)  # a JPEG does not shrink further
                 if masks is not None:
-                    _add(masks, f"{split}_masks/{mask_filename(image.image_id)}", image.gif)
+                    _add_member(masks, f"{split}_masks/{mask_filename(image.image_id)}", image.gif)
                 rows.append((name, image.rle_mask))
     return rows
 
 
 def _write_zipped_csv(path: Path, rows: Iterable[tuple[str, ...]], quote: bool = False) -> None:
-    """Write ``rows`` to the zip ``path``, whose one member is named as the zip without its last suffix."""
-    with _whole_zip(path) as archive:
-        _add(archive, path.stem, _csv(rows, quote).encode())
+    """Write ``rows`` as a CSV into a zip; its one member is named like the zip without ``.zip``."""
+    with _atomic_zip(path) as archive:
+        _add_member(archive, path.stem, _format_csv(rows, quote).encode())
 
 
-def _csv(rows: Iterable[tuple[str, ...]], quote: bool = False) -> str:
+def _format_csv(rows: Iterable[tuple[str, ...]], quote: bool = False) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL).writerows(rows)
     return text.getvalue()
 
 
 @contextmanager
-def _whole_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def _atomic_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         yield archive
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> None:
-    """Add a member whose entry is the same whenever and wherever it is written."""
+def _add_member(archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> None:
+    """Add a member with a fixed date and fixed permissions, so that equal content gives equal bytes."""
     entry = zipfile.ZipInfo(name, _MEMBER_DATE)
     entry.create_system = 3
     entry.external_attr = 0o644 << 16

@@ -1,4 +1,4 @@
-"""Types of arrays. A suffix of a variable's name gives the shape: ``image_HWC``, ``mask_HW``, ``pixels_BCHW``."""
+"""Array types. The suffix of a variable's name gives its shape: ``image_HWC``, ``mask_HW``, ``pixels_BCHW``."""
 
 import numpy as np
 from numpy.typing import NDArray

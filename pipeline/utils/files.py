@@ -1,4 +1,4 @@
-"""Atomic file writes, digests, and moving of results."""
+"""Atomic writes: a file or folder is either complete or not there. Also hard links and digests."""
 
 import contextlib
 import glob
@@ -13,12 +13,12 @@ from typing import Any
 
 from pipeline.errors import CarvanaError
 
-_LINK_FROM_BYTES = 1 << 20
+_MIN_LINKED_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``target`` that becomes ``target`` if the block ends without an error."""
+    """Yield a temporary path beside ``target``: renamed to ``target`` after the block, deleted if the block fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -31,20 +31,21 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write UTF-8 text with LF line ends; the file appears whole or not at all."""
+    """Write UTF-8 text with LF line ends, atomically."""
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write indented JSON; the file appears whole or not at all."""
+    """Write indented JSON, atomically."""
     write_text(target, json.dumps(value, indent=2) + "\n")
 
 
 def read_versioned(path: Path) -> str:
-    """Return the UTF-8 text of a file that is kept in git, with or without a byte order mark.
+    """Return the UTF-8 text of a file that is kept in Git; a byte order mark is removed.
 
-    Raises OSError and UnicodeDecodeError, and CarvanaError for the marks of a merge conflict.
+    Raises CarvanaError if the file has an unresolved merge conflict, and OSError or UnicodeDecodeError as
+    ``Path.read_text`` does.
     """
     text = path.read_text(encoding="utf-8-sig")
     for number, line in enumerate(text.splitlines(), 1):
@@ -57,7 +58,7 @@ def read_versioned(path: Path) -> str:
 
 
 def sha256_of(*parts: bytes) -> str:
-    """Return the hex SHA-256 of the parts, each preceded by its length so that borders count."""
+    """Return the hex SHA-256 of the parts, each preceded by its length: ``ab, c`` and ``a, bc`` differ."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -66,10 +67,9 @@ def sha256_of(*parts: bytes) -> str:
 
 
 def publish_tree(source: Path, target: Path) -> None:
-    """Put a copy of the folder or file ``source`` at ``target``, replacing what is there.
+    """Replace ``target`` by a copy of the folder or file ``source``, and delete what a killed call left behind.
 
-    Large files are hard-linked if the file system can, to save space; small ones are copied, since people edit
-    them in place.
+    Files are linked or copied as by ``link_or_copy``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f".{glob.escape(target.name)}.????????.part"):
@@ -80,35 +80,38 @@ def publish_tree(source: Path, target: Path) -> None:
             shutil.copytree(source, temporary, copy_function=link_or_copy)
         else:
             link_or_copy(source, temporary)
-        _replace_dir(temporary, target)
+        _replace(temporary, target)
     finally:
         remove_path(temporary)
 
 
 def remove_path(path: Path) -> None:
-    """Delete a file or a folder, if it exists."""
+    """Remove a file, a symbolic link or a folder; do nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _replace_dir(temporary: Path, target: Path) -> None:
+def _replace(temporary: Path, target: Path) -> None:
     if target.is_dir() and not target.is_symlink():
-        # A folder can't be replaced in one call, so the old one is renamed first.
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-        target.rename(aside)
+        # A folder that is not empty cannot be replaced in one call, so it is moved away first.
+        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        target.rename(old)
         temporary.rename(target)
-        shutil.rmtree(aside)
+        shutil.rmtree(old)
     else:
         temporary.replace(target)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> str:
-    """Hard-link a large file if the file system can, else copy it; returns ``target``, for shutil."""
-    if os.stat(source).st_size >= _LINK_FROM_BYTES:  # noqa: PTH116 - copytree hands over strings
+    """Hard-link a file of 1 MiB or more if the file system can, to save space; else copy it.
+
+    Small files are copied because people edit them in place. Returns ``target``, as ``shutil.copytree`` expects.
+    """
+    if os.stat(source).st_size >= _MIN_LINKED_BYTES:  # noqa: PTH116 - copytree passes strings
         with contextlib.suppress(OSError):
-            os.link(os.path.realpath(source), target)  # the file itself, not a symlink that leads there
+            os.link(os.path.realpath(source), target)  # realpath: link the file, not a symbolic link to it
             return str(target)
     shutil.copyfile(source, target)
     return str(target)

@@ -1,4 +1,7 @@
-"""Run state: work that resumes after a kill, keyed by everything that determines its result."""
+"""Cached state of long-running work, such as training, so that an interrupted run can resume.
+
+A state is keyed by everything that decides the result, and locked by one process at a time.
+"""
 
 import contextlib
 import json
@@ -18,28 +21,32 @@ from pipeline.errors import CarvanaError
 from pipeline.utils.files import publish_tree, remove_path, sha256_of, write_json
 
 STATE_DIR = ".resume"
-"""Folder of all run states, in the project's root and outside DVC."""
+"""Folder of all states, in the project root and not tracked by DVC."""
 
-_FINISHED_STATES_KEPT = 3
+_KEY_FILE = "key.json"
+"""File in each state that holds its cache key, for people who want to know what the state belongs to."""
 
-_DROPPED = f".{'?' * 16}.{'?' * 8}.part"
-"""Name of a state that is being deleted."""
+_MAX_FINISHED = 3
+"""Number of finished states kept per task."""
+
+_DELETED = f".{'?' * 16}.{'?' * 8}.part"
+"""Glob of states that are being deleted, see ``_delete``."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One piece of work that can be resumed."""
+    """State of one piece of work: checkpoints while it is unfinished, then its result."""
 
     folder: Path
 
     @property
     def work_dir(self) -> Path:
-        """Folder for checkpoints and finished shards; deleted when the work is finished."""
+        """Folder for checkpoints and finished shards; removed when the work is finished."""
         return self.folder / "unfinished"
 
     @property
     def result_dir(self) -> Path:
-        """Folder of the finished result."""
+        """Folder of the result; exists only when the work is finished."""
         return self.folder / "result"
 
     @property
@@ -48,37 +55,37 @@ class RunState:
         return self.result_dir.is_dir()
 
     def finish(self, built: Path) -> None:
-        """Make the folder ``built`` (in ``work_dir``) the result, atomically, and delete ``work_dir``."""
+        """Make the folder ``built``, inside ``work_dir``, the result, and delete the rest of ``work_dir``."""
         built.rename(self.result_dir)
         remove_path(self.work_dir)
 
     def publish(self, target: Path) -> None:
-        """Copy the result to ``target``; may be repeated."""
+        """Replace ``target`` by a copy of the result."""
         publish_tree(self.result_dir, target)
 
 
 def package_versions(*packages: str) -> dict[str, str]:
-    """Return the installed versions of packages."""
+    """Return the installed version of each package, for use in a cache key."""
     return {package: version(package) for package in packages}
 
 
 @contextlib.contextmanager
 def acquire_run_state(root: Path, task: str, cache_key: Mapping[str, Any]) -> Iterator[RunState]:
-    """Lock and yield the state of a ``task`` (such as ``train/unet/0``) with this ``cache_key``.
+    """Lock and yield the state of ``task``, such as ``train/unet/0``, for ``cache_key``.
 
-    The key is JSON of everything that determines the result, so that the state of other settings is never used. If
-    another process holds the lock (a killed ``dvc`` leaves its stage running), wait for it and take over its result.
-    The system releases the lock when its process ends.
+    ``cache_key`` is JSON of everything that decides the result, so that a state made with other settings is never
+    reused. If another process holds the state, such as a stage that a killed ``dvc`` left running, wait for it and
+    then use its result. The operating system releases the lock however the process ends.
     """
     text = json.dumps(cache_key, sort_keys=True)
     folder = root / STATE_DIR / task / sha256_of(text.encode())[:16]
-    # The lock is beside the folder, so that deleting the folder never deletes a lock that somebody waits for.
+    # The lock is beside the folder, so that deleting the folder never deletes a lock that another process waits for.
     with file_lock(folder.with_suffix(".lock"), task):
         folder.mkdir(exist_ok=True)
-        write_json(folder / "facts.json", dict(cache_key))
+        write_json(folder / _KEY_FILE, dict(cache_key))
         state = RunState(folder)
         if state.finished:
-            remove_path(state.work_dir)  # left by a kill during finish
+            remove_path(state.work_dir)  # left if the process was killed during finish()
         else:
             state.work_dir.mkdir(exist_ok=True)
             for stale in [*state.work_dir.rglob(".*.part")]:
@@ -91,13 +98,13 @@ def acquire_run_state(root: Path, task: str, cache_key: Mapping[str, Any]) -> It
 
 @contextlib.contextmanager
 def file_lock(lock: Path, label: str) -> Iterator[None]:
-    """Hold the file ``lock``, waiting for a process that holds it; ``label`` names its work in a message."""
+    """Hold the lock file ``lock``. If another process holds it, print that it works on ``label``, and wait."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)
     except Timeout:
-        print(f"Another run is working on {label}. Waiting for it.", file=sys.stderr)
+        print(f"Another run is working on {label}. Waiting for it to finish.", file=sys.stderr)
         held.acquire()
     try:
         yield
@@ -106,7 +113,10 @@ def file_lock(lock: Path, label: str) -> Iterator[None]:
 
 
 def state_sizes(root: Path) -> dict[str, int]:
-    """Return the size of each state in bytes, including files that DVC's cache links to."""
+    """Return the size in bytes of each state, by its path relative to ``root``.
+
+    Files that DVC's cache also links to are included.
+    """
     return {
         str(state.relative_to(root)): sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
         for state in _states(root)
@@ -114,35 +124,35 @@ def state_sizes(root: Path) -> dict[str, int]:
 
 
 def delete_states(root: Path) -> None:
-    """Delete all states; raises CarvanaError if a run holds one."""
+    """Delete every state; raises CarvanaError if a run is using one."""
     for state in _states(root):
         try:
             with FileLock(state.with_suffix(".lock"), timeout=0):
                 _delete(state)
         except Timeout as error:
             raise CarvanaError(f"A run is working on {state.relative_to(root)}. Stop it first.") from error
-    for stale in [*(root / STATE_DIR).rglob(_DROPPED)]:
+    for stale in [*(root / STATE_DIR).rglob(_DELETED)]:
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def _states(root: Path) -> list[Path]:
-    return [facts.parent for facts in sorted((root / STATE_DIR).rglob("facts.json")) if facts.parent.name[0] != "."]
+    return [path.parent for path in sorted((root / STATE_DIR).rglob(_KEY_FILE)) if path.parent.name[0] != "."]
 
 
 def _prune(current: Path) -> None:
-    """Delete all but the newest finished states of a task; unfinished work stays."""
+    """Delete all but the newest finished states of the task of ``current``; unfinished ones are kept."""
     others = [path for path in current.parent.iterdir() if path != current and path.name[0] != "."]
     finished = [path for path in others if RunState(path).finished]
     finished.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in finished[_FINISHED_STATES_KEPT - 1 :]:
+    for path in finished[_MAX_FINISHED - 1 :]:
         with contextlib.suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
             _delete(path)
-    for stale in current.parent.glob(_DROPPED):
-        shutil.rmtree(stale, ignore_errors=True)  # another process may be at it
+    for stale in current.parent.glob(_DELETED):
+        shutil.rmtree(stale, ignore_errors=True)  # another process may be deleting it too
 
 
 def _delete(state: Path) -> None:
-    """Delete a state; renamed first, so that no kill leaves half a result."""
-    aside = state.with_name(f".{state.name}.{uuid.uuid4().hex[:8]}.part")
-    state.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Delete a state. It is renamed first, so that a kill never leaves a part of a result that looks complete."""
+    renamed = state.with_name(f".{state.name}.{uuid.uuid4().hex[:8]}.part")
+    state.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)

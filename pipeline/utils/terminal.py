@@ -1,14 +1,13 @@
-"""Tables in the terminal: laid out by rich where somebody reads them, plain where a program does."""
+"""Tables on standard output: drawn by rich on a terminal, plain text in a pipe or a file."""
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
-    """Print rows under the names of ``columns``; those in ``right`` are aligned to the right, as numbers are.
+    """Print a table of ``rows`` with the names of ``columns`` as header; columns in ``right`` are right-aligned.
 
-    On a terminal, long cells wrap within its width. In a pipe or a file, each row is one line of cells two spaces
-    apart, never cut.
+    On a terminal, long cells wrap. In a pipe or a file, each row is one line, with cells two spaces apart.
     """
     cells = [list(row) for row in rows]
     if sys.stdout.isatty():

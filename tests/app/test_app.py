@@ -142,7 +142,7 @@ class TestServe:
         self, started: list[list[str]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        with pytest.raises(CarvanaError, match="run this in the project's folder"):
+        with pytest.raises(CarvanaError, match=r"params\.yaml"):
             launch.serve_app(LOOPBACK, free_port())
 
     def test_pages_without_nets_load_neither_torch_nor_kaggles_client(self) -> None:
@@ -444,7 +444,7 @@ class TestCompare:
         put_reports(here, FULL)
         drawn = page("ablation_page")
         assert len(drawn.error) == 1
-        assert "bring the data in again" in drawn.error[0].value
+        assert "dvc repro --force download" in drawn.error[0].value
         assert str(here) not in drawn.error[0].value
         assert drawn.get("vega_lite_chart")
 

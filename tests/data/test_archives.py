@@ -45,7 +45,7 @@ def zipped(tmp_path: Path) -> ZipArchive:
     return ZipArchive(write_zip(tmp_path / "train.zip", {"train/": b"", **{f"train/{n}": d for n, d in FILES.items()}}))
 
 
-# ---------------------------------------------------------------- one reader over zips and folders
+# ---------------------------------------------------------------- zips and folders
 
 
 def test_zip_and_folders_read_alike(tmp_path: Path, zipped: ZipArchive) -> None:
@@ -85,19 +85,19 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, zipped: ZipArchive, a
         archive.read("99.jpg")
 
 
-# ---------------------------------------------------------------- zips that are not to be trusted
+# ---------------------------------------------------------------- corrupt and unsafe zips
 
 
 @pytest.mark.parametrize(
     "member", ["../x.jpg", "train/../../x.jpg", "/etc/x.jpg", "C:/x.jpg", "C:\\x.jpg", "..\\x.jpg", "\\\\host\\x.jpg"]
 )
-def test_a_member_that_climbs_out_is_refused(tmp_path: Path, member: str) -> None:
+def test_an_unsafe_path_in_a_zip_is_an_error(tmp_path: Path, member: str) -> None:
     path = write_zip(tmp_path / "train.zip", {"train/01.jpg": b"1", member: b"2"})
     with pytest.raises(CarvanaError, match=r"train\.zip.*x\.jpg"):
         ZipArchive(path).names()
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_files_of_one_name_are_an_error(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "train.zip", {"a/01.jpg": b"1", "b/01.jpg": b"2"})
     with pytest.raises(CarvanaError, match=r"train\.zip.*01\.jpg"):
         ZipArchive(path).names()
@@ -130,10 +130,10 @@ def test_a_corrupt_member_is_named_and_the_others_are_read(tmp_path: Path, how: 
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_whichever_byte_is_wrong_the_error_is_one_for_users(tmp_path: Path, how: int) -> None:
     path = write_zip(tmp_path / "train.zip", {"train/é.jpg": b"abcabcabd" * 9, "train/02.jpg": b"xyz"}, how)
-    sound, wrong = path.read_bytes(), tmp_path / "wrong.zip"
-    for place in range(len(sound)):
+    valid, wrong = path.read_bytes(), tmp_path / "wrong.zip"
+    for place in range(len(valid)):
         for flip in (0xFF, 0x01):
-            data = bytearray(sound)
+            data = bytearray(valid)
             data[place] ^= flip
             wrong.write_bytes(data)
             try:
@@ -146,7 +146,7 @@ def test_whichever_byte_is_wrong_the_error_is_one_for_users(tmp_path: Path, how:
 def test_a_drive_that_fails_is_no_corrupt_file(
     tmp_path: Path, zipped: ZipArchive, archive_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is corrupt is skipped for good; a drive may come back."""
+    """Corrupt files may be skipped; files on a failing drive may be fine."""
     archive = zipped if archive_of == "zip" else FolderArchive(write_folder(tmp_path / "train", FILES))
     archive.names()
 
@@ -172,21 +172,21 @@ def test_forked_processes_and_their_parent_read_at_once(zipped: ZipArchive) -> N
     """A file handle that a fork inherits shares its place with the parent's: each would read the other's bytes."""
     zipped.read("01.jpg")
     context = get_context("fork")
-    verdicts = context.SimpleQueue()
-    children = [context.Process(target=_read_often, args=(zipped, verdicts)) for _ in range(2)]
+    results = context.SimpleQueue()
+    children = [context.Process(target=_read_often, args=(zipped, results)) for _ in range(2)]
     for child in children:
         child.start()
     assert all(contents(zipped) == FILES for _ in range(10))
-    assert [verdicts.get() for _ in children] == [True, True]
+    assert [results.get() for _ in children] == [True, True]
     for child in children:
         child.join()
 
 
-def _read_often(archive: ZipArchive, verdicts: "object") -> None:
+def _read_often(archive: ZipArchive, results: "object") -> None:
     try:
-        verdicts.put(all(contents(archive) == FILES for _ in range(10)))  # type: ignore[attr-defined]
+        results.put(all(contents(archive) == FILES for _ in range(10)))  # type: ignore[attr-defined]
     except BaseException as error:
-        verdicts.put(error)  # type: ignore[attr-defined]
+        results.put(error)  # type: ignore[attr-defined]
 
 
 def test_threads_read_at_once(zipped: ZipArchive) -> None:

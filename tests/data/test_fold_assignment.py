@@ -18,7 +18,7 @@ from pipeline.data.fold_assignment import (
 from pipeline.errors import CarvanaError
 
 
-def drawn_areas(cars: int, seed: int = 0) -> dict[str, float]:
+def random_areas(cars: int, seed: int = 0) -> dict[str, float]:
     """Areas as spread as the competition's: 8.8 % to 41 % of the image, 21 % on average."""
     areas = np.random.default_rng(seed).lognormal(np.log(0.2), 0.25, cars).clip(0.088, 0.41)
     return {f"{number:012x}": float(area) for number, area in enumerate(areas)}
@@ -30,7 +30,7 @@ def cars_of(folds: dict[str, int], fold: int) -> list[str]:
 
 @given(cars=st.integers(1, 60), count=st.integers(2, 8), holdout=st.integers(0, 12), seed=st.integers(0, 3))
 def test_every_car_has_one_fold_and_every_fold_its_share(cars: int, count: int, holdout: int, seed: int) -> None:
-    areas = drawn_areas(cars)
+    areas = random_areas(cars)
     if cars - holdout < count:
         with pytest.raises(CarvanaError, match=rf"{cars} cars.*folds\.count"):
             assign_folds(areas, count, holdout, seed)
@@ -45,7 +45,7 @@ def test_every_car_has_one_fold_and_every_fold_its_share(cars: int, count: int, 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_folds_and_held_out_cars_are_alike_in_area(seed: int) -> None:
-    areas = drawn_areas(318, seed)
+    areas = random_areas(318, seed)
     folds = assign_folds(areas, 5, 16, seed)
     means = [np.mean([areas[car] for car in cars_of(folds, fold)]) for fold in (HOLDOUT_FOLD, 0, 1, 2, 3, 4)]
     mean = np.mean(list(areas.values()))
@@ -53,8 +53,8 @@ def test_folds_and_held_out_cars_are_alike_in_area(seed: int) -> None:
     assert abs(means[0] - mean) < 0.05 * mean
 
 
-def test_no_car_straddles_training_and_validation() -> None:
-    areas = drawn_areas(12)
+def test_no_car_is_in_training_and_validation() -> None:
+    areas = random_areas(12)
     image_ids = [format_image_id(car, angle) for car in areas for angle in range(1, 17)]
     folds = assign_folds(areas, 3, 2, 0)
     parts = {fold: images_in_folds(image_ids, folds, [fold]) for fold in (HOLDOUT_FOLD, 0, 1, 2)}
@@ -67,13 +67,13 @@ def test_no_car_straddles_training_and_validation() -> None:
             assert cars.isdisjoint(image_id[:12] for image_id in parts[other])
 
 
-def test_the_seed_decides_and_nothing_else() -> None:
-    areas = drawn_areas(30)
+def test_folds_depend_on_the_seed_only() -> None:
+    areas = random_areas(30)
     assert assign_folds(areas, 4, 3, 7) == assign_folds(dict(reversed(areas.items())), 4, 3, 7)
     assert assign_folds(areas, 4, 3, 7) != assign_folds(areas, 4, 3, 8)
 
 
-def test_cars_of_one_area_are_dealt_too() -> None:
+def test_cars_of_equal_area_are_assigned() -> None:
     assert sorted(assign_folds(dict.fromkeys("abcdef", 0.2), 3, 0, 0).values()) == [0, 0, 1, 1, 2, 2]
 
 

@@ -1,4 +1,4 @@
-"""What comes in is checked, file by file; each fault is told with its file and the way to fix it."""
+"""Checks of the competition's files: each error names the file at fault."""
 
 import codecs
 import io
@@ -42,9 +42,9 @@ def disc(seed: int) -> NDArray[np.uint8]:
 
 
 def gif(values_HW: NDArray[np.uint8], palette: bytes = b"\0\0\0\xff\xff\xff") -> bytes:
-    picture, buffer = Image.fromarray(values_HW), io.BytesIO()
-    picture.putpalette(palette)
-    picture.save(buffer, format="GIF")
+    image, buffer = Image.fromarray(values_HW), io.BytesIO()
+    image.putpalette(palette)
+    image.save(buffer, format="GIF")
     return buffer.getvalue()
 
 
@@ -53,7 +53,7 @@ def table(rows: dict[str, str]) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def sound() -> Files:
+def valid_files() -> Files:
     """Two cars to train on and one to test, two angles each, in the competition's zips."""
     masks = {image_id: disc(number) for number, image_id in enumerate(TRAIN)}
     return {
@@ -66,9 +66,9 @@ def sound() -> Files:
 
 
 @pytest.fixture
-def files(sound: Files) -> Files:
-    """A copy of the sound files to break."""
-    return deepcopy(sound)
+def files(valid_files: Files) -> Files:
+    """A copy of the valid files to break."""
+    return deepcopy(valid_files)
 
 
 def zipped(folder: Path, files: Files) -> CompetitionData:
@@ -105,7 +105,7 @@ def edit_row(files: Files, edit: Callable[[bytes], bytes]) -> None:
     files["train_masks.csv.zip"][CSV] = b"".join(lines)
 
 
-# ---------------------------------------------------------------- sound data
+# ---------------------------------------------------------------- valid data
 
 
 def test_manifest_describes_the_data(tmp_path: Path, files: Files) -> None:
@@ -116,27 +116,27 @@ def test_manifest_describes_the_data(tmp_path: Path, files: Files) -> None:
         "test": 2,
     }
     assert manifest["unreadable"] == manifest["suspect_test_images"] == {}
-    labelled = open_training(CompetitionData(tmp_path), manifest)
-    assert labelled.ids() == TRAIN
-    assert labelled.image(FIRST).shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_array_equal(labelled.mask(FIRST), disc(0))
+    labeled = open_training(CompetitionData(tmp_path), manifest)
+    assert labeled.ids() == TRAIN
+    assert labeled.image(FIRST).shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(labeled.mask(FIRST), disc(0))
     assert open_test(CompetitionData(tmp_path), manifest).ids() == TEST
 
 
 @pytest.mark.parametrize("masks", ["csv", "gif"])
 @pytest.mark.parametrize("write", [zipped, unpacked])
 def test_zipped_and_unpacked_data_are_the_same_data(
-    tmp_path: Path, files: Files, sound: Files, write: Callable[[Path, Files], CompetitionData], masks: str
+    tmp_path: Path, files: Files, valid_files: Files, write: Callable[[Path, Files], CompetitionData], masks: str
 ) -> None:
-    reference = build_manifest(zipped(tmp_path / "reference", sound), "error")
+    reference = build_manifest(zipped(tmp_path / "reference", valid_files), "error")
     source = write(tmp_path / "data", files if masks == "csv" else without_csv(files))
     manifest = build_manifest(source, "error")
     for part in ("train", "masks", "test"):
         assert manifest[part]["images"] == reference[part]["images"]
-    labelled = open_training(source, manifest)
-    assert labelled.ids() == TRAIN
+    labeled = open_training(source, manifest)
+    assert labeled.ids() == TRAIN
     for number, image_id in enumerate(TRAIN):
-        np.testing.assert_array_equal(labelled.mask(image_id), disc(number))
+        np.testing.assert_array_equal(labeled.mask(image_id), disc(number))
     assert source.sample_ids == TEST
 
 
@@ -153,7 +153,7 @@ def test_an_empty_mask_is_a_mask(tmp_path: Path, files: Files) -> None:
     assert not source.masks.mask(FIRST).any()
 
 
-# ---------------------------------------------------------------- faults, one at a time
+# ---------------------------------------------------------------- one error at a time
 
 
 def truncated_jpeg(files: Files) -> None:
@@ -182,7 +182,7 @@ def mask_without_image(files: Files) -> None:
     del files["train.zip"][JPEG]
 
 
-def grey_gif(files: Files) -> None:
+def gray_gif(files: Files) -> None:
     mask = disc(0)
     mask[0, 0] = 2
     without_csv(files)["train_masks.zip"][GIF] = gif(mask, bytes([0, 0, 0, 255, 255, 255, 128, 128, 128]))
@@ -224,7 +224,7 @@ PER_IMAGE = {
     small_jpeg: JPEG_AT_FAULT + ".*960 x 640.*1918 x 1280",
     image_without_mask: JPEG_AT_FAULT + ".*mask",
     mask_without_image: f"mask.*{FIRST}",
-    grey_gif: GIF_AT_FAULT,
+    gray_gif: GIF_AT_FAULT,
     truncated_gif: GIF_AT_FAULT,
     transposed_gif: GIF_AT_FAULT + ".*1280 x 1918.*1918 x 1280",
     gif_that_claims_gigabytes: GIF_AT_FAULT,
@@ -232,7 +232,7 @@ PER_IMAGE = {
     row_beyond_the_image: ROW_AT_FAULT + ".*2455040",
     row_that_is_no_text: ROW_AT_FAULT,
 }
-"""Faults of one training image, which may be skipped, with the names that their errors give."""
+"""Errors of one training image, which may be skipped, and the names in their messages."""
 
 
 @pytest.mark.parametrize("spoil", PER_IMAGE)
@@ -334,7 +334,7 @@ def malformed_truth(files: Files) -> None:
     files["truth.csv"] = {"truth.csv": table({f"{image_id}.jpg": "5 1 1 1" for image_id in TEST})}
 
 
-OF_ALL = {
+PER_FILE = {
     truth_of_other_images: rf"truth\.csv.*{TEST[1]}",
     malformed_truth: rf"truth\.csv.*row 2.*{TEST[0]}",
     unknown_image_name: r"train\.zip.*my_car",
@@ -347,34 +347,34 @@ OF_ALL = {
     no_masks: r"train_masks\.zip.*data\.directory",
     empty_test: r"\b0 test images.*data\.directory",
     masks_of_other_images: "mask",
-    a_test_image_too_many: r"0004d4463b50_16.*sample_submission\.csv",
+    a_test_image_too_many: r"sample_submission\.csv.*0004d4463b50_16",
     sample_submission_of_other_columns: r"sample_submission\.csv.*\bimg\b",
 }
-"""Faults that stop in any case."""
+"""Errors that are never skipped, and the names in their messages."""
 
 
-@pytest.mark.parametrize("spoil", OF_ALL)
-def test_faults_of_whole_files_always_stop(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
+@pytest.mark.parametrize("spoil", PER_FILE)
+def test_errors_of_whole_files_are_never_skipped(tmp_path: Path, files: Files, spoil: Callable[[Files], None]) -> None:
     spoil(files)
     source = zipped(tmp_path, files)
     for on_corrupt in ("error", "skip"):
-        with pytest.raises(CarvanaError, match=OF_ALL[spoil]) as caught:
+        with pytest.raises(CarvanaError, match=PER_FILE[spoil]) as caught:
             build_manifest(source, on_corrupt)
         assert str(tmp_path) in str(caught.value)
 
 
 def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files: Files) -> None:
-    no_jpeg, wrong_size, cut = f"test/{TEST[0]}.jpg", f"test/{TEST[1]}.jpg", "test/0004d4463b50_03.jpg"
-    files["test.zip"] |= {no_jpeg: b"", wrong_size: jpeg(0, 640, 960), cut: jpeg(0)[:-2000]}
+    not_a_jpeg, wrong_size, truncated = f"test/{TEST[0]}.jpg", f"test/{TEST[1]}.jpg", "test/0004d4463b50_03.jpg"
+    files["test.zip"] |= {not_a_jpeg: b"", wrong_size: jpeg(0, 640, 960), truncated: jpeg(0)[:-2000]}
     del files["sample_submission.csv.zip"]
     manifest = build_manifest(zipped(tmp_path, files), "error")
     assert list(manifest["suspect_test_images"]) == TEST
     assert f"{TEST[0]}.jpg in test.zip" in manifest["suspect_test_images"][TEST[0]]
-    photos = open_test(CompetitionData(tmp_path), manifest)
-    assert photos.ids() == [*TEST, "0004d4463b50_03"]
-    for image_id in photos.ids():
+    images = open_test(CompetitionData(tmp_path), manifest)
+    assert images.ids() == [*TEST, "0004d4463b50_03"]
+    for image_id in images.ids():
         with pytest.raises(CarvanaError, match=rf"{image_id}\.jpg in .*test\.zip"):
-            photos.image(image_id)
+            images.image(image_id)
 
 
 def test_byte_order_marks_in_tables_are_accepted(tmp_path: Path, files: Files) -> None:
@@ -431,11 +431,11 @@ def test_a_manifest_beside_the_data_does_not_change_them(tmp_path: Path, files: 
 
 def test_the_directory_alone_overrides_the_sample(tmp_path: Path, files: Files) -> None:
     zipped(tmp_path / "mine", files)
-    (tmp_path / "home").mkdir()
+    (tmp_path / "root").mkdir()
     for directory in (str(tmp_path / "mine"), "../mine"):
-        source = ensure_data(DataSettings(source="sample", directory=directory), tmp_path / "home")
+        source = ensure_data(DataSettings(source="sample", directory=directory), tmp_path / "root")
         assert source.train.ids() == TRAIN
-    assert list((tmp_path / "home").iterdir()) == []
+    assert list((tmp_path / "root").iterdir()) == []
 
 
 def test_a_sample_of_other_settings_has_another_folder(tmp_path: Path) -> None:

@@ -113,13 +113,13 @@ def test_each_mask_is_one_car_clear_of_the_frame(masks: dict[str, NDArray[np.uin
         assert not frame.any(), name
 
 
-def test_mask_edges_lie_on_picture_edges(tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]) -> None:
+def test_mask_edges_lie_on_image_edges(tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]) -> None:
     """Moved by two pixels either way, the outline crosses weaker gradients."""
     strengths = dict.fromkeys((-2, 0, 2), 0.0)
     with zipfile.ZipFile(tiny_sample / "train.zip") as archive:
         for name in list(masks)[::8]:
-            picture = cv2.imdecode(np.frombuffer(archive.read(f"train/{name}"), np.uint8), cv2.IMREAD_GRAYSCALE)
-            slope = cv2.magnitude(cv2.Sobel(picture, cv2.CV_32F, 1, 0), cv2.Sobel(picture, cv2.CV_32F, 0, 1))
+            image = cv2.imdecode(np.frombuffer(archive.read(f"train/{name}"), np.uint8), cv2.IMREAD_GRAYSCALE)
+            slope = cv2.magnitude(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
             outline = cv2.morphologyEx(masks[name], cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
             for shift in strengths:
                 strengths[shift] += float(slope[np.roll(outline, shift, axis=1)].mean())
@@ -140,10 +140,10 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 @pytest.mark.slow
 def test_a_gray_threshold_scores_below_0_95(tiny_sample: Path, masks: dict[str, NDArray[np.uint8]]) -> None:
-    """The best grey threshold, on the picture or on its difference from the typical picture, stays well below a net."""
+    """The best gray threshold, on the image or on its difference from the typical image, stays well below a net."""
     scale = (WIDTH // 8, HEIGHT // 8)
     with zipfile.ZipFile(tiny_sample / "train.zip") as archive:
-        grey = np.stack(
+        gray = np.stack(
             [
                 cv2.resize(
                     cv2.imdecode(np.frombuffer(archive.read(f"train/{name}"), np.uint8), cv2.IMREAD_GRAYSCALE),
@@ -154,8 +154,8 @@ def test_a_gray_threshold_scores_below_0_95(tiny_sample: Path, masks: dict[str, 
             ]
         ).astype(np.float32)
     truth = [cv2.resize(mask, scale, interpolation=cv2.INTER_LINEAR) > 0 for mask in masks.values()]
-    background = np.median(grey, axis=0)
-    readings = {"dark": -grey, "bright": grey, "different": np.abs(grey - background)}
+    background = np.median(gray, axis=0)
+    readings = {"dark": -gray, "bright": gray, "different": np.abs(gray - background)}
     best = 0.0
     for reading in readings.values():
         for threshold in np.quantile(reading, np.linspace(0.4, 0.98, 20)):
@@ -181,7 +181,7 @@ def test_a_failed_run_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_car_ids_are_kaggles_in_form_and_never_alike() -> None:
+def test_car_ids_have_kaggles_form_and_are_different() -> None:
     cars = car_ids(SampleSettings(train_cars=1000, test_cars=1000))
     assert len(set(cars)) == 2000
     assert parse_image_id(format_image_id(cars[0], 16)) == (cars[0], 16)
@@ -189,6 +189,6 @@ def test_car_ids_are_kaggles_in_form_and_never_alike() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"train_cars": 1}, {"test_cars": 0}, {"seed": -1}, {"seed": "x"}, {"angles": 8}])
-def test_settings_reject_what_makes_no_sense(bad: dict[str, object]) -> None:
+def test_invalid_settings_are_errors(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SampleSettings.model_validate(bad)

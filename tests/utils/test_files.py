@@ -26,7 +26,7 @@ def read(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---------------------------------------------------------------- whole_file
+# ---------------------------------------------------------------- atomic_write
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_borders_of_parts_count_in_a_digest() -> None:
     assert sha256_of(b"ab", b"c") != sha256_of(b"a", b"bc")
 
 
-# ---------------------------------------------------------------- publish
+# ---------------------------------------------------------------- publish_tree
 
 
 def test_publish_replaces_a_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -129,15 +129,15 @@ def test_remove_takes_files_folders_links_and_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["kept"]
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- project_root
 
 
-def test_home_is_the_workspace_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_project_root_is_the_workspace_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert project_root() == project_root(tmp_path) == tmp_path.resolve()
     assert project_root(tmp_path / ".dvc" / "tmp") == (tmp_path / ".dvc" / "tmp").resolve()
 
 
 @pytest.mark.parametrize("copy", ["x", "standalone/tmpabc", "tmpabc/sub/folder"])
-def test_home_of_a_temporary_experiment_is_the_projects_own_root(tmp_path: Path, copy: str) -> None:
+def test_project_root_of_a_temporary_experiment(tmp_path: Path, copy: str) -> None:
     assert project_root(tmp_path / ".dvc" / "tmp" / "exps" / copy) == tmp_path.resolve()

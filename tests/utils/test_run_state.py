@@ -14,14 +14,14 @@ from pipeline.errors import CarvanaError
 from pipeline.utils import run_state
 from pipeline.utils.run_state import STATE_DIR, acquire_run_state, delete_states, state_sizes
 
-SLOT = "train/unet/0"
-FACTS = {"lr": 0.1, "images": ["a", "b"]}
+TASK = "train/unet/0"
+KEY = {"lr": 0.1, "images": ["a", "b"]}
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def build(root: Path, facts: dict[str, Any] = FACTS, text: str = "result") -> Path:
+def build(root: Path, cache_key: dict[str, Any] = KEY, text: str = "result") -> Path:
     """Hold a state and finish it, unless it is finished; return its folder."""
-    with acquire_run_state(root, SLOT, facts) as state:
+    with acquire_run_state(root, TASK, cache_key) as state:
         if not state.finished:
             built = state.work_dir / "built"
             built.mkdir()
@@ -31,7 +31,7 @@ def build(root: Path, facts: dict[str, Any] = FACTS, text: str = "result") -> Pa
 
 
 def states(root: Path) -> set[Path]:
-    return {path.parent for path in (root / STATE_DIR).rglob("facts.json")}
+    return {path.parent for path in (root / STATE_DIR).rglob("key.json")}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def test_finished_work_is_kept_and_published(tmp_path: Path) -> None:
     build(tmp_path)
-    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, TASK, KEY) as state:
         assert state.finished
         assert not state.work_dir.exists()
         for _ in range(2):
@@ -55,10 +55,10 @@ def test_finished_work_is_kept_and_published(tmp_path: Path) -> None:
 
 
 def test_work_that_stopped_is_found_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), acquire_run_state(tmp_path, SLOT, FACTS) as state:
+    with pytest.raises(RuntimeError), acquire_run_state(tmp_path, TASK, KEY) as state:
         (state.work_dir / "epoch").write_text("3")
         raise RuntimeError
-    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, TASK, KEY) as state:
         assert not state.finished
         assert (state.work_dir / "epoch").read_text() == "3"
 
@@ -67,28 +67,28 @@ def test_a_kill_in_the_midst_of_finish_leaves_a_finished_state(tmp_path: Path) -
     folder = build(tmp_path)
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "checkpoint").write_text("left behind")
-    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, TASK, KEY) as state:
         assert state.finished
         assert not state.work_dir.exists()
 
 
 @pytest.mark.parametrize("other", [{"lr": 0.2}, {"images": ["a"]}, {"images": ["b", "a"]}, {"more": None}])
-def test_other_facts_get_another_state(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_another_cache_key_gets_another_state(tmp_path: Path, other: dict[str, Any]) -> None:
     build(tmp_path)
-    with acquire_run_state(tmp_path, SLOT, FACTS | other) as state:
+    with acquire_run_state(tmp_path, TASK, KEY | other) as state:
         assert not state.finished
-    with acquire_run_state(tmp_path, "train/unet/1", FACTS) as state:
+    with acquire_run_state(tmp_path, "train/unet/1", KEY) as state:
         assert not state.finished
 
 
-def test_cache_key_ignores_the_order_of_facts(tmp_path: Path) -> None:
+def test_order_of_the_cache_key_does_not_matter(tmp_path: Path) -> None:
     build(tmp_path)
-    with acquire_run_state(tmp_path, SLOT, dict(reversed(FACTS.items()))) as state:
+    with acquire_run_state(tmp_path, TASK, dict(reversed(KEY.items()))) as state:
         assert state.finished
 
 
 def test_three_finished_states_are_kept_and_all_unfinished_ones(tmp_path: Path) -> None:
-    with acquire_run_state(tmp_path, SLOT, {"n": -1}) as unfinished:
+    with acquire_run_state(tmp_path, TASK, {"n": -1}) as unfinished:
         (unfinished.work_dir / "epoch").write_text("3")
     with acquire_run_state(tmp_path, "train/unet/1", {"n": 0}) as state:
         elsewhere = state.folder
@@ -121,7 +121,7 @@ def test_a_kill_while_a_result_is_dropped_never_leaves_a_part_that_looks_whole(
             for number in range(1, 4):
                 build(tmp_path, {"n": number})
     assert not first.exists()
-    with acquire_run_state(tmp_path, SLOT, {"n": 0}) as state:
+    with acquire_run_state(tmp_path, TASK, {"n": 0}) as state:
         assert not state.finished
     build(tmp_path, {"n": 0})
     assert not list(tmp_path.rglob(".*.part")), "what the kill left is swept up"
@@ -131,7 +131,7 @@ def test_a_kill_while_a_result_is_dropped_never_leaves_a_part_that_looks_whole(
 
 
 def _build_slowly(root: Path, name: str) -> None:
-    with acquire_run_state(root, SLOT, FACTS) as state:
+    with acquire_run_state(root, TASK, KEY) as state:
         if not state.finished:
             with (root / "builders").open("a") as log:
                 log.write(f"{name}\n")
@@ -144,7 +144,7 @@ def _build_slowly(root: Path, name: str) -> None:
 
 
 def _hold_for_ever(root: Path) -> None:
-    with acquire_run_state(root, SLOT, FACTS) as state:
+    with acquire_run_state(root, TASK, KEY) as state:
         (state.work_dir / "epoch").write_text("3")
         (root / "held").touch()
         time.sleep(600)
@@ -164,7 +164,7 @@ def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pyt
 
     def waits() -> bool:
         said[0] += capfd.readouterr().err
-        return f"Another run is working on {SLOT}. Waiting for it" in said[0]
+        return TASK in said[0]
 
     wait_for(waits)
     (tmp_path / "go on").touch()
@@ -178,12 +178,12 @@ def test_a_second_process_waits_for_the_firsts_result(tmp_path: Path, capfd: pyt
 def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> None:
     holder = start(_hold_for_ever, tmp_path)
     wait_for((tmp_path / "held").exists)
-    with pytest.raises(CarvanaError, match=rf"\.resume/{SLOT}/"):
+    with pytest.raises(CarvanaError, match=rf"\.resume/{TASK}/"):
         delete_states(tmp_path)
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     holder.join(30)
-    with acquire_run_state(tmp_path, SLOT, FACTS) as state:
+    with acquire_run_state(tmp_path, TASK, KEY) as state:
         assert not state.finished
         assert (state.work_dir / "epoch").read_text() == "3"
 
@@ -193,7 +193,7 @@ def test_a_killed_holder_frees_the_state_and_leaves_its_work(tmp_path: Path) -> 
 
 def test_clean_removes_every_state_and_sizes_lists_them(tmp_path: Path) -> None:
     folder = build(tmp_path, text="x" * 1000)
-    with acquire_run_state(tmp_path, "predict/test/unet/0", FACTS):
+    with acquire_run_state(tmp_path, "predict/test/unet/0", KEY):
         pass
     listed = state_sizes(tmp_path)
     assert len(listed) == 2
