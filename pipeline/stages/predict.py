@@ -36,7 +36,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
         net, views=views, weights=weights, device=hardware.device, precision=params.predict.precision
     )
     job = PredictJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
-    facts = {
+    cache_key = {
         "code": code_digest("predict"),
         "libraries": package_versions("torch", "timm", "segmentation-models-pytorch", "opencv-python-headless"),
         "net": job.net,
@@ -54,7 +54,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
         batch_size=hardware.predict_batch,
         threads=available_cpus(),
     )
-    with acquire_run_state(project_root(), f"predict/{split}/{model}/{fold}", facts) as state:
+    with acquire_run_state(project_root(), f"predict/{split}/{model}/{fold}", cache_key) as state:
         if not state.finished:
             device = device_label(predictor.device, predictor.dtype)
             print(f"Predicting on {device}.", file=sys.stderr)

@@ -57,7 +57,7 @@ def run(params: Params, model: str, fold: int) -> None:
     _check_sizes(params, job)
     device = resolve_device(params.hardware.device)
     dtype = resolve_precision(resolved.train.precision, device)
-    facts = {
+    cache_key = {
         "code": code_digest("train"),
         "libraries": package_versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
         "precision": str(dtype),
@@ -68,7 +68,7 @@ def run(params: Params, model: str, fold: int) -> None:
         "train_ids": job.train_ids,
         "validation_ids": job.validation_ids,
     }
-    with acquire_run_state(project_root(), f"train/{model}/{fold}", facts) as state:
+    with acquire_run_state(project_root(), f"train/{model}/{fold}", cache_key) as state:
         if not state.finished:
             print(f"Training {model}/{fold} on {device_label(device, dtype)}.", file=sys.stderr)
             state.finish(train(job, state.work_dir, run_dir(runs_dir() / model / str(fold), state.folder.name)))
