@@ -307,12 +307,12 @@ class TestTables:
     def test_blank_numbers_are_none_and_blank_texts_are_blank(self, bare: ReportData) -> None:
         assert bare.settings["seconds"].isna().all() and bare.settings["low"].isna().all()
         assert (bare.settings["weights"] == "").all()
-        assert tables.with_cost(bare.settings) == "passes"
+        assert tables.cost_column(bare.settings) == "passes"
 
     def test_a_setting_without_seconds_makes_all_count_passes(self, full: ReportData) -> None:
-        assert tables.with_cost(full.settings) == "seconds"
+        assert tables.cost_column(full.settings) == "seconds"
         assert (
-            tables.with_cost(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
+            tables.cost_column(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
             == "passes"
         )
 
@@ -554,19 +554,19 @@ class TestForest:
         rows = tables.best_and_current(tables.rows_of_split(full.settings, "oof"), 15)
         current = rows[rows["current"]].iloc[0]
         table = build_comparison(rows, [str(n) for n in rows["rank"]], "rank", current)
-        assert table.heads == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
-        for line, (_, row) in zip(table.lines, rows.iterrows(), strict=True):
+        assert table.columns == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
+        for line, (_, row) in zip(table.rows, rows.iterrows(), strict=True):
             assert 0 <= line.mark.low <= line.mark.dot <= line.mark.high <= 150
             assert (line.kind == "better") == (row["low"] > 0)
             assert (line.mark.dot > table.zero) == (row["difference"] > 0) or abs(row["difference"]) < 1e-6
-            assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.heads]
-        assert table.lines[-1].current and not table.lines[-1].difference
+            assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.columns]
+        assert table.rows[-1].current and not table.rows[-1].difference
 
     def test_without_intervals_nothing_is_called_better(self, bare: ReportData) -> None:
         rows = tables.best_and_current(bare.settings, 15)
         table = build_comparison(rows, [""] * len(rows), "rank", rows[rows["current"]].iloc[0])
-        assert {line.kind for line in table.lines} == {"open"}
-        assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.lines)
+        assert {line.kind for line in table.rows} == {"open"}
+        assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.rows)
         assert not table.timed
 
 
@@ -628,7 +628,7 @@ class TestCrops:
         assert near(framed[150, 300], (128, 128, 128), 1) and (picture == 128).all()
 
     def test_pictures_stand_in_the_page(self) -> None:
-        address = overlays.data_uri(overlays.crop_photo(GREY, CropBox(0, 0, 400, 800), 200))
+        address = overlays.data_uri(overlays.crop_image(GREY, CropBox(0, 0, 400, 800), 200))
         head, _, text = address.partition(",")
         assert head == "data:image/jpeg;base64"
         read = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
