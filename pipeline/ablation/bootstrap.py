@@ -47,12 +47,12 @@ def simultaneous_lower_bounds(sums_CK: NDArray[np.float64], images_C: NDArray[np
     Arguments as in `studentized_ci`, whose intervals are pointwise: out of 1,000, about 50 miss. This bootstraps the
     maximum over all K (max-t: Westfall and Young, Resampling-Based Multiple Testing, 1993).
     """
-    bounds_K, worst_B = np.full(sums_CK.shape[1], np.nan), np.full(_RESAMPLES, -np.inf)
+    bounds_K, max_B = np.full(sums_CK.shape[1], np.nan), np.full(_RESAMPLES, -np.inf)
     errors_K = np.zeros(sums_CK.shape[1])
     for columns, mean_K, error_K, studentized_BK in _resampled(sums_CK, images_C):
-        np.maximum(worst_B, studentized_BK.max(axis=1), out=worst_B)
+        np.maximum(max_B, studentized_BK.max(axis=1), out=max_B)
         bounds_K[columns], errors_K[columns] = mean_K, error_K
-    return bounds_K - np.quantile(worst_B, _CONFIDENCE) * errors_K if np.isfinite(worst_B[0]) else bounds_K
+    return bounds_K - np.quantile(max_B, _CONFIDENCE) * errors_K if np.isfinite(max_B[0]) else bounds_K
 
 
 _Part = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -62,36 +62,36 @@ _Part = tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArra
 def _resampled(sums_CK: NDArray[np.float64], images_C: NDArray[np.int64]) -> Iterator[_Part]:
     """Yield the columns with enough nonzero cars, a chunk at a time."""
     usable = np.flatnonzero(np.count_nonzero(sums_CK, axis=0) >= MIN_CLUSTERS)
-    drawn_BC = _resample_counts(len(images_C)) if len(usable) else np.empty(0)
+    draws_BC = _resample_counts(len(images_C)) if len(usable) else np.empty(0)
     for start in range(0, len(usable), _COLUMNS_AT_ONCE):
         columns = usable[start : start + _COLUMNS_AT_ONCE]
-        yield columns, *_studentized(sums_CK[:, columns], images_C, drawn_BC)
+        yield columns, *_studentized(sums_CK[:, columns], images_C, draws_BC)
 
 
 def _studentized(
-    sums_CK: NDArray[np.float64], images_C: NDArray[np.int64], drawn_BC: NDArray[np.float64]
+    sums_CK: NDArray[np.float64], images_C: NDArray[np.int64], draws_BC: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     mean_K = sums_CK.sum(axis=0) / images_C.sum()
     residual_CK = sums_CK - np.outer(images_C, mean_K)  # centered first, for numerical precision
     error_K = _mean_and_error(np.ones((1, len(images_C))), residual_CK, images_C)[1][0]
-    shift_BK, errors_BK = _mean_and_error(drawn_BC, residual_CK, images_C)
+    shift_BK, errors_BK = _mean_and_error(draws_BC, residual_CK, images_C)
     min_error_K = np.where(error_K > 0, _MIN_RELATIVE_SE * error_K, 1.0)
     return mean_K, error_K, shift_BK / np.maximum(errors_BK, min_error_K)
 
 
 def _mean_and_error(
-    drawn_BC: NDArray[np.float64], residual_CK: NDArray[np.float64], images_C: NDArray[np.int64]
+    draws_BC: NDArray[np.float64], residual_CK: NDArray[np.float64], images_C: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return each resample's mean and standard error, both (B, K).
 
     Cars may have different numbers of images, so the mean is a ratio estimator; its error comes from the residuals.
     """
     cars = len(images_C)
-    images_B1 = (drawn_BC @ images_C)[:, None]
-    mean_BK = drawn_BC @ residual_CK / images_B1
+    images_B1 = (draws_BC @ images_C)[:, None]
+    mean_BK = draws_BC @ residual_CK / images_B1
     # The sum over cars of (residual - mean * images) squared, expanded to avoid an array of shape (B, C, K).
-    crossed_BK = drawn_BC @ (residual_CK * images_C[:, None])
-    squares_BK = drawn_BC @ residual_CK**2 - 2 * mean_BK * crossed_BK + mean_BK**2 * (drawn_BC @ images_C**2)[:, None]
+    crossed_BK = draws_BC @ (residual_CK * images_C[:, None])
+    squares_BK = draws_BC @ residual_CK**2 - 2 * mean_BK * crossed_BK + mean_BK**2 * (draws_BC @ images_C**2)[:, None]
     return mean_BK, np.sqrt(np.maximum(squares_BK, 0) * cars / (cars - 1)) / images_B1
 
 

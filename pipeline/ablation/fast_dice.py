@@ -20,6 +20,14 @@ from pipeline.utils.arrays import BoxSlices, UnsignedArray
 _CERTAIN = 230
 """Quantized probability from which a net counts as certain of foreground; ``255 - _CERTAIN`` or less: background."""
 
+_PIXELS_AT_ONCE = 1 << 15
+"""Chunk size that keeps the working set in the CPU cache."""
+
+K = TypeVar("K", bound=Hashable)
+
+NetWeights = tuple[tuple[int, int], ...]
+"""Index and weight of each net in a sum."""
+
 
 class CertaintyBounds(NamedTuple):
     """Quantized probabilities beyond which a pixel's class does not depend on views, nets, weights and merge rule."""
@@ -138,19 +146,10 @@ def _common_box(boxes: Sequence[BoxSlices]) -> BoxSlices:
     )
 
 
-_PIXELS_AT_ONCE = 1 << 15
-"""Chunk size that keeps the working set in the CPU cache."""
-
-K = TypeVar("K", bound=Hashable)
-
-NetWeights = tuple[tuple[int, int], ...]
-"""Index and weight of each net in a sum."""
-
-
 @dataclass(frozen=True)
 class _SumNode:
     path: NetWeights
-    limits: Sequence[tuple[int, int]]
+    min_sums: Sequence[tuple[int, int]]
     """For each setting that uses this sum: its index, and the smallest sum that counts as foreground."""
 
 
@@ -238,8 +237,8 @@ def _count(node: _ViewNode, probs_NVU: NDArray[np.uint8], true: int, counts_S2: 
     summed = {net: _sum_views(probs_NVU[net], node.views) for net in node.nets}
     for merge in node.merges:
         values = {net: apply_lut(probs_U, merge.table, merge.dtype) for net, probs_U in summed.items()}
-        for total_U, limits in _totals(merge, values):
-            for index, min_positive_sum in limits:
+        for total_U, min_sums in _totals(merge, values):
+            for index, min_positive_sum in min_sums:
                 positive_U = total_U >= min_positive_sum
                 true_positives = np.count_nonzero(positive_U[:true])
                 counts_S2[index] += (true_positives, true_positives + np.count_nonzero(positive_U[true:]))
@@ -262,7 +261,7 @@ def _totals(
             term_U = values[net] if weight == 1 else np.multiply(values[net], weight, dtype=merge.dtype)
             totals.append(np.add(totals[-1], term_U, dtype=merge.dtype) if totals else term_U)
         path = node.path
-        yield totals[-1], node.limits
+        yield totals[-1], node.min_sums
 
 
 def _common_prefix(one: NetWeights, other: NetWeights) -> int:

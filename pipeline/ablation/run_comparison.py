@@ -64,9 +64,9 @@ def compare_runs(here: ScoredRun, others: Sequence[ScoredRun]) -> PairedComparis
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for split in SCORED_SPLITS:
-        found = [row for run in (here, *others) if (row := _row(split, here, run, notes))]
-        rows += sorted(found, key=lambda row: -row["difference"])
-        fewest = min((row["cars"] for row in found), default=MIN_CLUSTERS)
+        split_rows = [row for run in (here, *others) if (row := _row(split, here, run, notes))]
+        rows += sorted(split_rows, key=lambda row: -row["difference"])
+        fewest = min((row["cars"] for row in split_rows), default=MIN_CLUSTERS)
         if fewest < MIN_CLUSTERS:
             cars = f"{fewest} car{'' if fewest == 1 else 's'}"
             notes.append(f"No intervals {_SPLIT_LABELS[split]}: they need at least {MIN_CLUSTERS} cars, found {cars}.")
@@ -112,5 +112,5 @@ def _fold_notes(here: ScoredRun, others: Sequence[ScoredRun]) -> Iterator[str]:
         if (own[both] != theirs[both]).any():
             yield (
                 f"{run.name}: different fold assignment (folds.csv). Out-of-fold scores are valid in both runs, but "
-                "nets trained on different cars; holdout scores use only the cars held out in both."
+                "the nets trained on different cars; holdout scores use only the cars held out in both."
             )

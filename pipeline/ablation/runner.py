@@ -38,21 +38,22 @@ class ScoringGroup:
     def validate(self, image_ids: Sequence[str], views: Sequence[str], digests: Sequence[str]) -> None:
         """Raise CarvanaError unless the maps are of these images and views, made by nets with these digests."""
         for store, digest in zip(self.stores, digests, strict=True):
-            fault = (
-                f"view {next(view for view in views if view not in store.views)} is missing"
-                if set(views) - set(store.views)
-                else "the views differ from predict.tta"
-                if list(views) != store.views
-                else "the images differ from folds.csv"
-                if list(image_ids) != store.image_ids
-                else "the shard size differs from that of other nets"
-                if store.shard_images != self.stores[0].shard_images
-                else "the maps are from an earlier net"
-                if digest != store.net
-                else None
-            )
-            if fault:
-                raise CarvanaError(f"{store.folder} is out of date: {fault}. Run 'dvc repro'.")
+            if problem := self._problem(store, image_ids, views, digest):
+                raise CarvanaError(f"{store.folder} is out of date: {problem}. Run 'dvc repro'.")
+
+    def _problem(
+        self, store: PredictionStore, image_ids: Sequence[str], views: Sequence[str], digest: str
+    ) -> str | None:
+        missing = [view for view in views if view not in store.views]
+        if missing:
+            return f"view {missing[0]} is missing"
+        if list(views) != store.views:
+            return "the views differ from predict.tta"
+        if list(image_ids) != store.image_ids:
+            return "the images differ from folds.csv"
+        if store.shard_images != self.stores[0].shard_images:
+            return "the shard size differs from that of other nets"
+        return "the maps are from an earlier net" if digest != store.net else None
 
     def read(self, image_ids: Container[str] | None = None) -> Iterator[list[list[CompressedMap]]]:
         """Yield the stored maps of each image, or of those in ``image_ids``, by net and view."""

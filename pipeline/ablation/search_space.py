@@ -98,11 +98,12 @@ class AblationSpace:
     def grid(self, split: ScoredSplit) -> list[EnsembleConfig]:
         """Return every combination, each once, the current setting first."""
         ablation = self.ablation
+        folds_to_merge = [()] if split == "oof" else ablation.folds or singles_and_prefixes(self.folds)
         settings = (
             self._setting(split, models, folds, views, merge, weights, threshold)
             for models, folds, views, merge, weights, threshold in product(
                 ablation.models or singles_and_prefixes(self.models),
-                self._fold_sets(split),
+                folds_to_merge,
                 ablation.views or singles_and_prefixes(self.predicted[split]),
                 ablation.merge,
                 (*ablation.weights, self.ensemble.weights),
@@ -139,25 +140,25 @@ class AblationSpace:
 
     def warnings(self, split: ScoredSplit) -> list[str]:
         """Return caveats about a split's scores, as sentences."""
-        found = []
+        notes = []
         if split == "oof" and self.checkpoint == "best":
-            found.append(
+            notes.append(
                 "predict.checkpoint is 'best': each net's epoch was selected on the cars that score it here, which "
                 "biases the score upward. Use held-out cars."
             )
         if self.ensemble.postprocess:
             steps = ", ".join(self.ensemble.postprocess)
-            found.append(f"Settings are compared before post-processing ({steps}), which is evaluated separately.")
-        return found
+            notes.append(f"Settings are compared before post-processing ({steps}), which is evaluated separately.")
+        return notes
 
-    def why_not_scorable(self, split: ScoredSplit, cars: int) -> str | None:
+    def why_not_scorable(self, split: ScoredSplit, holdout_cars: int) -> str | None:
         """Return why a split with this many held-out cars cannot be scored, or None if it can.
 
         Raises CarvanaError if ``ablation.folds`` requires it.
         """
-        if split == "oof" or cars >= MIN_HOLDOUT_CARS:
+        if split == "oof" or holdout_cars >= MIN_HOLDOUT_CARS:
             return None
-        held_out = "only one car is" if cars else "no cars are"
+        held_out = "only one car is" if holdout_cars else "no cars are"
         reason = (
             f"{held_out} held out, and some net of a fold ensemble trained on every other car. Set folds.holdout_cars "
             f"to {MIN_HOLDOUT_CARS} or more (8 for intervals) and run 'dvc repro'."
@@ -178,20 +179,17 @@ class AblationSpace:
     ) -> EnsembleConfig:
         """Return the normal form: names in the order of the active ones; a single net has no merge rule to choose."""
         models = sorted(models, key=self.models.index)
-        numbers = [weights.get(model, 1) for model in models]
-        common = gcd(*numbers)
+        model_weights = [weights.get(model, 1) for model in models]
+        common = gcd(*model_weights)
         setting = EnsembleConfig(
             models=tuple(models),
             folds=tuple(sorted(folds, key=self.folds.index)),
             views=tuple(sorted(views, key=self.predicted[split].index)),
             merge=merge,
-            weights=tuple(number // common for number in numbers),
+            weights=tuple(weight // common for weight in model_weights),
             threshold=threshold,
         )
         return setting if len(setting.nets) > 1 else replace(setting, merge="mean_probability")
-
-    def _fold_sets(self, split: ScoredSplit) -> Sequence[tuple[int, ...]]:
-        return [()] if split == "oof" else self.ablation.folds or singles_and_prefixes(self.folds)
 
 
 def ablation_space(params: Params) -> AblationSpace:

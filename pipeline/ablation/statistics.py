@@ -138,8 +138,8 @@ class AblationStatistics:
         groups_C = np.arange(cars) % min(cars, _NESTED_GROUPS)
         for group in range(groups_C.max() + 1):
             scored_C = groups_C == group
-            chosen = (self._sums_CS[~scored_C].sum(axis=0) / self._images_C[~scored_C].sum()).argmax()
-            nested_C[scored_C] = self._sums_CS[scored_C, chosen]
+            best = (self._sums_CS[~scored_C].sum(axis=0) / self._images_C[~scored_C].sum()).argmax()
+            nested_C[scored_C] = self._sums_CS[scored_C, best]
         nested = float(nested_C.sum() / self._images_C.sum())
         return {
             "groups": int(groups_C.max()) + 1,

@@ -14,7 +14,7 @@ from pipeline.config import Device, Params, Precision
 from pipeline.errors import CarvanaError
 from pipeline.inference.base_predictor import BUILTIN_TTA, BasePredictor
 from pipeline.inference.probability_map import ProbabilityMap
-from pipeline.report.overlays import CropBox, crop_photo, data_uri
+from pipeline.report.overlays import CropBox, crop_image, data_uri
 from pipeline.segment.segmenter import FOLDS_DIR, RawPredictions, Segmenter, load_predictor
 from pipeline.utils.arrays import UInt8Array
 
@@ -47,7 +47,7 @@ class CachedImage:
         """Width and height of the displayed image."""
         rows, columns = self.image_HWC.shape[:2]
         width = max(1, round(columns * min(1.0, DISPLAY_WIDTH / columns, DISPLAY_HEIGHT / rows)))
-        return width, max(1, round(rows * width / columns))  # from the rounded width, like `crop_photo`
+        return width, max(1, round(rows * width / columns))  # from the rounded width, like `crop_image`
 
     @property
     def box(self) -> CropBox:
@@ -57,7 +57,7 @@ class CachedImage:
     @cached_property
     def display_HWC(self) -> UInt8Array:
         """The image at display size, uint8 RGB."""
-        return crop_photo(self.image_HWC, self.box, self.shape[0])
+        return crop_image(self.image_HWC, self.box, self.shape[0])
 
     @cached_property
     def uri(self) -> str:

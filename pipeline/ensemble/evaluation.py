@@ -167,12 +167,12 @@ class Evaluation:
         rows = scores.images[(scores.images["split"] == "oof") & (scores.images["model"] == name)]
         lowest = rows.nsmallest(wanted, "dice")
         masks: dict[str, NDArray[np.uint8]] = {}
-        for other, fold, nets in self._out_of_fold():
-            chosen = set(lowest.loc[lowest["fold"] == fold, "image_id"])
-            if other == name and chosen:
+        for scored_name, fold, nets in self._out_of_fold():
+            wanted_ids = set(lowest.loc[lowest["fold"] == fold, "image_id"])
+            if scored_name == name and wanted_ids:
                 stores, mask_builder = self.context.stores("oof", nets), self.context.mask_builder(nets)
-                chosen_masks = iter_masks(stores, mask_builder, self.context.views, chosen)
-                masks |= {image_id: mask_HW.view(np.uint8) for image_id, mask_HW in chosen_masks}
+                fold_masks = iter_masks(stores, mask_builder, self.context.views, wanted_ids)
+                masks |= {image_id: mask_HW.view(np.uint8) for image_id, mask_HW in fold_masks}
         return ((row, masks[str(row.image_id)]) for row in lowest.itertuples())
 
     def _out_of_fold(self) -> Iterator[tuple[str, int, Sequence[NetId]]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import MergeName
 from pipeline.inference.probability_map import MAX_LEVEL, ProbabilityMap
-from pipeline.utils.arrays import UnsignedArray
+from pipeline.utils.arrays import BoolArray, BoxSlices, UInt8Array, UnsignedArray
 
 _LOGIT_SCALE = 1 << 16
 """Fixed-point scale of logits: about 1,000 units per step of quantized probability near 0.5."""
@@ -27,11 +27,11 @@ _LOGIT_SCALE = 1 << 16
 class MergedMargin:
     """A merged image before thresholding, inside a bounding box; everything outside the box is background."""
 
-    box: tuple[slice, slice]
+    box: BoxSlices
     """Rows and columns of the image."""
     margin_HW: NDArray[np.float32]
     """Weighted sum minus the smallest foreground sum, divided by the largest sum: -1 to 1, foreground at >= 0."""
-    ambiguous_HW: NDArray[np.bool_]
+    ambiguous_HW: BoolArray
     """Where the sum is neither 0 nor the maximum: some net is uncertain, or nets disagree."""
 
 
@@ -47,14 +47,14 @@ class MergeRule:
     counts: tuple[int, ...]
     weights: tuple[int, ...]
 
-    def mask(self, maps: Sequence[ProbabilityMap], height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.bool_]:
+    def mask(self, maps: Sequence[ProbabilityMap], height: int = HEIGHT, width: int = WIDTH) -> BoolArray:
         """Return the mask (height, width) of one image from one map per net, in the order of ``counts``."""
         box, total_HW = self._total(maps, 0, height, width)
         mask_HW = np.zeros((height, width), np.bool_)
         np.greater_equal(total_HW, self.min_positive_sum, out=mask_HW[box])
         return mask_HW
 
-    def probs_u8(self, maps: Sequence[ProbabilityMap], height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
+    def probs_u8(self, maps: Sequence[ProbabilityMap], height: int = HEIGHT, width: int = WIDTH) -> UInt8Array:
         """Return the weighted sum scaled to uint8 (height, width), for display; 255: all nets are certain."""
         box, total_HW = self._total(maps, 0, height, width)
         probs_u8_HW = np.zeros((height, width), np.uint8)
@@ -74,7 +74,7 @@ class MergeRule:
 
     def _total(
         self, maps: Sequence[ProbabilityMap], around: int, height: int, width: int
-    ) -> tuple[tuple[slice, slice], "UnsignedArray"]:
+    ) -> tuple[BoxSlices, UnsignedArray]:
         """Return the bounding box of all maps, enlarged by ``around`` pixels, and the weighted sum of all nets in it.
 
         Outside it every probability is 0, which every table maps to 0, below any threshold.

@@ -14,10 +14,10 @@ from pipeline.report.tables import (
     MERGE_TITLES,
     SPLIT_TITLES,
     best_at_each_cost,
+    cost_column,
     describe_setting,
     differs_only_in,
     pareto_rows,
-    with_cost,
 )
 
 ChartSpec = dict[str, Any]
@@ -44,7 +44,7 @@ def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mappin
 
     ``pick`` names a Vega selection of clicked points by their ``setting`` text. The row ``chosen`` is marked too.
     """
-    cost = with_cost(rows)
+    cost = cost_column(rows)
     shown = best_at_each_cost(rows)
     settings = [describe_setting(row) for row in shown.to_dict("records")]
     columns = dict.fromkeys(["dice", "difference", "kind", "current", "passes", cost])

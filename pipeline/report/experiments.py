@@ -3,11 +3,9 @@
 import hashlib
 import json
 import re
-import shutil
 import subprocess
-import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,54 +21,7 @@ from pipeline.errors import CarvanaError
 from pipeline.report.tables import SPLIT_TITLES, rows_of_split
 from pipeline.repro import check_dvc_lock
 from pipeline.utils.files import write_text
-
-_INDENT = " " * 4
-
-
-def format_experiments(table: pd.DataFrame, notes: Sequence[str], width: int) -> Iterator[str]:
-    """Yield reports/experiments.csv as text, one table per split, then notes, in lines of at most ``width``.
-
-    Columns that are equal in all rows, and splits without experiments, are left out.
-    """
-    for split, title in SPLIT_TITLES.items():
-        rows = rows_of_split(table, split)
-        if not rows["current"].all():
-            yield from [*_table_lines(rows, title, width), ""]
-    for note in notes:
-        yield from textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _table_lines(rows: pd.DataFrame, title: str, width: int) -> Iterator[str]:
-    workspace = rows[rows["current"]].iloc[0]
-    yield f"{title}: {workspace['images']} images of {workspace['cars']} cars"
-    cells = {
-        "": rows["name"],
-        "Dice": rows["dice"].map("{:.5f}".format),
-        "difference": rows["difference"].map("{:+.5f}".format).mask(rows["current"], ""),
-    }
-    if rows["low"].notna().any():
-        bounds = [f"{low:+.5f} to {high:+.5f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
-        cells["95 % interval"] = pd.Series(bounds, rows.index).mask(rows["current"] | rows["low"].isna(), "")
-    for column in ("better", "worse", "images", "passes"):
-        if rows[column].nunique() > 1:
-            cells[column] = rows[column].astype(str).mask(rows["current"] & (column in ("better", "worse")), "")
-    yield from _aligned(cells, rows["changed"].mask(~rows["current"] & (rows["changed"] == ""), "nothing"), width)
-
-
-def _aligned(cells: Mapping[str, "pd.Series[str]"], changed: "pd.Series[str]", width: int) -> Iterator[str]:
-    """Yield one line per row, with its changes to the right, or below if they do not fit."""
-    widths = {title: max(len(title), *map(len, texts)) for title, texts in cells.items()}
-    left = sum(widths.values()) + 2 * len(widths)
-    below = max((len(word) for text in changed for word in text.split()), default=0) > width - left
-    for *texts, last in [(*cells, "" if below else "changed"), *zip(*cells.values(), changed, strict=True)]:
-        name, *numbers = (text.rjust(size) for text, size in zip(texts, widths.values(), strict=True))
-        indent = _INDENT if below else " " * left
-        lines = textwrap.wrap(last, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-        row = "  ".join([name.strip().ljust(len(name)), *numbers, ""])
-        first = [] if below else lines[:1]
-        yield (row + "".join(first).lstrip()).rstrip()
-        yield from lines[len(first) :]
-
+from pipeline.utils.terminal import print_table
 
 TABLE = Path("reports/experiments.csv")
 """One row per run and split, the workspace included."""
@@ -103,16 +54,51 @@ _STATES = {
 _SCORING_STAGES = ("download", "folds", "train", "predict", "evaluate")
 """Stages that the scores depend on."""
 
-_CODE = re.compile(r"^    - path: pipeline/.*\n(?:      .*\n)+", re.MULTILINE)
+_CODE_DEPS = re.compile(r"^    - path: pipeline/.*\n(?:      .*\n)+", re.MULTILINE)
 """Code dependencies in dvc.lock. They are most of the file, and removing them makes parsing the YAML much faster."""
 
 
 def show_experiments() -> None:
     """Print the experiments next to the workspace and write ``TABLE``; raises CarvanaError as `compare` does."""
-    found = compare()
-    write_text(TABLE, found.table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
-    print("\n".join(format_experiments(found.table, found.notes, max(80, shutil.get_terminal_size((120, 24)).columns))))
+    comparison = compare()
+    write_text(TABLE, comparison.table.to_csv(index=False, lineterminator="\n", float_format="%.9g"))
+    print_experiments(comparison)
     print(f"All columns: {TABLE}")
+
+
+def print_experiments(comparison: PairedComparison) -> None:
+    """Print one table per split, then the notes.
+
+    Columns that are equal in all rows, and splits without experiments, are left out.
+    """
+    for split, title in SPLIT_TITLES.items():
+        rows = rows_of_split(comparison.table, split)
+        if rows["current"].all():
+            continue
+        workspace = rows[rows["current"]].iloc[0]
+        print(f"{title}: {workspace['images']} images of {workspace['cars']} cars")
+        cells = _cells(rows)
+        print_table(list(cells), zip(*cells.values(), strict=True), right=set(cells) - {"run", "changed"})
+        print()
+    for note in comparison.notes:
+        print(note)
+
+
+def _cells(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
+    """Return the printed columns of a split by title; differences from itself are blank for the workspace."""
+    current = rows["current"]
+    cells = {
+        "run": rows["name"],
+        "Dice": rows["dice"].map("{:.5f}".format),
+        "difference": rows["difference"].map("{:+.5f}".format).mask(current, ""),
+    }
+    if rows["low"].notna().any():
+        bounds = [f"{low:+.5f} to {high:+.5f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
+        cells["95 % CI"] = pd.Series(bounds, rows.index).mask(current | rows["low"].isna(), "")
+    for column in ("better", "worse", "images", "passes"):
+        if rows[column].nunique() > 1:
+            cells[column] = rows[column].astype(str).mask(current & (column in ("better", "worse")), "")
+    return cells | {"changed": rows["changed"].mask(~current & (rows["changed"] == ""), "nothing")}
 
 
 def compare() -> PairedComparison:
@@ -122,7 +108,7 @@ def compare() -> PairedComparison:
     CarvanaError if the workspace has no scores or DVC fails.
     """
     lock, here = _workspace()
-    project = _ask_dvc()
+    project = _read_dvc_project()
     runs, notes = [], [f"{name} {reason}" for name, reason in project.unfinished]
     committed = _lock_of(_HEAD)
     if committed and committed.images not in (None, lock.images):
@@ -132,12 +118,12 @@ def compare() -> PairedComparison:
             runs.append(_experiment(name, revision, lock, project.cache))
         except CarvanaError as error:
             notes.append(f"{name} {error}")
-    found = compare_runs(here, runs)
+    comparison = compare_runs(here, runs)
     if any("predict.checkpoint=" in run.changed for run in runs):
         notes.append(_BIASED_CHECKPOINT)
     if any(word.startswith(_TRAINING_KEYS) for run in runs for word in run.changed.split()):
         notes.append(_TRAINING_NOISE)
-    return PairedComparison(found.table, [*found.notes, *notes] if runs or notes else [_NO_EXPERIMENTS])
+    return PairedComparison(comparison.table, [*comparison.notes, *notes] if runs or notes else [_NO_EXPERIMENTS])
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,7 @@ class _DvcProject:
     cache: Path
 
 
-def _ask_dvc() -> _DvcProject:
+def _read_dvc_project() -> _DvcProject:
     from dvc.exceptions import DvcException  # takes half a second
     from dvc.repo import Repo
 
@@ -183,10 +169,10 @@ def _ask_dvc() -> _DvcProject:
         raise CarvanaError(f"DVC could not list its experiments: {error}") from error
     if any(dep.startswith("predictions/") for dep in changed):
         raise CarvanaError(f"{_IMAGES} is older than the predictions. Run 'dvc repro' first.")
-    times = Counter(name for name, _, _ in found)
-    finished = {name if times[name] == 1 else f"{name}@{base[:7]}": rev for name, base, rev in found}
+    counts = Counter(name for name, _, _ in found)
+    finished = {name if counts[name] == 1 else f"{name}@{base[:7]}": rev for name, base, rev in found}
     # An experiment that failed and was then rerun is finished.
-    unfinished = {(n, state) for n, state in queue if state in _STATES and not (state == "Failed" and times[n])}
+    unfinished = {(n, state) for n, state in queue if state in _STATES and not (state == "Failed" and counts[n])}
     return _DvcProject(finished, [(n, _STATES[state].format(n)) for n, state in sorted(unfinished)], cache)
 
 
@@ -247,14 +233,14 @@ def _lock_of(revision: str) -> _LockFile | None:
     # With git, which is faster: DVC would parse all of dvc.yaml and dvc.lock.
     command = ["git", "show", f"{revision}:./{_LOCK}"]
     try:
-        shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError as error:
         raise CarvanaError(f"Cannot run git ({error.strerror}), which stores the experiments. Install it.") from error
-    return _parse(shown.stdout) if shown.returncode == 0 else None
+    return _parse(result.stdout) if result.returncode == 0 else None
 
 
 def _parse(text: str) -> _LockFile:
-    stages = YAML(typ="safe").load(_CODE.sub("", text))["stages"]
+    stages = YAML(typ="safe").load(_CODE_DEPS.sub("", text))["stages"]
     evaluate = stages.get("evaluate", {})
     known = evaluate.get("params", {}).get(_PARAMS, {})
     nets = [f"{model}-{fold}" for model in known.get("models.active", ()) for fold in known.get("folds.active", ())]
@@ -262,12 +248,12 @@ def _parse(text: str) -> _LockFile:
     matrix = {"", *nets, *(f"{net}-{split}" for net in nets for split in SCORED_SPLITS)}
     parts = {name: name.partition("@") for name in stages}
     entries = [stages[name] for name, (stage, _, item) in parts.items() if stage in _SCORING_STAGES and item in matrix]
-    made = {out["path"]: out.get("md5") for entry in entries for out in entry.get("outs") or ()}
-    read = [dep for entry in entries for dep in entry.get("deps") or ()]
+    outputs = {out["path"]: out.get("md5") for entry in entries for out in entry.get("outs") or ()}
+    dependencies = [dep for entry in entries for dep in entry.get("deps") or ()]
     return _LockFile(
         settings={key: value for entry in entries for key, value in entry.get("params", {}).get(_PARAMS, {}).items()},
-        images=made.get(_IMAGES.as_posix()),
-        stale=any(made.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in read),
+        images=outputs.get(_IMAGES.as_posix()),
+        stale=any(outputs.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in dependencies),
     )
 
 
@@ -276,9 +262,8 @@ def _changes(workspace: _LockFile, experiment: _LockFile) -> Iterator[str]:
     for key, value in sorted(experiment.settings.items()):
         # The workspace's dvc.lock lacks models that are not active there.
         base = workspace.settings[key] if key in workspace.settings else _param(key)
-        own, theirs = dict(_flat(key, base)), dict(_flat(key, value))
-        yield from (f"{name}={_as_text(v)}" for name, v in theirs.items() if name not in own or own[name] != v)
-
+        own, theirs = dict(_flatten(key, base)), dict(_flatten(key, value))
+        yield from (f"{name}={_format_value(v)}" for name, v in theirs.items() if name not in own or own[name] != v)
         yield from (f"no {name}" for name in own if name not in theirs)
 
 
@@ -290,13 +275,13 @@ def _param(key: str) -> Any:
     return tree
 
 
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flatten(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _flat(f"{key}.{name}", inner)
+            yield from _flatten(f"{key}.{name}", inner)
     else:
         yield key, value
 
 
-def _as_text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), default=str).replace('"', "")

@@ -76,8 +76,8 @@ class ComparisonTable:
 
     label: str
     """Title of the first column."""
-    heads: Sequence[str]
-    lines: Sequence[ComparisonRow]
+    columns: Sequence[str]
+    rows: Sequence[ComparisonRow]
     timed: bool
     """Whether any row has a time."""
     nets: str
@@ -93,7 +93,7 @@ def build_comparison(
     rows: pd.DataFrame, labels: Sequence[str], label: str, current: "pd.Series[Any]"
 ) -> ComparisonTable:
     """Return a table of the rows, each labeled by one of ``labels``; ``current`` is the current setting."""
-    heads = [name for name in SETTING_COLUMNS if (rows[name] != "").any()]
+    columns = [name for name in SETTING_COLUMNS if (rows[name] != "").any()]
     ends = pd.concat([rows["difference"], rows["low"], rows["high"], pd.Series([0.0])]).dropna()
     low, high = float(ends.min()), float(ends.max())
     span = (high - low) or 1.0
@@ -101,14 +101,14 @@ def build_comparison(
     def position(value: float) -> float:
         return round(_MARGIN + (value - low) / span * (PLOT_WIDTH - 2 * _MARGIN), 1)
 
-    lines = [
-        _line(row, name, heads, current, _mark(row, position))
+    table_rows = [
+        _comparison_row(row, name, columns, current, _mark(row, position))
         for name, row in zip(labels, rows.to_dict("records"), strict=True)
     ]
     return ComparisonTable(
         label=label,
-        heads=heads,
-        lines=lines,
+        columns=columns,
+        rows=table_rows,
         timed=bool(rows["seconds"].notna().any()),
         nets=ablation_text.PER_FOLD if (rows["split"] == "oof").all() else "",
         zero=position(0.0),
@@ -124,13 +124,13 @@ def _mark(row: dict[Any, Any], position: Callable[[float], float]) -> CiMark:
     return CiMark(dot, position(row["low"]), position(row["high"]))
 
 
-def _line(
-    row: dict[Any, Any], label: str, heads: Sequence[str], current: "pd.Series[Any]", mark: CiMark
+def _comparison_row(
+    row: dict[Any, Any], label: str, columns: Sequence[str], current: "pd.Series[Any]", mark: CiMark
 ) -> ComparisonRow:
     has_interval = ablation_text.is_known(row["low"])
     return ComparisonRow(
         label=label,
-        cells=[ComparisonCell(name, _cell(name, row[name]), row[name] != current[name]) for name in heads],
+        cells=[ComparisonCell(name, _cell(name, row[name]), row[name] != current[name]) for name in columns],
         current=row["current"],
         dice=ablation_text.format_dice(row["dice"]),
         difference="" if row["current"] else ablation_text.format_signed(row["difference"]),

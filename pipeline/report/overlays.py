@@ -19,14 +19,31 @@ from pipeline.utils.files import atomic_write
 
 _TILE_HEIGHT, _TILE_WIDTH, _CAPTION = 320, 480, 26
 _COLUMNS = 4
-_JPEG = (
-    *(cv2.IMWRITE_JPEG_QUALITY, 88),
-    # No chroma subsampling: it would wash out lines of one pixel.
-    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
-)
+_SHEET_QUALITY, _FIGURE_QUALITY = 88, 80
+"""JPEG quality of contact sheets and of the report's figures."""
+
+_CAR_WIDTH, _REGION_WIDTH, _LOCATOR_WIDTH = 720, 480, 320
+"""Widths in the report, in pixels, of a car, of the surroundings of a region, and of the image that locates it."""
+
+_MARGIN = 30
+"""Pixels around the car in a figure."""
+
+_FRAME_GAP = 4
+"""Pixels between a region and its frame."""
+
+_VISIBLE = 96
+"""Share of wrong pixels, out of 255, from which a shrunk pixel is drawn as an error."""
+
 TRUTH, FALSE_NEGATIVE, FALSE_POSITIVE = (40, 200, 40), (255, 140, 0), (235, 30, 60)
 """RGB colors of the true outline and of errors."""
+NETS = (224, 60, 220)
+"""RGB color of the nets' outlines in figures that compare them with the label."""
+
+REGION = (255, 220, 0)
+"""RGB color of the frame around a region."""
+
 _OUTLINE = (255, 220, 0)
+"""RGB color of a submitted mask's outline."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +64,17 @@ def write_contact_sheet(path: Path, tiles: Sequence[SheetTile], title: str) -> N
     rows = -(-len(tiles) // _COLUMNS)
     height, width = _CAPTION + max(1, rows) * (_TILE_HEIGHT + _CAPTION), _COLUMNS * _TILE_WIDTH
     sheet_HWC = np.full((height, width, 3), 24, np.uint8)
-    _write(sheet_HWC, title, 8, 18)
+    _put_text(sheet_HWC, title, 8, 18)
     for index, tile in enumerate(tiles):
         top = _CAPTION + index // _COLUMNS * (_TILE_HEIGHT + _CAPTION)
         left = index % _COLUMNS * _TILE_WIDTH
-        sheet_HWC[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH] = _draw(tile)
-        _write(sheet_HWC, tile.caption, left + 8, top + _TILE_HEIGHT + 18)
+        sheet_HWC[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH] = _draw_tile(tile)
+        _put_text(sheet_HWC, tile.caption, left + 8, top + _TILE_HEIGHT + 18)
     with atomic_write(path) as temporary:
-        data = cv2.imencode(".jpg", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR), _JPEG)[1]
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(_encode_jpeg(sheet_HWC, _SHEET_QUALITY))
 
 
-def _draw(tile: SheetTile) -> UInt8Array:
+def _draw_tile(tile: SheetTile) -> UInt8Array:
     small_HWC = _thumbnail(tile.image)
     if tile.true is None:
         _outline(small_HWC, tile.mask, _OUTLINE)
@@ -81,20 +97,8 @@ def _outline(small_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, int, 
     cv2.drawContours(small_HWC, contours, -1, color, 1)
 
 
-def _write(sheet_HWC: UInt8Array, text: str, left: int, base: int) -> None:
+def _put_text(sheet_HWC: UInt8Array, text: str, left: int, base: int) -> None:
     cv2.putText(sheet_HWC, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)
-
-
-NETS = (224, 60, 220)
-"""RGB color of the nets' outlines in figures that compare them with the label."""
-
-REGION = (255, 220, 0)
-"""RGB color of the frame around a region."""
-
-_QUALITY = 80
-_GAP = 4
-_VISIBLE = 96
-"""Share of wrong pixels, out of 255, from which a shrunk pixel is drawn as an error."""
 
 
 class CropBox(NamedTuple):
@@ -131,7 +135,7 @@ class CropBox(NamedTuple):
         return image[self.top : self.bottom, self.left : self.right]
 
 
-def crop_photo(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
+def crop_image(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return a part of an image, resized to ``width`` pixels."""
     return _scaled(box.cut(image_HWC), width)
 
@@ -140,7 +144,7 @@ def error_overlay(
     image_HWC: UInt8Array, mask_HW: UInt8Array, true_HW: UInt8Array, box: CropBox, width: int
 ) -> UInt8Array:
     """Return a part of an image with the true outline, false negatives and false positives."""
-    crop_HWC = crop_photo(image_HWC, box, width)
+    crop_HWC = crop_image(image_HWC, box, width)
     _draw_contour(crop_HWC, box.cut(true_HW), TRUTH)
     for wrong_HW, color in ((true_HW & ~mask_HW, FALSE_NEGATIVE), (mask_HW & ~true_HW, FALSE_POSITIVE)):
         crop_HWC[_scaled(box.cut(wrong_HW & np.uint8(1)) * np.uint8(255), width) > _VISIBLE] = color
@@ -149,11 +153,11 @@ def error_overlay(
 
 def heatmap_overlay(image_HWC: UInt8Array, values_HW: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return a part of an image, dark and gray, with a heatmap of ``values_HW``: violet is low, yellow is high."""
-    gray_HW = cv2.cvtColor(crop_photo(image_HWC, box, width), cv2.COLOR_RGB2GRAY)
+    gray_HW = cv2.cvtColor(crop_image(image_HWC, box, width), cv2.COLOR_RGB2GRAY)
     part_HW = box.cut(values_HW)
     # Dilated first, so that lines of one pixel stay visible when shrunk.
-    reach = max(1, round(part_HW.shape[1] / width)) + 1
-    heat_HW = _scaled(np.asarray(cv2.dilate(part_HW, np.ones((reach, reach), np.uint8)), np.uint8), width)
+    size = max(1, round(part_HW.shape[1] / width)) + 1
+    heat_HW = _scaled(np.asarray(cv2.dilate(part_HW, np.ones((size, size), np.uint8)), np.uint8), width)
     colors_HWC = cv2.cvtColor(cv2.applyColorMap(heat_HW, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     share_HW1 = np.sqrt(heat_HW.astype(np.float32) / 255)[..., None]
     mixed_HWC = 0.55 * gray_HW[..., None] * (1 - share_HW1) + colors_HWC * share_HW1
@@ -164,7 +168,7 @@ def with_outlines(
     image_HWC: UInt8Array, true_HW: UInt8Array, nets: Sequence[UInt8Array], box: CropBox, width: int
 ) -> UInt8Array:
     """Return a part of an image with the outlines of the nets' masks, and the true outline on top."""
-    crop_HWC = crop_photo(image_HWC, box, width)
+    crop_HWC = crop_image(image_HWC, box, width)
     for net_HW in nets:
         _draw_contour(crop_HWC, box.cut(net_HW), NETS, thickness=2)
     _draw_contour(crop_HWC, box.cut(true_HW), TRUTH, thickness=2)
@@ -174,36 +178,45 @@ def with_outlines(
 def locator(image_HWC: UInt8Array, box: CropBox, width: int) -> UInt8Array:
     """Return the whole image, small, with a frame around the box."""
     height_pixels, width_pixels = image_HWC.shape[:2]
-    crop_HWC = crop_photo(image_HWC, CropBox(0, 0, height_pixels, width_pixels), width)
+    crop_HWC = crop_image(image_HWC, CropBox(0, 0, height_pixels, width_pixels), width)
     scale = width / width_pixels
-    first, last = ((round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.right, box.bottom)))
-    cv2.rectangle(crop_HWC, first, last, (255, 255, 255), 4)
-    cv2.rectangle(crop_HWC, first, last, NETS, 2)
+    top_left, bottom_right = (
+        (round(x * scale), round(y * scale)) for x, y in ((box.left, box.top), (box.right, box.bottom))
+    )
+    cv2.rectangle(crop_HWC, top_left, bottom_right, (255, 255, 255), 4)
+    cv2.rectangle(crop_HWC, top_left, bottom_right, NETS, 2)
     return crop_HWC
 
 
 def with_frame(crop_HWC: UInt8Array, region: CropBox, box: CropBox) -> UInt8Array:
     """Return a crop of an image (``box``) with a thin frame just outside a region of it."""
     scale = crop_HWC.shape[1] / (box.right - box.left)
-    first = round((region.left - box.left) * scale) - _GAP, round((region.top - box.top) * scale) - _GAP
-    last = round((region.right - box.left) * scale) + _GAP, round((region.bottom - box.top) * scale) + _GAP
+    top_left = round((region.left - box.left) * scale) - _FRAME_GAP, round((region.top - box.top) * scale) - _FRAME_GAP
+    bottom_right = (
+        round((region.right - box.left) * scale) + _FRAME_GAP,
+        round((region.bottom - box.top) * scale) + _FRAME_GAP,
+    )
     marked_HWC = crop_HWC.copy()
-    cv2.rectangle(marked_HWC, first, last, (0, 0, 0), 4)
-    cv2.rectangle(marked_HWC, first, last, REGION, 2)
+    cv2.rectangle(marked_HWC, top_left, bottom_right, (0, 0, 0), 4)
+    cv2.rectangle(marked_HWC, top_left, bottom_right, REGION, 2)
     return marked_HWC
 
 
 def data_uri(crop_HWC: UInt8Array) -> str:
     """Return an image as a JPEG data URI."""
-    color_at_full_resolution = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY, *color_at_full_resolution)
-    data = cv2.imencode(".jpg", cv2.cvtColor(crop_HWC, cv2.COLOR_RGB2BGR), options)[1]
-    return jpeg_uri(data.tobytes())
+    return jpeg_uri(_encode_jpeg(crop_HWC, _FIGURE_QUALITY))
 
 
 def jpeg_uri(jpeg: bytes) -> str:
     """Return JPEG bytes as a data URI."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _encode_jpeg(image_HWC: UInt8Array, quality: int) -> bytes:
+    # Without chroma subsampling, which would wash out lines of one pixel.
+    full_chroma = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    options = (cv2.IMWRITE_JPEG_QUALITY, quality, *full_chroma)
+    return cv2.imencode(".jpg", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def _scaled(image: UInt8Array, width: int) -> UInt8Array:
@@ -218,10 +231,6 @@ def _draw_contour(crop_HWC: UInt8Array, mask_HW: UInt8Array, color: tuple[int, i
     # Unlike a contour, the morphological gradient draws no line along the edge of the crop.
     border_HW = cv2.morphologyEx(inside_HW, cv2.MORPH_GRADIENT, np.ones((thickness + 1, thickness + 1), np.uint8))
     crop_HWC[border_HW > 0] = color
-
-
-_CAR_WIDTH, _REGION_WIDTH, _LOCATOR_WIDTH = 720, 480, 320
-_MARGIN = 30
 
 
 @dataclass(frozen=True)
@@ -261,7 +270,7 @@ def worst_image_figure(
         _figure_image(heatmap_overlay(image, disagreement, box, _CAR_WIDTH), caption),
     ]
     pixels = [f"nets disagree on {pluralize(row['disagreement'], 'pixel')}"] if several else []
-    return Figure(row["image_id"], [f"Dice {format_dice(row['dice'])}", *_car(row, make), *pixels], images)
+    return Figure(row["image_id"], [f"Dice {format_dice(row['dice'])}", *_describe_car(row, make), *pixels], images)
 
 
 def label_error_figure(
@@ -273,7 +282,7 @@ def label_error_figure(
     box = region.in_context(2.5, 160, *true.shape)
     images = [
         _figure_image(locator(image, box, _LOCATOR_WIDTH), "location"),
-        _figure_image(crop_photo(image, box, _REGION_WIDTH), "image"),
+        _figure_image(crop_image(image, box, _REGION_WIDTH), "image"),
         _figure_image(
             with_frame(with_outlines(image, true, nets, box, _REGION_WIDTH), region, box),
             "label green, nets magenta, region framed in yellow",
@@ -285,7 +294,7 @@ def label_error_figure(
         else "the net contradicts the label"
     )
     size = f"{pluralize(row['suspect'], 'pixel')} ({format_int(row['width'])} x {format_int(row['height'])}), {agree}"
-    return Figure(row["image_id"], [size, *_car(row, make), f"Dice {format_dice(row['dice'])}"], images)
+    return Figure(row["image_id"], [size, *_describe_car(row, make), f"Dice {format_dice(row['dice'])}"], images)
 
 
 def prediction_grid_figure(net: str, validation_dice: float, jpeg: bytes) -> Figure:
@@ -295,7 +304,7 @@ def prediction_grid_figure(net: str, validation_dice: float, jpeg: bytes) -> Fig
     return Figure(net, [f"Dice {format_dice(validation_dice)} on all its validation images"], [grid])
 
 
-def _car(row: Mapping[Any, Any], make: str | None) -> list[str]:
+def _describe_car(row: Mapping[Any, Any], make: str | None) -> list[str]:
     car = f"car {row['car']} ({make})" if make else f"car {row['car']}"
     return [car, f"angle {format_int(row['angle'])}", SPLIT_TITLES[row["split"]].lower()]
 

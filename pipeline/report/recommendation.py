@@ -1,7 +1,6 @@
 """`carvana ablate`: the table, the recommended setting, and applying it to params.yaml."""
 
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,19 +10,23 @@ from pipeline.config import PARAMS_FILE, SCORED_SPLITS, Params, ScoredSplit, rea
 from pipeline.errors import CarvanaError
 from pipeline.recipes import apply_overlay
 from pipeline.report.ablation_text import (
+    PER_FOLD,
     AblationSummary,
-    describe_cost,
     format_dice,
+    format_int,
+    format_seconds,
     format_signed,
     is_known,
     summarize_ablation,
 )
 from pipeline.report.tables import SPLIT_TITLES as TITLES
 from pipeline.report.tables import describe_setting, read_table, rows_of_split
+from pipeline.utils.terminal import print_table
 from pipeline.workspace import REPORTS_DIR, net_digest, net_dir, read_json
 
 _SHOWN = 12
-_WIDTH = 118
+"""Settings printed per split, in addition to the current one."""
+
 _RERUN_HINT = "run 'dvc repro ablate'"
 
 
@@ -37,8 +40,10 @@ def show_table(split: ScoredSplit | None = None) -> None:
             continue
         if len(rows) != ablation[name]["settings"]:
             raise CarvanaError(f"{REPORTS_DIR / 'ablation.csv'} is truncated: {_RERUN_HINT} to create it again.")
-        print(f"{TITLES[name]}: current setting, and the best of {len(rows)}")
-        print("\n".join(f"  {_line(row)}" for row in _shown(rows)), end="\n\n")
+        nets = f" ({PER_FOLD})" if name == "oof" else ""
+        print(f"{TITLES[name]}: current setting, and the best of {len(rows)}. Cost per image{nets}.")
+        _print_settings(rows)
+        print()
     print(f"All settings: {REPORTS_DIR / 'ablation.csv'}. Recommendation: 'carvana ablate --best'.")
 
 
@@ -46,7 +51,8 @@ def show_recommendation(split: ScoredSplit | None = None) -> None:
     """Print the results of each split, or of one: the best setting, the confidence set, the recommended setting."""
     summaries = dict(zip(TITLES, summarize_ablation(_read_ablation()), strict=True))
     for name in _splits(split):
-        print("\n".join(_summary_lines(summaries[name])), end="\n\n")
+        _print_summary(summaries[name])
+        print()
     print("Apply it: 'carvana ablate --apply'. Details: reports/index.html.")
 
 
@@ -107,29 +113,32 @@ def _overlay(row: Mapping[str, Any], space: AblationSpace) -> dict[str, Any]:
     return overlay
 
 
-def _shown(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _print_settings(rows: pd.DataFrame) -> None:
     best = rows[~rows["current"]].sort_values(["dice", "cost"], ascending=[False, True], kind="stable").head(_SHOWN)
-    shown = pd.concat([rows[rows["current"]], best])
-    yield from (dict(zip(map(str, shown.columns), row, strict=True)) for row in shown.itertuples(index=False))
+    cells = [
+        (
+            format_dice(row["dice"]),
+            "current" if row["current"] else format_signed(row["difference"]),
+            f"{format_signed(row['low'])} to {format_signed(row['high'])}"
+            if is_known(row["low"]) and not row["current"]
+            else "",
+            format_int(row["passes"]),
+            format_seconds(row["seconds"]) if is_known(row["seconds"]) else "",
+            describe_setting(row),
+        )
+        for row in pd.concat([rows[rows["current"]], best]).to_dict("records")
+    ]
+    numbers = ["Dice", "difference", "95 % CI", "passes", "time"]
+    print_table([*numbers, "setting"], cells, right=numbers)
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    bounds = f" [{format_signed(row['low'])}, {format_signed(row['high'])}]" if is_known(row["low"]) else ""
-    difference = "current" if row["current"] else f"{format_signed(row['difference'])}{bounds}"
-    return f"{format_dice(row['dice'])}  {difference}  {describe_setting(row)}: {describe_cost(row)}"
-
-
-def _summary_lines(summary: AblationSummary) -> Iterator[str]:
-    """Yield a summary for the terminal, one paragraph per point."""
+def _print_summary(summary: AblationSummary) -> None:
     if summary.skipped:
-        yield from textwrap.wrap(f"{summary.title}: {summary.skipped}", _WIDTH, subsequent_indent="  ")
+        print(f"{summary.title}: {summary.skipped}")
         return
-    yield f"{summary.title}: {summary.basis}"
-    for point in summary.points:
-        text = f"{point.setting}. {point.text}" if point.setting else point.text
-        yield from textwrap.wrap(text, _WIDTH, initial_indent=f"  {point.label:<16}", subsequent_indent=" " * 18)
-    for warning in summary.warnings:
-        yield from textwrap.wrap(warning, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    points = [(p.label, f"{p.setting}. {p.text}" if p.setting else p.text) for p in summary.points]
+    warnings = [("Warning", warning) for warning in summary.warnings]
+    print_table([summary.title, summary.basis], [*points, *warnings])
 
 
 def _read_ablation() -> dict[str, Any]:

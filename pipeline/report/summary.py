@@ -19,9 +19,12 @@ from pipeline.report.overlays import SheetTile
 from pipeline.report.tables import SPLIT_TITLES, rows_of_split
 from pipeline.submission.csv_file import read_rows
 from pipeline.utils.arrays import UInt8Array
+from pipeline.utils.terminal import print_table
 
 MERGED = "ensemble"
 """The ``model`` in rows of images.csv that score merged nets: several models out of fold, all nets on held-out cars."""
+
+_SCORES = {"dice": "Dice", "iou": "IoU", "accuracy": "accuracy"}
 
 _MEANING = {
     "oof": "Each image is predicted by the nets of its own fold, which did not train on its car.",
@@ -60,14 +63,14 @@ def with_final_dice(disagreement: pd.DataFrame, images: pd.DataFrame) -> pd.Data
 def headline_scores(images: pd.DataFrame, submission: Mapping[str, Any]) -> list[HeadlineScore]:
     """Return the headline scores of `rows_as_submitted`, and the test score if it is known."""
     parts = {split: rows_of_split(images, split) for split in SPLIT_TITLES}
-    found = [_headline_score(split, rows) for split, rows in parts.items() if len(rows)]
+    scores = [_headline_score(split, rows) for split, rows in parts.items() if len(rows)]
     if "test" in submission:
         reason = "No interval: only the mean over test images is known."
         basis = f"{format_int(submission['rows'])} images"
-        found.append(
+        scores.append(
             HeadlineScore("Test cars", _MEANING["test"], format_dice(submission["test"]["dice"]), reason, basis)
         )
-    return found
+    return scores
 
 
 def mean_dice_bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
@@ -87,9 +90,6 @@ def _headline_score(split: str, rows: pd.DataFrame) -> HeadlineScore:
     )
     basis = f"{pluralize(len(rows), 'image')} of {pluralize(rows['car'].nunique(), 'car')}"
     return HeadlineScore(SPLIT_TITLES[split], _MEANING[split], format_dice(float(rows["dice"].mean())), interval, basis)
-
-
-_SCORES = ("dice", "iou", "accuracy")
 
 
 def build_metrics(
@@ -122,24 +122,19 @@ def prediction_tiles(
     return [SheetTile(image(image_id), rle.decode(text, HEIGHT, WIDTH), None, image_id) for image_id, text in chosen]
 
 
-def format_summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> str:
-    """Return a table of scores and a summary of the submission, for the terminal."""
+def print_summary(evaluation: Mapping[str, Any], submission: Mapping[str, Any]) -> None:
+    """Print a table of scores and a summary of the submission."""
     scored = {f"out of fold, {model}": values for model, values in evaluation["oof"].items()}
     if "holdout" in evaluation:
         scored["held-out cars, ensemble"] = evaluation["holdout"]
     if "test" in submission:
         scored["test cars, submission"] = submission["test"]
-    width = max(map(len, scored))
-    lines = ["", f"{'':{width}}  {'Dice':>8} {'IoU':>8} {'accuracy':>8}"]
-    lines += [f"{name:{width}}  " + " ".join(f"{v[key]:8.5f}" for key in _SCORES) for name, v in scored.items()]
-    lines += [
-        "",
-        f"submissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked",
-    ]
-    lines += collect_warnings(evaluation, submission)
-    return "\n".join(
-        [*lines, "reports/: index.html, metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg"]
-    )
+    rows = [(name, *(f"{values[key]:.5f}" for key in _SCORES)) for name, values in scored.items()]
+    print_table(["scored on", *_SCORES.values()], rows, right=_SCORES.values())
+    print(f"\nsubmissions/submission.csv.gz: {submission['rows']} images, {len(submission['nets'])} nets, checked")
+    for warning in collect_warnings(evaluation, submission):
+        print(warning)
+    print("reports/: index.html, metrics.json, images.csv, cars.csv, curves.csv, worst.jpg, predictions.jpg")
 
 
 def _ablation_dice(result: Mapping[str, Any]) -> dict[str, float]:
@@ -173,4 +168,4 @@ def show_summary() -> None:
         submission = json.loads(Path("submissions/submission.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise CarvanaError(f"{error.filename} not found. Run 'carvana repro' first.") from error
-    print(format_summary(evaluation, submission))
+    print_summary(evaluation, submission)

@@ -29,11 +29,11 @@ SUSPECT_PIXELS, SUSPECT_SIDE = 500, 10
 500 pixels are about 0.0005 Dice on a car of average size. Narrow strips along outlines are not label errors.
 """
 
-_TEXTS = (
+_TEXT_COLUMNS = (
     *("split", "model", "models", "folds", "views", "merge", "weights", "kind", "postprocess"),
     *("image_id", "car", "net"),
 )
-_FLAGS = ("current", "front")
+_BOOL_COLUMNS = ("current", "front")
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -44,9 +44,11 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         with path.open(encoding="utf-8") as lines:
             columns = next(lines, "").strip().split(",")
-        kinds: dict[str, Any] = {name: str if name in _TEXTS else bool if name in _FLAGS else float for name in columns}
-        blank = {name: [""] for name, kind in kinds.items() if kind is float}
-        rows: pd.DataFrame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
+        dtypes: dict[str, Any] = {
+            name: str if name in _TEXT_COLUMNS else bool if name in _BOOL_COLUMNS else float for name in columns
+        }
+        blank = {name: [""] for name, dtype in dtypes.items() if dtype is float}
+        rows: pd.DataFrame = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=blank)
     except (OSError, ValueError) as error:
         raise CarvanaError(f"Cannot read {path} ({error}). Run 'dvc repro' to create it.") from error
     return rows
@@ -57,7 +59,7 @@ def rows_of_split(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     return _where(rows, rows["split"] == split)
 
 
-def with_cost(rows: pd.DataFrame) -> str:
+def cost_column(rows: pd.DataFrame) -> str:
     """Return the cost column: ``seconds`` if every row has them, else ``passes``."""
     return "seconds" if len(rows) and rows["seconds"].notna().all() else "passes"
 
@@ -74,7 +76,7 @@ def best_at_each_cost(rows: pd.DataFrame) -> pd.DataFrame:
 
 def pareto_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the Pareto front, cheapest first, one setting per cost."""
-    cost = with_cost(rows)
+    cost = cost_column(rows)
     return rows[rows["front"]].sort_values([cost, "dice"], ascending=[True, False]).drop_duplicates(cost)
 
 
@@ -139,6 +141,6 @@ def suspected_label_errors(images: pd.DataFrame) -> pd.DataFrame:
     return large.sort_values(["suspect", "image_id"], ascending=[False, True])
 
 
-def _where(rows: pd.DataFrame, chosen: Any) -> pd.DataFrame:
-    found: pd.DataFrame = rows.loc[chosen]
-    return found
+def _where(rows: pd.DataFrame, condition: Any) -> pd.DataFrame:
+    selected: pd.DataFrame = rows.loc[condition]
+    return selected

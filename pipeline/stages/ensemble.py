@@ -32,7 +32,7 @@ def run(params: Params) -> None:
     """Read the maps and ``ensemble``; write and validate the CSV, and describe it in submission.json."""
     settings, nets = params.ensemble, params.ensemble_members()
     stores = [PredictionStore(predictions_dir("test", *net)) for net in nets]
-    images, edges = training_images(params), "refine_edges" in settings.postprocess
+    images, needs_images = training_images(params), "refine_edges" in settings.postprocess
     cache_key = {
         "code": code_digest("ensemble"),
         "maps": [store.digest for store in stores],
@@ -41,11 +41,11 @@ def run(params: Params) -> None:
         # For the mean masks that replace unreadable images.
         "masks": read_manifest()["masks"]["digest"],
         "mask_ids": images.ids(),
-        "photographs": read_manifest()["test"]["digest"] if edges else None,
+        "photographs": read_manifest()["test"]["digest"] if needs_images else None,
     }
     with acquire_run_state(project_root(), "ensemble", cache_key) as state:
         if not state.finished:
-            image = test_images(params).image if edges else no_image
+            image = test_images(params).image if needs_images else no_image
             mask_builder = build_mask_builder(settings, nets, len(stores[0].views), image)
             fallback = mean_mask_rows(images.ids(), images.mask)
             result = state.work_dir / "result"
@@ -53,13 +53,13 @@ def run(params: Params) -> None:
             state.finish(result)
         publish_tree(state.result_dir / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
-    checked = validation.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
+    report = validation.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
     truth = truth_path()
     description: dict[str, Any] = {
-        "content_sha256": checked.sha256,
-        "rows": checked.rows,
-        "empty_masks": checked.empty,
-        "coverage": {"min": checked.coverage_min, "mean": checked.coverage_mean, "max": checked.coverage_max},
+        "content_sha256": report.sha256,
+        "rows": report.rows,
+        "empty_masks": report.empty,
+        "coverage": {"min": report.coverage_min, "mean": report.coverage_mean, "max": report.coverage_max},
         "nets": [f"{model}/{fold}" for model, fold in nets],
         "views": stores[0].views,
         "merge": settings.merge,

@@ -25,7 +25,7 @@ from pipeline.report.tables import TableRow, read_table, suspected_label_errors,
 from pipeline.utils.files import write_json, write_text
 from pipeline.workspace import REPORTS_DIR, competition_files, net_dir, read_json, test_images, training_images
 
-SHOWN = 8
+MAX_FIGURES = 8
 """Most worst images, and most possible label errors, on the page."""
 
 
@@ -67,8 +67,8 @@ def run(params: Params) -> None:
         image_HWC, true_HW = images.image(predictions.image_id), images.mask(predictions.image_id)
         return overlays.label_error_figure(row, makes.get(row["car"]), image_HWC, true_HW, masks)
 
-    worst = _draw(worst_images(data.disagreement, SHOWN, per_car=2), members, worst_figure)
-    suspected = _draw(suspected_label_errors(data.disagreement).head(SHOWN), members, label_error_figure)
+    worst = _make_figures(worst_images(data.disagreement, MAX_FIGURES, per_car=2), members, worst_figure)
+    suspected = _make_figures(suspected_label_errors(data.disagreement).head(MAX_FIGURES), members, label_error_figure)
     first_nets = [f"{model}/{params.folds.active[0]}" for model in params.models.active]
     prediction_grids = [
         overlays.prediction_grid_figure(net, _last_dice(curves, net), (nets[net] / "panel.jpg").read_bytes())
@@ -82,7 +82,7 @@ def _last_dice(curves: pd.DataFrame, net: str) -> float:
     return float(curves.loc[curves["net"] == net, "dice"].iloc[-1])
 
 
-def _draw(
+def _make_figures(
     rows: pd.DataFrame, members: MemberPredictions, figure: Callable[[TableRow, ImagePredictions], Figure]
 ) -> list[Figure]:
     """Return the figure of each row of image_disagreement.csv, with the masks of one image in memory at a time."""

@@ -104,17 +104,17 @@ class TestAblationRunner:
                     assert trial.dice_SI[index, image] == expected.dice
 
     def test_tables(self, stored: Stored) -> None:
-        findings = stored.comparison().run()
-        table = pd.concat(findings.settings, ignore_index=True)
+        tables = stored.comparison().run()
+        table = pd.concat(tables.settings, ignore_index=True)
         assert table.groupby("split").size().to_dict() == {s: len(choices().grid(s)) for s in ("oof", "holdout")}
         assert table["current"].sum() == 2
         current = table[table["current"]].set_index("split")
         assert current["seconds"].to_dict() == pytest.approx({"oof": 2 * 2 / 6, "holdout": 6 * 2 / 6})
         assert (table["disk_bytes"] > 0).all()
-        assert findings.fold_subsets["count"].value_counts().to_dict() == {1: 9, 2: 9, 3: 3}
-        worth = findings.fold_subsets.set_index(["models", "folds"])["dice"]
+        assert tables.fold_subsets["count"].value_counts().to_dict() == {1: 9, 2: 9, 3: 3}
+        worth = tables.fold_subsets.set_index(["models", "folds"])["dice"]
         assert worth["small large", "0 1 2"] == pytest.approx(current.loc["holdout", "dice"])
-        disagreement = pd.concat(findings.disagreement, ignore_index=True)
+        disagreement = pd.concat(tables.disagreement, ignore_index=True)
         assert disagreement.groupby("split")["image_id"].apply(list).to_dict() == {
             "oof": [ids[0] for ids in stored.oof.values()],
             "holdout": stored.held_out,
@@ -125,18 +125,18 @@ class TestAblationRunner:
     def test_steps_after_the_merge(self, stored: Stored) -> None:
         steps = ((), ("refine_edges",), ("keep_largest", "fill_holes"))
         ablation = AblationSettings(postprocess=steps, postprocess_best=1, threshold=(0.4, 0.5))
-        findings = stored.comparison(ablation=ablation).run()
-        table = pd.concat(findings.postprocess, ignore_index=True)
+        tables = stored.comparison(ablation=ablation).run()
+        table = pd.concat(tables.postprocess, ignore_index=True)
         holdout = table[table["split"] == "holdout"]
         assert holdout["postprocess"].tolist() == ["none", "refine_edges", "keep_largest fill_holes"] * 2
-        grid = pd.concat(findings.settings).query("split == 'holdout'")
+        grid = pd.concat(tables.settings).query("split == 'holdout'")
         assert holdout["dice"].iloc[0] == pytest.approx(grid["dice"].iloc[0])
         assert holdout["dice"].iloc[3] == pytest.approx(grid["dice"].max())
         for number, step in enumerate(steps):
-            decision = MaskBuilder(choices().current("holdout").merge_rule, step, stored.image)
+            mask_builder = MaskBuilder(choices().current("holdout").merge_rule, step, stored.image)
             dice = [
                 confusion_counts(
-                    decision.mask([sum_maps([stored.maps[i][net, view] for view in VIEWS[:2]]) for net in NETS]),
+                    mask_builder.mask([sum_maps([stored.maps[i][net, view] for view in VIEWS[:2]]) for net in NETS]),
                     stored.masks[i],
                 ).dice
                 for i in stored.held_out
@@ -152,15 +152,15 @@ class TestAblationRunner:
         assert table["difference"].iloc[0] == 0
 
     def test_no_steps(self, stored: Stored) -> None:
-        findings = stored.comparison(ablation=AblationSettings(postprocess=(), threshold=(0.5,))).run()
-        assert pd.concat(findings.postprocess).empty
+        tables = stored.comparison(ablation=AblationSettings(postprocess=(), threshold=(0.5,))).run()
+        assert pd.concat(tables.postprocess).empty
 
     def test_without_held_out_cars_folds_are_not_scored(self, stored: Stored) -> None:
-        findings = replace(stored.comparison(), holdout_cars=0).run()
-        assert "folds.holdout_cars" in findings.summary["holdout"]["skipped"]
-        assert findings.summary["oof"]["settings"] == len(choices().grid("oof"))
-        assert set(pd.concat(findings.settings)["split"]) == {"oof"}
-        assert findings.fold_subsets.empty
+        tables = replace(stored.comparison(), holdout_cars=0).run()
+        assert "folds.holdout_cars" in tables.summary["holdout"]["skipped"]
+        assert tables.summary["oof"]["settings"] == len(choices().grid("oof"))
+        assert set(pd.concat(tables.settings)["split"]) == {"oof"}
+        assert tables.fold_subsets.empty
 
     @pytest.mark.parametrize(
         ("images", "views", "digest", "words"),
@@ -172,11 +172,11 @@ class TestAblationRunner:
         ],
     )
     def test_stale_maps(self, stored: Stored, images: slice, views: Sequence[str], digest: str, words: str) -> None:
-        panel = ScoringGroup([("small", 0)], [PredictionStore(stored.where("holdout", ("small", 0)))])
+        group = ScoringGroup([("small", 0)], [PredictionStore(stored.where("holdout", ("small", 0)))])
         with pytest.raises(CarvanaError, match=words) as caught:
-            panel.validate(stored.held_out[images], views, [digest])
+            group.validate(stored.held_out[images], views, [digest])
         assert "holdout/small/0" in str(caught.value)
-        panel.validate(stored.held_out, VIEWS, ["small0"])
+        group.validate(stored.held_out, VIEWS, ["small0"])
 
     def test_missing_maps(self, stored: Stored) -> None:
         with pytest.raises(CarvanaError, match="dvc repro"):

@@ -41,13 +41,12 @@ class TestAblationSpace:
         many = choices(folds=tuple(range(12))).fold_subsets()
         assert max(pd.Series([len(s.folds) for s in many if len(s.models) == 2]).value_counts()) <= 252
 
-    @pytest.mark.parametrize(("cars", "words"), [(0, "no cars"), (1, "one car")])
-    def test_fold_ensembles_are_refused_without_held_out_cars(self, cars: int, words: str) -> None:
+    @pytest.mark.parametrize("cars", [0, 1])
+    def test_fold_ensembles_are_not_scored_without_held_out_cars(self, cars: int) -> None:
         assert choices().why_not_scorable("oof", cars) is None
         assert choices().why_not_scorable("holdout", 2) is None
-        refusal = choices().why_not_scorable("holdout", cars)
-        assert refusal is not None
-        assert words in refusal
-        assert "folds.holdout_cars" in refusal
-        with pytest.raises(CarvanaError, match=words):
+        reason = choices().why_not_scorable("holdout", cars)
+        assert reason is not None
+        assert "folds.holdout_cars" in reason
+        with pytest.raises(CarvanaError, match=r"ablation\.folds"):
             choices(ablation=AblationSettings(folds=((0, 1),))).why_not_scorable("holdout", cars)

@@ -1,4 +1,4 @@
-"""reports/index.html: what stands on it, that it fetches nothing, and the charts, words and pictures it is made of."""
+"""reports/index.html: content, self-containment, charts, sentences and images."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ SUBMISSION: dict[str, Any] = {
 ALONE: dict[str, Any] = {"rows": 64, "nets": ["small/0"], "views": ["identity", "hflip"], "postprocess": []}
 
 
-def findings(drawn: FakeReports, folder: Path, **changes: Any) -> ReportData:
+def report_data(drawn: FakeReports, folder: Path, **changes: Any) -> ReportData:
     """The files of a run, written and read as the stages do."""
     parts = ("settings", "postprocess", "fold_subsets", "disagreement", "images")
     submission, read = changes.pop("submission", SUBMISSION), {}
@@ -63,12 +63,12 @@ def findings(drawn: FakeReports, folder: Path, **changes: Any) -> ReportData:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
-    return findings(FULL, tmp_path_factory.mktemp("full"))
+    return report_data(FULL, tmp_path_factory.mktemp("full"))
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
-    return findings(BARE, tmp_path_factory.mktemp("bare"), submission=ALONE, makes={})
+    return report_data(BARE, tmp_path_factory.mktemp("bare"), submission=ALONE, makes={})
 
 
 def box(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
@@ -128,7 +128,7 @@ class Document(HTMLParser):
         return specs
 
 
-SECTIONS = ("ablation", "cost", "folds", "threshold", "changes", "best", "training", "cars", "worst", "suspects")
+SECTIONS = ("ablation", "cost", "folds", "threshold", "changes", "training", "cars", "worst", "suspects")
 
 
 class TestPage:
@@ -148,18 +148,18 @@ class TestPage:
         assert set(document.specs) <= set(document.ids)
         assert len(document.ids) == len(set(document.ids))
         assert document.tags.count("img") == 2
-        for told in (
+        for text in (
             "0.98765",
             "224 images of 14 cars",
             "160 images of 10 cars",
             "threshold 0.45",
-            "post-processing, on 224 images of 14 cars",
-            "The nets were chosen by these very images.",
+            "Out of fold: post-processing, on 224 images of 14 cars",
+            *(warning for split in ("oof", "holdout") for warning in full.ablation[split]["warnings"]),
             "at 14% of its cost.",
         ):
-            assert told in document.text
+            assert text in document.text
 
-    def test_panels_of_training_are_as_they_lie_in_the_nets_folders(self, full: ReportData) -> None:
+    def test_prediction_grids_are_embedded_unchanged(self, full: ReportData) -> None:
         jpeg = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
         html = render_page(
             full,
@@ -173,7 +173,7 @@ class TestPage:
         document = Document(html)
         assert document.tags.count("img") == 2
         assert document.addresses.count(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}") == 2
-        assert 'width="40" height="30" alt="small/0, image, true mask, probability, errors' in html
+        assert 'width="40" height="30" alt="small/0, ' in html
         assert "small/0 Dice 0.98765 on all its validation images" in document.text
         section = html.partition('<section id="training">')[2].partition("</section>")[0]
         for color, meaning in ((FALSE_NEGATIVE, "false negatives"), (FALSE_POSITIVE, "false positives")):
@@ -192,7 +192,7 @@ class TestPage:
         assert "$schema" not in json.dumps(document.specs) and "http" not in json.dumps(document.specs)
         assert len(html) < 1_500_000
 
-    def test_the_current_setting_is_told_with_its_steps(self, full: ReportData) -> None:
+    def test_the_current_setting_is_described_with_its_post_processing(self, full: ReportData) -> None:
         assert (
             "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities, threshold 0.5; 6 nets, 2.2 s "
             "and 12 forward passes per image" in Document(render_page(full, [], [])).text
@@ -219,12 +219,12 @@ class TestPage:
         out_of_fold = tables.rows_of_split(images, "oof")["dice"].mean()
         assert f"{out_of_fold:.5f}" in document.texts
         assert f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}" not in document.texts
-        assert document.text.count("Settings are compared before post-processing (refine_edges).") == 5
+        assert document.text.count("before post-processing (refine_edges)") == 5
         assert "before post-processing" not in Document(render_page(full, [], [])).text
         angles = document.specs["chart-angle-by-angle"]
         assert max(point["median"] for point in values(angles, layers(angles)[1])) < 0.98
 
-    def test_suspects_are_counted_and_warnings_told(self, full: ReportData) -> None:
+    def test_suspects_are_counted_and_warnings_shown(self, full: ReportData) -> None:
         first = full.disagreement.index < 5
         disagreement = full.disagreement.assign(
             **{
@@ -237,7 +237,7 @@ class TestPage:
                 replace(full, disagreement=disagreement, warnings=["2 images were left out: a, b"]), [], [figure()]
             )
         ).text
-        assert "5 of 384 images have" in text
+        assert "5 of 384 images" in text
         assert "2 images were left out: a, b" in text
 
     def test_names_are_escaped_in_html(self, full: ReportData) -> None:
@@ -257,16 +257,13 @@ class TestPage:
             *("chart-cost-out-of-fold", "chart-threshold-out-of-fold", "chart-training-validation-dice"),
             *("chart-training-training-loss", "chart-angle-by-angle"),
         ]
-        for told in (
-            "1 car is held out: set folds.holdout_cars to 2 or more",
-            "Fewer than 8 cars: no interval can be trusted",
-            "Fold ensembles can be scored only on held-out cars",
+        for text in (
+            bare.ablation["holdout"]["skipped"],
+            bare.ablation["oof"]["no_interval"],
             "metadata.csv",
             "dvc repro --single-item --force report",
-            "No interval: it needs at least 8 cars.",
-            "No such region was found.",
         ):
-            assert told in document.text
+            assert text in document.text
         assert "Test cars" not in document.text and "95 % CI 0." not in document.text
         assert "forward passes per image" in json.dumps(document.specs["chart-cost-out-of-fold"])
 
@@ -307,12 +304,12 @@ class TestTables:
     def test_blank_numbers_are_none_and_blank_texts_are_blank(self, bare: ReportData) -> None:
         assert bare.settings["seconds"].isna().all() and bare.settings["low"].isna().all()
         assert (bare.settings["weights"] == "").all()
-        assert tables.with_cost(bare.settings) == "passes"
+        assert tables.cost_column(bare.settings) == "passes"
 
     def test_a_setting_without_seconds_makes_all_count_passes(self, full: ReportData) -> None:
-        assert tables.with_cost(full.settings) == "seconds"
+        assert tables.cost_column(full.settings) == "seconds"
         assert (
-            tables.with_cost(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
+            tables.cost_column(full.settings.assign(seconds=full.settings["seconds"].where(~full.settings["current"])))
             == "passes"
         )
 
@@ -381,7 +378,7 @@ def values(spec: dict[str, Any], layer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class TestCharts:
-    def test_cost_has_a_front_that_rises_and_one_current_setting(self, full: ReportData) -> None:
+    def test_cost_has_a_rising_front_and_one_current_setting(self, full: ReportData) -> None:
         rows = tables.rows_of_split(full.settings, "holdout")
         spec = charts.accuracy_by_cost(rows)
         front, *now, points = layers(spec)
@@ -410,11 +407,11 @@ class TestCharts:
         assert "NaN" not in json.dumps(spec)
         assert all("seconds" not in point for point in values(spec, layers(spec)[-1]))
 
-    def test_fold_worth_has_all_subsets_and_their_mean(self, full: ReportData) -> None:
+    def test_fold_subsets_have_points_and_means(self, full: ReportData) -> None:
         spec = charts.fold_subsets(full.fold_subsets)
         band, _, points = layers(spec)
         assert {v["count"] for v in values(spec, band)} == {1, 2}, (
-            "all three folds are one subset, which spreads nowhere"
+            "the subset of all three folds has no standard deviation"
         )
         assert len(values(spec, points)) == len(full.fold_subsets) == 14
         small = full.fold_subsets.query("models == 'small' and count == 2")["dice"]
@@ -422,7 +419,7 @@ class TestCharts:
         assert mean["mean"] == pytest.approx(small.mean(), abs=1e-6)
         assert mean["high"] - mean["mean"] == pytest.approx(small.std(), abs=2e-6)
 
-    def test_threshold_has_a_line_a_merge_of_the_current_setting(self, full: ReportData) -> None:
+    def test_threshold_has_one_line_per_merge_rule(self, full: ReportData) -> None:
         spec = charts.threshold_curve(tables.rows_of_split(full.settings, "holdout"))
         points = pd.DataFrame(values(spec, layers(spec)[0]))
         assert points.groupby("merge").size().to_dict() == {
@@ -459,7 +456,7 @@ class TestCharts:
 
 
 class TestHeadlines:
-    def test_scores_tell_interval_or_why_there_is_none(self, full: ReportData, bare: ReportData) -> None:
+    def test_scores_have_an_interval_or_the_reason_why_not(self, full: ReportData, bare: ReportData) -> None:
         (oof, holdout, test) = summary.headline_scores(full.images, SUBMISSION)
         assert (oof.title, holdout.title, test.title) == ("Out of fold", "Held-out cars", "Test cars")
         assert re.fullmatch(r"95 % CI 0\.99\d{3} to 0\.99\d{3}", oof.interval)
@@ -467,13 +464,14 @@ class TestHeadlines:
         assert oof.dice == f"{tables.rows_of_split(full.images, 'oof')['dice'].mean():.5f}"
         assert test.interval.startswith("No interval")
         (alone,) = summary.headline_scores(bare.images, ALONE)
-        assert alone.interval == "No interval: it needs at least 8 cars."
+        assert alone.interval.startswith("No interval")
 
     def test_one_held_out_car_has_a_score_though_its_settings_are_not_compared(self, tmp_path: Path) -> None:
-        found = findings(FakeReports(held_out=("f" * 12,)), tmp_path)
-        _, holdout, _ = summary.headline_scores(found.images, SUBMISSION)
-        assert (holdout.basis, holdout.interval) == ("16 images of 1 car", "No interval: it needs at least 8 cars.")
-        assert "16 images of 1 car" in Document(render_page(found, [], [])).text
+        data = report_data(FakeReports(held_out=("f" * 12,)), tmp_path)
+        _, holdout, _ = summary.headline_scores(data.images, SUBMISSION)
+        assert holdout.basis == "16 images of 1 car"
+        assert holdout.interval.startswith("No interval")
+        assert "16 images of 1 car" in Document(render_page(data, [], [])).text
 
     def test_no_bound_is_above_1(self) -> None:
         rows = pd.DataFrame({"split": "oof", "car": [str(n) for n in range(10)], "dice": [0.5, *[1.0] * 9]})
@@ -488,43 +486,39 @@ class TestHeadlines:
         assert set(zip(one["split"], one["model"], strict=True)) == {("oof", "small"), ("holdout", "ensemble")}
         assert len(one) == len(several) == 384
 
-    def test_doubts_have_the_dice_after_the_steps(self) -> None:
+    def test_disagreement_gets_the_dice_after_post_processing(self) -> None:
         images = summary.rows_as_submitted(FULL.images(), SUBMISSION).sample(frac=1, random_state=0)
         disagreement = summary.with_final_dice(FULL.disagreement(), images.assign(dice=images["dice"] / 2))
         assert np.allclose(disagreement["dice"], FULL.disagreement()["dice"] / 2)
         assert list(disagreement["image_id"]) == list(FULL.disagreement()["image_id"])
 
 
-class TestWords:
-    def verdict(self, **changes: Any) -> dict[str, ablation_text.SummaryPoint]:
-        told = FULL.summary()
-        oof, _ = ablation_text.summarize_ablation(told | {"oof": told["oof"] | changes})
+class TestSentences:
+    def points(self, **changes: Any) -> dict[str, ablation_text.SummaryPoint]:
+        results = FULL.summary()
+        oof, _ = ablation_text.summarize_ablation(results | {"oof": results["oof"] | changes})
         return {point.label: point for point in oof.points}
 
-    def test_the_verdict_names_best_cheapest_and_the_honest_figure(self) -> None:
-        points = self.verdict()
-        told = FULL.summary()["oof"]
+    def test_best_cheapest_recommended_and_nested_selection(self) -> None:
+        points, result = self.points(), FULL.summary()["oof"]
         assert (
             points["Best"].setting == "resnet18, identity + hflip + scale:0.75, mean of probabilities, threshold 0.45"
         )
-        assert "at 0.93 s and 3 forward passes per image" in points["Best"].text
-        cheapest = points["Cheapest"].text
-        assert cheapest.startswith("45 settings are not significantly worse than the best")
-        assert re.search(r"vs\. the current setting \(95 % CI .* to .*\), 0\.00020 below the best", cheapest)
-        assert "(at most 0.00040), at 0.31 s and 1 forward pass per image (nets of one fold)." in cheapest
-        assert points["Recommended"].setting and points["Recommended"].text.endswith("at 14% of its cost.")
+        assert "0.93 s and 3 forward passes per image" in points["Best"].text
+        for figure in ("45 settings", "0.00020", "0.00040", "0.31 s and 1 forward pass per image (nets of one fold)"):
+            assert figure in points["Cheapest"].text
+        assert points["Recommended"].setting
+        assert "14%" in points["Recommended"].text
+        for figure in ("nested_dice", "best_dice"):
+            assert f"{result['nested_selection'][figure]:.5f}" in points["Selection bias"].text
         assert "95 %" not in points["Selection bias"].text
-        for figure in ("best_dice", "nested_dice"):
-            assert f"{told['nested_selection'][figure]:.5f}" in points["Selection bias"].text
         assert "No intervals" not in points
 
-    def test_the_verdict_where_little_can_be_told(self) -> None:
+    def test_a_confidence_set_of_one_and_missing_results(self) -> None:
         best = FULL.summary()["oof"]["best"]
-        assert (
-            "significantly worse than the best" in self.verdict(confidence_set_size=1, cheapest=best)["Cheapest"].text
-        )
-        assert "7 settings" in self.verdict(confidence_set_size=7, cheapest=best)["Cheapest"].text
-        points = self.verdict(
+        assert not self.points(confidence_set_size=1, cheapest=best)["Cheapest"].setting
+        assert "7 settings" in self.points(confidence_set_size=7, cheapest=best)["Cheapest"].text
+        points = self.points(
             confidence_set_size=None,
             cheapest=None,
             recommended=None,
@@ -533,9 +527,8 @@ class TestWords:
             no_interval="Few cars.",
         )
         assert list(points) == ["Best", "Selection bias", "No intervals"]
-        assert "biased upward" in points["Selection bias"].text
-        now = self.verdict(best=best | {"current": True, "difference": 0.0})["Best"]
-        assert "the current setting" in now.text
+        current = self.points(best=best | {"current": True, "difference": 0.0})["Best"]
+        assert "the current setting" in current.text
 
     def test_numbers(self) -> None:
         assert ablation_text.format_signed(-0.00012) == "−0.00012"
@@ -554,19 +547,19 @@ class TestForest:
         rows = tables.best_and_current(tables.rows_of_split(full.settings, "oof"), 15)
         current = rows[rows["current"]].iloc[0]
         table = build_comparison(rows, [str(n) for n in rows["rank"]], "rank", current)
-        assert table.heads == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
-        for line, (_, row) in zip(table.lines, rows.iterrows(), strict=True):
+        assert table.columns == ["models", "views", "merge", "threshold"], "what is blank in all rows is left out"
+        for line, (_, row) in zip(table.rows, rows.iterrows(), strict=True):
             assert 0 <= line.mark.low <= line.mark.dot <= line.mark.high <= 150
             assert (line.kind == "better") == (row["low"] > 0)
             assert (line.mark.dot > table.zero) == (row["difference"] > 0) or abs(row["difference"]) < 1e-6
-            assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.heads]
-        assert table.lines[-1].current and not table.lines[-1].difference
+            assert [cell.changed for cell in line.cells] == [row[name] != current[name] for name in table.columns]
+        assert table.rows[-1].current and not table.rows[-1].difference
 
     def test_without_intervals_nothing_is_called_better(self, bare: ReportData) -> None:
         rows = tables.best_and_current(bare.settings, 15)
         table = build_comparison(rows, [""] * len(rows), "rank", rows[rows["current"]].iloc[0])
-        assert {line.kind for line in table.lines} == {"open"}
-        assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.lines)
+        assert {line.kind for line in table.rows} == {"open"}
+        assert all(line.mark.low == line.mark.dot == line.mark.high for line in table.rows)
         assert not table.timed
 
 
@@ -598,37 +591,37 @@ class TestCrops:
     def test_errors_and_the_true_outline(self) -> None:
         true, mask = box(400, 800, 400, 1200), box(400, 800, 600, 1400)
         part = CropBox.around([true, mask], 0)
-        picture = overlays.error_overlay(GREY, mask, true, part, 500)  # half as large
-        assert picture.shape == (200, 500, 3)
-        assert near(picture[100, 50], FALSE_NEGATIVE, 1)
-        assert near(picture[100, 450], FALSE_POSITIVE, 1)
-        assert near(picture[100, 250], (128, 128, 128), 1)
+        image = overlays.error_overlay(GREY, mask, true, part, 500)  # half as large
+        assert image.shape == (200, 500, 3)
+        assert near(image[100, 50], FALSE_NEGATIVE, 1)
+        assert near(image[100, 450], FALSE_POSITIVE, 1)
+        assert near(image[100, 250], (128, 128, 128), 1)
         outline = overlays.with_outlines(GREY, true, [mask], CropBox(300, 300, 900, 1500), 1200)
         assert near(outline[100, 500], TRUTH, 1) and near(outline[300, 100], TRUTH, 1)
         assert near(outline[300, 300], overlays.NETS, 1) and near(outline[300, 1100], overlays.NETS, 1)
         assert near(outline[300, 600], (128, 128, 128), 1)
 
     def test_an_outline_does_not_follow_the_border_of_the_picture(self) -> None:
-        picture = overlays.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
-        assert near(picture[0, 50], (128, 128, 128), 1) and near(picture[150, 0], (128, 128, 128), 1)
-        assert near(picture[150, 200], TRUTH, 1)
+        image = overlays.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
+        assert near(image[0, 50], (128, 128, 128), 1) and near(image[150, 0], (128, 128, 128), 1)
+        assert near(image[150, 200], TRUTH, 1)
 
     def test_doubt_glows_where_it_is_even_if_a_line(self) -> None:
         doubt = np.zeros((HEIGHT, WIDTH), np.uint8)
         doubt[600, 400:1200] = 255
-        picture = overlays.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
-        assert picture[150, 200].max() > 150
-        quiet = picture[50, 50]
+        image = overlays.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
+        assert image[150, 200].max() > 150
+        quiet = image[50, 50]
         assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
 
     def test_a_frame_lies_just_outside_its_region(self) -> None:
-        picture = np.full((400, 800, 3), 128, np.uint8)
-        framed = overlays.with_frame(picture, CropBox(400, 500, 500, 700), CropBox(300, 300, 700, 1100))
+        image = np.full((400, 800, 3), 128, np.uint8)
+        framed = overlays.with_frame(image, CropBox(400, 500, 500, 700), CropBox(300, 300, 700, 1100))
         assert near(framed[96, 300], overlays.REGION, 1) and near(framed[150, 196], overlays.REGION, 1)
-        assert near(framed[150, 300], (128, 128, 128), 1) and (picture == 128).all()
+        assert near(framed[150, 300], (128, 128, 128), 1) and (image == 128).all()
 
     def test_pictures_stand_in_the_page(self) -> None:
-        address = overlays.data_uri(overlays.crop_photo(GREY, CropBox(0, 0, 400, 800), 200))
+        address = overlays.data_uri(overlays.crop_image(GREY, CropBox(0, 0, 400, 800), 200))
         head, _, text = address.partition(",")
         assert head == "data:image/jpeg;base64"
         read = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
@@ -648,28 +641,15 @@ class TestCrops:
         }
         worst = overlays.worst_image_figure(row, "Kia", GREY, true, mask, np.zeros_like(true))
         assert worst.title == "0123456789ab_03"
-        assert worst.facts == [
-            "Dice 0.94118",
-            "car 0123456789ab (Kia)",
-            "angle 3",
-            "out of fold",
-            "nets disagree on 1,234 pixels",
-        ]
+        assert worst.facts[:4] == ["Dice 0.94118", "car 0123456789ab (Kia)", "angle 3", "out of fold"]
+        assert "1,234 pixels" in worst.facts[4]
         assert [image.caption for image in worst.images] == ["errors", "disagreement between 2 nets"]
-        alone = overlays.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
-        assert alone.images[1].caption == "uncertainty of the net"
-        assert alone.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
+        single = overlays.worst_image_figure(row | {"nets": 1.0}, None, GREY, true, mask, np.zeros_like(true))
+        assert single.images[1].caption == "uncertainty of the net"
+        assert single.facts == ["Dice 0.94118", "car 0123456789ab", "angle 3", "out of fold"]
         suspect = overlays.label_error_figure(row, "Kia", GREY, true, [mask, mask])
-        assert suspect.facts[0].startswith("40,000 pixels (100 x 400), all 2 nets")
-        assert [image.caption for image in suspect.images] == [
-            "location",
-            "image",
-            "label green, nets magenta, region framed in yellow",
-        ]
-        assert (
-            "the net contradicts the label"
-            in overlays.label_error_figure(row | {"nets": 1.0}, None, GREY, true, [mask]).facts[0]
-        )
+        assert suspect.facts[0].startswith("40,000 pixels (100 x 400)")
+        assert [image.caption for image in suspect.images][:2] == ["location", "image"]
 
 
 IDS = [f"{car:012x}_{angle:02d}" for car in range(3) for angle in range(1, 16)]
