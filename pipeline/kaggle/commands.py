@@ -19,6 +19,7 @@ from pipeline.kaggle.downloader import ClientFactory
 from pipeline.kaggle.ledger import LedgerRow, cv_lb_correlation, parse_number
 from pipeline.kaggle.submitter import Submitter, check_message, to_row
 from pipeline.submission import validation
+from pipeline.utils.terminal import print_table
 
 _SHOWN = ("time_utc", "reference", "status", "public_score", "private_score", "holdout_dice", "oof_dice", "description")
 
@@ -37,14 +38,13 @@ def refresh_scores(submitter: Submitter) -> list[KaggleSubmission]:
     return [found for found in remote if found.reference not in known]
 
 
-def submissions_table(rows: Sequence[LedgerRow]) -> str:
-    """Return ledger rows as a table for the terminal, oldest first."""
+def print_submissions(rows: Sequence[LedgerRow]) -> None:
+    """Print ledger rows as a table, oldest first, and below it why submissions failed."""
     heads = [column.removesuffix("_utc").replace("_", " ") for column in _SHOWN]
-    lines = [heads, *([row[column] for column in _SHOWN] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    notes = (f"  {row['reference'] or row['time_utc']}: {row['error']}" for row in rows if row["error"])
-    return "\n".join(line.rstrip() for line in (*text, *notes))
+    print_table(heads, [[row[column] for column in _SHOWN] for row in rows])
+    for row in rows:
+        if row["error"]:
+            print(f"  {row['reference'] or row['time_utc']}: {row['error']}")
 
 
 def rank(board: Sequence[LeaderboardEntry], score: float) -> int:
@@ -160,11 +160,10 @@ def show_submissions(settings: DataSettings, *, as_json: bool, policy: RetryPoli
         }
         print(json.dumps(content, indent=2))
         return
-    print(
-        submissions_table(rows)
-        if rows
-        else "No submissions from this project yet. Submit with: carvana submit -m '...'"
-    )
+    if rows:
+        print_submissions(rows)
+    else:
+        print("No submissions from this project yet. Submit with: carvana submit -m '...'")
     for found in correlations:
         value = "undefined, one of them is constant" if found.correlation is None else f"{found.correlation:.3f}"
         print(f"Correlation of {found.cv_column} with the public score: {value} ({found.submissions} submissions)")
