@@ -15,8 +15,7 @@ from pipeline.app import page_parts
 from pipeline.app.page_parts import FileFingerprint, escape_markdown, file_fingerprint
 from pipeline.config import PARAMS_FILE, EnsembleSettings, ScoredSplit, read_params
 from pipeline.data.competition_data import LabeledImages
-from pipeline.ensemble.disagreement import ImagePredictions, MemberPredictions
-from pipeline.ensemble.evaluation import EnsembleContext, stored_predictions
+from pipeline.ensemble.evaluation import EnsembleContext, ImagePredictions, MemberPredictions, stored_predictions
 from pipeline.errors import CarvanaError
 from pipeline.inference.probability_map import CompressedMap
 from pipeline.report import overlays

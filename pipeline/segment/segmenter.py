@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import Device, EnsembleSettings, InputSettings, Precision
-from pipeline.ensemble.disagreement import disagreement_map, uncertainty_map
+from pipeline.ensemble.evaluation import disagreement_map, uncertainty_map
 from pipeline.ensemble.merge import MergeRule
 from pipeline.ensemble.postprocess import MaskBuilder
 from pipeline.errors import CarvanaError

@@ -8,8 +8,7 @@ import pandas as pd
 
 from pipeline.config import Params
 from pipeline.data.competition_data import read_car_makes
-from pipeline.ensemble.disagreement import ImagePredictions, MemberPredictions
-from pipeline.ensemble.evaluation import ensemble_context
+from pipeline.ensemble.evaluation import ImagePredictions, MemberPredictions, ensemble_context
 from pipeline.report import overlays
 from pipeline.report.html_page import ReportData, render_page
 from pipeline.report.overlays import Figure, write_contact_sheet

@@ -29,9 +29,8 @@ from pipeline.data.fold_assignment import read_folds, write_folds
 from pipeline.ensemble.merge import MergeRule
 from pipeline.errors import CarvanaError
 from pipeline.export import exporter, verification
-from pipeline.export.exporter import CARD_FILE, README_FILE, ExportResult, export_net
+from pipeline.export.exporter import CARD_FILE, README_FILE, ExportResult, export_net, render_card
 from pipeline.export.formats import FORMATS
-from pipeline.export.model_card import render_card
 from pipeline.export.verification import (
     ExportContext,
     ExportJob,

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import EnsembleSettings
 from pipeline.data.competition_data import read_car_makes
-from pipeline.ensemble.disagreement import MemberPredictions
-from pipeline.ensemble.evaluation import EnsembleContext
+from pipeline.ensemble.evaluation import EnsembleContext, MemberPredictions
 from pipeline.errors import CarvanaError
 from pipeline.inference.prediction_store import PredictionStore
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
