@@ -241,17 +241,17 @@ class TestInABrowser:
         assert "small/0" in visit.text
         assert "small/1" in visit.text
         old = visit.source("layer")
-        visit.page.get_by_text("Doubt", exact=True).click()
+        visit.page.get_by_text("Disagreement", exact=True).click()
         visit.wait_for_another("layer", old)
         visit.settle()
-        assert "where the nets part" in visit.text
+        assert "disagreement between nets" in visit.text
 
     def test_upload_that_is_not_an_image(self, visit: Visit, trained: Project, photograph: bytes) -> None:
         visit.go("")
         visit.upload("truncated.jpg", photograph[: len(photograph) // 2])
         alert = visit.page.get_by_role("alert")
         alert.wait_for()
-        assert "truncated.jpg is not a valid JPEG" in alert.inner_text()
+        assert "truncated.jpg: not a valid JPEG" in alert.inner_text()
         assert str(trained.folder) not in visit.page.content()
 
     def test_chart_and_table_filter_each_other(self, visit: Visit, trained: Project) -> None:
@@ -265,17 +265,17 @@ class TestInABrowser:
         chart = visit.page.locator("[data-testid=stVegaLiteChart]")
         points = chart.locator("path[aria-roledescription=point][aria-label*='kind']")
         points.first.click()  # the current setting: its ring is in nobody's way
-        visit.page.get_by_text("at the points picked").wait_for()
+        visit.page.get_by_text("at the selected points").wait_for()
         visit.settle()
         table = visit.page.locator("[data-testid=stDataFrame]")
         table.scroll_into_view_if_needed()
         table.click(position={"x": 17, "y": 35 * (1 + another) + 17})
-        visit.page.get_by_text("The chosen setting").wait_for()
+        visit.page.get_by_text("Selected setting").wait_for()
         chart.get_by_text("chosen").first.wait_for()
         wait_for(lambda: images.count() == 8 and images.first.get_attribute("src") != first)
         visit.settle()
         visit.page.get_by_role("button", name="Show all").click()
-        visit.page.get_by_text("at the points picked").wait_for(state="detached")
+        visit.page.get_by_text("at the selected points").wait_for(state="detached")
         visit.page.get_by_text("Held-out cars", exact=True).click()
         visit.page.get_by_text("Cars that no net trained on").wait_for()
 

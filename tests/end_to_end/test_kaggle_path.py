@@ -52,7 +52,7 @@ def test_from_account_to_scored_submission(server: KaggleServer, tmp_path: Path)
     assert json.loads(listed)["submissions"][0]["reference"] == row["reference"]
     server.board = [("best", "0.997332"), ("third", "0.99")]
     said += project.run("carvana", "leaderboard")
-    assert "number 2 of 3" in said
+    assert "rank 2 of 3" in said
 
     server.asked.clear()
     project.commit()
