@@ -142,7 +142,7 @@ def _print_full_run(folder: Path, count: int, images: int) -> None:
     print(
         f"{count} settings x {images} images x {len(FOLDS)} folds x {len(VIEWS)} views on {available_cpus()} cores: "
         f"{total:.1f} s, of which {reading:.1f} s reading the maps; peak {peak} MB; without reading, "
-        f"{count * images / (total - reading):,.0f} settings per image and second"
+        f"{count * images / (total - reading):,.0f} settings on an image per second"
     )
 
 
