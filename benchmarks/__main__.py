@@ -1,4 +1,7 @@
-"""`python -m benchmarks`, or with names of some: ratios measured in one run, on real cars where they are there."""
+"""Run the benchmarks: ``python -m benchmarks [NAME ...]``.
+
+Each compares this pipeline with the usual way. They use Kaggle's images if those are there, else a synthetic sample.
+"""
 
 import argparse
 import contextlib
@@ -9,21 +12,21 @@ from pathlib import Path
 
 NAMES = ("rle", "reading", "ensemble", "ablation", "prediction", "check")
 
-_REAL = Path(__file__).parents[2] / "shared" / "carvana"
+_KAGGLE_DATA = Path(__file__).parents[2] / "shared" / "carvana"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Time this pipeline against the usual ways."
+        prog="python -m benchmarks", description="Compare the speed of this pipeline with the usual ways."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is given")
-    parser.add_argument("--tiny", action="store_true", help="run each once on few items: does it still work?")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)} (default: all)")
+    parser.add_argument("--tiny", action="store_true", help="run each once on few items, to test that it works")
     arguments = parser.parse_args()
     chosen = arguments.names or NAMES
     for name in chosen:
         if name not in NAMES:
-            parser.error(f"there is no benchmark '{name}': choose from {', '.join(NAMES)}")
-    # Imported here, so that the processes in which peaks are measured import only what they run.
+            parser.error(f"unknown benchmark '{name}': choose from {', '.join(NAMES)}")
+    # Imported here, so that the processes that measure peak memory import only what they run.
     from benchmarks.timing import Row, table
 
     rows: list[Row] = []
@@ -34,24 +37,24 @@ def main() -> None:
     print()
     print(table(rows))
     print(
-        "\nMilliseconds an image (medians); ratio: median of theirs / ours over rounds in turns, and its range.\n"
-        "Peak: growth of a new process's resident memory in its first call, all libraries' allocations counted.\n"
-        "RLE, reading and the ensemble run on one core each, prediction on all that torch takes:\n"
-        "its ratios mean little while others use the cores, since torch's threads spin as they wait for each other."
+        "\nTimes: median milliseconds per item. Ratio: theirs / ours, median and range over alternating rounds.\n"
+        "Peak: growth of resident memory in the first call of a new process, including all libraries.\n"
+        "RLE, reading and the ensemble run on one core, prediction on all cores: measure it on an idle machine,\n"
+        "because torch's threads spin while they wait for each other."
     )
 
 
 @contextlib.contextmanager
 def _data() -> Iterator[Path]:
-    if _REAL.is_dir():
-        print(f"On real cars: {_REAL.resolve()}")
-        yield _REAL
+    if _KAGGLE_DATA.is_dir():
+        print(f"Data: Kaggle's images in {_KAGGLE_DATA.resolve()}")
+        yield _KAGGLE_DATA
         return
     from pipeline.config import SampleSettings
     from pipeline.synthetic.sample_competition import draw_sample
 
     with tempfile.TemporaryDirectory() as temporary:
-        print("On drawn cars")
+        print("Data: a synthetic sample")
         draw_sample(Path(temporary), SampleSettings(train_cars=2, test_cars=1))
         yield Path(temporary)
 

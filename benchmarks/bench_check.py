@@ -1,4 +1,4 @@
-"""Checking, comparing and keeping full-size submissions, as `carvana submit` does before it sends."""
+"""Validate, compare and hash full-size submissions, as ``carvana submit`` does before it sends one."""
 
 import gzip
 import tempfile
@@ -11,20 +11,20 @@ from pipeline.competition.image_ids import ANGLES, format_image_id, image_filena
 from pipeline.submission import csv_file, validation
 
 CARS = 6254
-"""Of the competition's test set; 16 images each."""
+"""Cars in the competition's test set, with 16 images each."""
 
 TINY_CARS = 10
 
-AIM = 2000
-"""Rows a second."""
+TARGET = 2000
+"""Rows per second that validation should reach."""
 
 RUNS = 650
-"""About 8 KB of text, as the competition's masks have."""
+"""Runs per mask, which give about 8 KB of text, as for the competition's masks."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What refuses an unsound CSV."""
+    """Validate a CSV."""
 
     csv: Path
     cars: int = CARS
@@ -35,18 +35,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Compare:
-    """Mean Dice between two submissions."""
+    """Score one submission against another."""
 
     csv: Path
-    last: Path
+    other: Path
 
     def __call__(self) -> None:
-        validation.score_submission(self.csv, self.last)
+        validation.score_submission(self.csv, self.other)
 
 
 @dataclass(frozen=True)
 class Hash:
-    """What proves that the copy to send is what was checked."""
+    """Hash the content, to prove that the file sent is the one validated."""
 
     csv: Path
 
@@ -56,7 +56,7 @@ class Hash:
 
 @dataclass(frozen=True)
 class Read:
-    """Unpacking and splitting into lines: what any check must do."""
+    """Decompress and split into lines, the least that any check must do."""
 
     csv: Path
 
@@ -67,30 +67,30 @@ class Read:
 
 
 def run(folder: Path, tiny: bool = False) -> list[Row]:
-    """Return the check of 100,064 rows and the comparison of two such files, a row being an item."""
+    """Return validating, comparing and hashing 100,064 rows, one item being a row."""
     cars = TINY_CARS if tiny else CARS
     with tempfile.TemporaryDirectory() as temporary:
-        csv, last = Path(temporary) / "submission.csv.gz", Path(temporary) / "last.csv.gz"
+        csv, other = Path(temporary) / "submission.csv.gz", Path(temporary) / "other.csv.gz"
         write(csv, 0, cars)
-        write(last, 1, cars)
+        write(other, 1, cars)
         count = cars * ANGLES
         rows = [
             compare(f"check {count} rows / read them", Check(csv, cars), Read(csv), count, 1, warm=False),
-            compare(f"compare {count} rows twice / read once", Compare(csv, last), Read(csv), count, 1, warm=False),
+            compare(f"compare {count} rows twice / read once", Compare(csv, other), Read(csv), count, 1, warm=False),
             compare(f"hash {count} rows / read them", Hash(csv), Read(csv), count, 1, warm=False),
         ]
     for row in rows:
-        print(f"{row.name}: {1000 / row.ours_ms:,.0f} rows a second on one core (aim for the check: {AIM:,})")
+        print(f"{row.name}: {1000 / row.ours_ms:,.0f} rows per second on one core (target for the check: {TARGET:,})")
     return rows
 
 
 def image_ids(cars: int = CARS) -> list[str]:
-    """Return ids of so many cars; by default as many as the competition's test set has."""
+    """Return the image ids of ``cars`` cars, by default as many as in the competition's test set."""
     return [format_image_id(f"{car:012x}", angle) for car in range(cars) for angle in range(1, ANGLES + 1)]
 
 
 def write(csv: Path, offset: int, cars: int = CARS, *, backwards: bool = False) -> None:
-    """Write a gzipped submission of full size."""
+    """Write a gzipped submission; ``offset`` varies the masks."""
     texts = [mask_text(number + offset) for number in range(64)]
     ids = image_ids(cars)[:: -1 if backwards else 1]
     with gzip.open(csv, "wt", compresslevel=1, encoding="utf-8") as stream:
@@ -101,7 +101,7 @@ def write(csv: Path, offset: int, cars: int = CARS, *, backwards: bool = False) 
 
 
 def mask_text(seed: int) -> str:
-    """Return a run-length code as long as a car's."""
+    """Return a run-length code as long as that of a real mask."""
 
     def pairs() -> Iterator[str]:
         for row in range(RUNS):

@@ -1,4 +1,4 @@
-"""Five folds' maps to the rows of a submission, beside averaging 8-bit PNGs in float32, as the winning solution did."""
+"""Merge the maps of five folds to submission rows, against averaging 8-bit PNGs in float32 (the winning solution)."""
 
 import tempfile
 import zlib
@@ -25,7 +25,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, eq=False)
 class Ours:
-    """Shards of summed levels, merged in integers."""
+    """Shards of summed uint8 probabilities, merged in integers."""
 
     folder: Path
     views: int
@@ -35,8 +35,8 @@ class Ours:
         return [PredictionStore(self.folder / str(fold)) for fold in range(FOLDS)]
 
     def rows(self) -> bytes:
-        decision = MaskBuilder(MergeRule("mean_probability", 0.5, (self.views,) * FOLDS, (1,) * FOLDS))
-        return "".join(f"{row}\n" for row in shard_rows(self.stores, decision, str, 0)).encode()
+        mask_builder = MaskBuilder(MergeRule("mean_probability", 0.5, (self.views,) * FOLDS, (1,) * FOLDS))
+        return "".join(f"{row}\n" for row in shard_rows(self.stores, mask_builder, str, 0)).encode()
 
     def __call__(self) -> None:
         compress_part(self.rows())
@@ -44,7 +44,7 @@ class Ours:
 
 @dataclass(frozen=True, eq=False)
 class PngMean:
-    """A PNG a map, its mean taken in float32."""
+    """One PNG per map, averaged in float32."""
 
     folder: Path
     image_ids: list[str]
@@ -55,8 +55,8 @@ class PngMean:
     def _mask(self, image_id: str) -> np.ndarray:
         total = None
         for fold in range(FOLDS):
-            levels = cv2.imread(str(self.folder / str(fold) / f"{image_id}.png"), cv2.IMREAD_GRAYSCALE)
-            weighted = levels.astype(np.float32) * np.float32(1 / FOLDS)
+            probs_HW = cv2.imread(str(self.folder / str(fold) / f"{image_id}.png"), cv2.IMREAD_GRAYSCALE)
+            weighted = probs_HW.astype(np.float32) * np.float32(1 / FOLDS)
             total = weighted if total is None else total + weighted
         return total >= 127.5
 
@@ -65,41 +65,43 @@ class PngMean:
 
 
 def run(folder: Path, tiny: bool = False) -> list[Row]:
-    """Return merging test images on one core, an image of five folds being an item."""
+    """Return merging the maps of test images on one core, one item being an image with five folds."""
     count, rounds = (2, 1) if tiny else (8, 7)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary:
         for views in (1, 2):
-            image_ids = _draw(folder, Path(temporary) / str(views), views, count)
+            image_ids = _write_maps(folder, Path(temporary) / str(views), views, count)
         rows = []
-        for views, words in ((2, "sums of 2 views"), (1, "1 view")):
+        for views, description in ((2, "sums of 2 views"), (1, "1 view")):
             ours = Ours(Path(temporary) / str(views), views)
             theirs = PngMean(Path(temporary) / str(views), image_ids)
-            # With one view nothing is rounded on the way to the PNGs, and both must say the same.
+            # With one view nothing is rounded on the way to the PNGs, so that both give the same masks.
             if views == 1 and ours.rows() != theirs.rows():
-                raise AssertionError("ours and the mean of PNGs differ: nothing to compare")
-            name = f"{FOLDS} folds to CSV, {words} / PNG mean"
-            rows.append(compare(name, ours, theirs, count, rounds, aim=10))
+                raise AssertionError("Our masks differ from the mean of PNGs.")
+            name = f"{FOLDS} folds to CSV, {description} / PNG mean"
+            rows.append(compare(name, ours, theirs, count, rounds, target=10))
         return rows
 
 
-def _draw(folder: Path, target: Path, views: int, count: int) -> list[str]:
-    """Write maps of ``count`` images as shards and as PNGs; return the images' ids."""
-    from benchmarks.synthetic_maps import draw_levels, write_png  # imports torch, which would weigh on the peaks
+def _write_maps(folder: Path, target: Path, views: int, count: int) -> list[str]:
+    """Write the maps of ``count`` images as shards and as PNGs; return the image ids."""
+    # Imported here: it imports torch, which would count as peak memory.
+    from benchmarks.synthetic_maps import synthetic_map, write_png
 
     masks = CompetitionData(folder).masks
     ids = masks.ids()
     ids = ids[:: max(1, len(ids) // count)][:count]
     for fold in range(FOLDS):
-        home = target / str(fold)
-        home.mkdir(parents=True)
-        with ShardWriter(home / shard_name(0)) as writer:
+        store = target / str(fold)
+        store.mkdir(parents=True)
+        with ShardWriter(store / shard_name(0)) as writer:
             for number, image_id in enumerate(ids):
                 mask_HW = masks.mask(image_id)
-                levels_VHW = np.stack([draw_levels(mask_HW, (number, fold, view)) for view in range(views)])
-                writer.add(sum_views(image_id, "drawn", levels_VHW))
-                write_png(home / f"{image_id}.png", np.rint(levels_VHW.mean(axis=0, dtype=np.float32)).astype(np.uint8))
+                probs_VHW = np.stack([synthetic_map(mask_HW, (number, fold, view)) for view in range(views)])
+                writer.add(sum_views(image_id, "synthetic", probs_VHW))
+                mean_HW = np.rint(probs_VHW.mean(axis=0, dtype=np.float32)).astype(np.uint8)
+                write_png(store / f"{image_id}.png", mean_HW)
             writer.note_unreadable({})
         names = [f"view {view}" for view in range(views)]
-        write_index(home, ids, names, merged=True, shard_images=count, unreadable={}, digests=[""], net="")
+        write_index(store, ids, names, merged=True, shard_images=count, unreadable={}, digests=[""], net="")
     return ids

@@ -1,4 +1,4 @@
-"""The whole way from JPEG to shard, beside the bare forward pass of the same net on the same batches."""
+"""Predict from JPEG to shard, against the forward pass alone, of the same net on the same batches."""
 
 import os
 import tempfile
@@ -28,10 +28,10 @@ SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
 NATIVE = SmpUNetConfig(architecture="smp_unet", encoder="resnet34")
 
 
-class Decided(nn.Module):
-    """A net of random weights whose logits become those of a car, since training is no part of this.
+class FixedLogits(nn.Module):
+    """Runs an untrained net, then replaces its logits by those of a trained one.
 
-    Random nets are undecided everywhere; trained ones, along the outline only. Both contenders run it.
+    An untrained net is uncertain everywhere; a trained net only along the outline. Both contenders run it.
     """
 
     def __init__(self, net: nn.Module, logits_HW: Tensor) -> None:
@@ -60,27 +60,28 @@ class _Contender:
     def predictor(self) -> TorchPredictor:
         predictor = TorchPredictor(self.net, views=self.views)
         soft_HW = torch.from_numpy(soft_target(self.source.masks.mask(self.image_ids[0]), predictor.input)) / 255
-        predictor.net = Decided(predictor.net, torch.logit(soft_HW, 1e-3).to(predictor.device))  # type: ignore[assignment]
+        logits_HW = torch.logit(soft_HW, 1e-3).to(predictor.device)
+        predictor.net = FixedLogits(predictor.net, logits_HW)  # type: ignore[assignment]
         return predictor
 
 
 class Ours(_Contender):
-    """Decode, shrink, predict, grow, round, sum the views, write."""
+    """Decode, downsample, predict, upsample, quantize, sum the views, write."""
 
     def __call__(self) -> None:
         threads = os.cpu_count() or 1
-        levels = predict_stream(
+        predictions = predict_stream(
             self.predictor, self.image_ids, self.source.train.image, (HEIGHT, WIDTH), self.batch_size, threads
         )
         with ShardWriter(self.net / "maps.parquet") as writer:
-            for image_id, levels_VHW in levels:
-                assert not isinstance(levels_VHW, Exception)
-                writer.add(sum_views(image_id, "+".join(self.views), levels_VHW))
+            for image_id, probs_VHW in predictions:
+                assert not isinstance(probs_VHW, Exception)
+                writer.add(sum_views(image_id, "+".join(self.views), probs_VHW))
             writer.note_unreadable({})
 
 
-class Bare(_Contender):
-    """Nothing but the net, on batches that lie ready."""
+class ForwardOnly(_Contender):
+    """The net alone, on batches that are in memory."""
 
     @cached_property
     @torch.inference_mode()
@@ -102,7 +103,10 @@ class Bare(_Contender):
 
 
 def run(folder: Path, tiny: bool = False) -> list[Row]:
-    """Return prediction with the default net, and with a native one: the ratio is our share of the bare net's speed."""
+    """Return prediction with a small net and with one at native size, one item being an image.
+
+    The ratio is the share of the forward pass's speed that prediction reaches.
+    """
     cv2.setNumThreads(-1)
     two_views, one_view = ("identity", "hflip"), ("identity",)
     if tiny:
@@ -112,7 +116,7 @@ def run(folder: Path, tiny: bool = False) -> list[Row]:
     return [
         _row(
             folder,
-            "predict, small U-Net 160 x 240 / its bare forward",
+            "predict, small U-Net 160 x 240 / forward pass",
             SMALL,
             InputSettings(size=(160, 240)),
             16,
@@ -122,14 +126,14 @@ def run(folder: Path, tiny: bool = False) -> list[Row]:
         ),
         _row(
             folder,
-            "predict, ResNet-34 U-Net native / its bare forward",
+            "predict, ResNet-34 U-Net native / forward pass",
             NATIVE,
             InputSettings(size="native"),
             64 if gpu else 2,
             one_view,
             batch_size=4 if gpu else 1,
             rounds=7 if gpu else 2,
-            # On a CPU a native pass takes too long to warm up with; on a GPU the first chooses among algorithms.
+            # A native pass takes too long to warm up on a CPU; on a GPU, the first pass selects algorithms.
             warm=gpu,
         ),
     ]
@@ -153,6 +157,6 @@ def _row(
         save_config(net, spec, input, {})
         save_weights(net / "model.safetensors", build_model(spec, input, pretrained=False).state_dict())
         ours = Ours(folder, net, ids, views, batch_size)
-        bare = Bare(folder, net, ids, views, batch_size)
-        ours.predictor, bare.batches  # noqa: B018 - built off the clock, warm or not
-        return compare(name, ours, bare, len(ids), rounds, aim=0.9, warm=warm)
+        forward = ForwardOnly(folder, net, ids, views, batch_size)
+        ours.predictor, forward.batches  # noqa: B018 - created before the timing
+        return compare(name, ours, forward, len(ids), rounds, target=0.9, warm=warm)

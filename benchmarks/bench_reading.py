@@ -1,4 +1,4 @@
-"""Reading training images and their masks, beside PIL reading JPEG and GIF from the same zips."""
+"""Read training images and their masks, against PIL reading JPEG and GIF from the same zips."""
 
 import io
 import zipfile
@@ -21,7 +21,7 @@ REDUCED = InputSettings(size=(160, 240))
 
 @dataclass(frozen=True, eq=False)
 class Ours:
-    """JPEG by libjpeg-turbo, mask from train_masks.csv."""
+    """JPEG with libjpeg-turbo, masks from train_masks.csv."""
 
     folder: Path
     image_ids: list[str]
@@ -40,7 +40,7 @@ class Ours:
 
 @dataclass(frozen=True, eq=False)
 class Pil:
-    """JPEG and GIF by PIL."""
+    """JPEG and GIF with PIL."""
 
     folder: Path
     image_ids: list[str]
@@ -62,14 +62,17 @@ class Pil:
 
 
 def run(folder: Path, tiny: bool = False) -> list[Row]:
-    """Return reading images with their masks, on one core: at full size, and reduced to a small net's input."""
+    """Return reading images with their masks on one core, at full size and as a small net's input.
+
+    One item is an image with its mask.
+    """
     count, rounds = (2, 1) if tiny else (16, 7)
     cv2.setNumThreads(1)
     ids = CompetitionData(folder).train.ids()
     ids = ids[:: max(1, len(ids) // count)][:count]
     names = {
         False: "read image and mask / PIL with GIF",
-        True: f"the same, both shrunk to {REDUCED.height} x {REDUCED.width}",
+        True: f"the same, downsampled to {REDUCED.height} x {REDUCED.width}",
     }
     return [
         compare(name, Ours(folder, ids, reduced), Pil(folder, ids, reduced), len(ids), rounds, None if reduced else 4)

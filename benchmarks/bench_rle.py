@@ -1,4 +1,4 @@
-"""Our run-length code beside what Kaggle notebooks use."""
+"""Run-length encoding and decoding, against the snippet in Kaggle's notebooks and pycocotools."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ Mask = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Each:
-    """A function called on each value."""
+class ForEach:
+    """Call a function on each value."""
 
     function: Callable[[Any], object]
     values: list[Any]
@@ -30,30 +30,32 @@ class Each:
 
 
 def run(folder: Path, tiny: bool = False) -> list[Row]:
-    """Return encoding and decoding of masks, a mask being an item."""
+    """Return encoding and decoding, one item being a mask."""
     count, rounds = (2, 1) if tiny else (20, 15)
     source = CompetitionData(folder)
     ids = source.masks.ids()
     masks = [source.masks.mask(image_id) for image_id in ids[:: max(1, len(ids) // count)][:count]]
-    fortran_masks = [np.asfortranarray(mask) for mask in masks]  # as pycocotools wants them, converted off the clock
+    fortran_masks = [np.asfortranarray(mask) for mask in masks]  # pycocotools needs them; the conversion is not timed
     codes = [rle.encode(mask) for mask in masks]
     coco_codes = [coco.encode(mask) for mask in fortran_masks]
     if codes != [snippet_encode(mask) for mask in masks]:
-        raise AssertionError("ours and the snippet encode differently: nothing to compare")
+        raise AssertionError("Our encoding differs from the snippet's.")
 
-    encode, decode = Each(rle.encode, masks), Each(_decode, codes)
+    encode, decode = ForEach(rle.encode, masks), ForEach(_decode, codes)
     return [
-        compare("RLE encode / NumPy snippet", encode, Each(snippet_encode, masks), len(masks), rounds),
+        compare("RLE encode / NumPy snippet", encode, ForEach(snippet_encode, masks), len(masks), rounds),
         compare(
-            "RLE encode / pycocotools (column-major)", encode, Each(coco.encode, fortran_masks), len(masks), rounds
+            "RLE encode / pycocotools (column-major)", encode, ForEach(coco.encode, fortran_masks), len(masks), rounds
         ),
-        compare("RLE decode / NumPy snippet", decode, Each(snippet_decode, codes), len(masks), rounds),
-        compare("RLE decode / pycocotools (column-major)", decode, Each(coco.decode, coco_codes), len(masks), rounds),
+        compare("RLE decode / NumPy snippet", decode, ForEach(snippet_decode, codes), len(masks), rounds),
+        compare(
+            "RLE decode / pycocotools (column-major)", decode, ForEach(coco.decode, coco_codes), len(masks), rounds
+        ),
     ]
 
 
 def snippet_encode(mask: Mask) -> str:
-    """The snippet of most Carvana kernels, in the version that is right at the corners."""
+    """Encode a mask with the snippet of most Carvana notebooks, in the version that is correct at the corners."""
     pixels = np.concatenate([[0], mask.flatten(), [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
     runs[1::2] -= runs[::2]
@@ -61,7 +63,7 @@ def snippet_encode(mask: Mask) -> str:
 
 
 def snippet_decode(code: str) -> Mask:
-    """The snippet's counterpart."""
+    """Decode a mask with the counterpart of the snippet."""
     s = code.split()
     starts, lengths = (np.asarray(x, dtype=int) for x in (s[0:][::2], s[1:][::2]))
     starts -= 1

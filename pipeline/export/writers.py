@@ -75,7 +75,7 @@ def save(model: Any, metadata: OnnxMetadata, path: Path) -> None:
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
         part.ClearField("doc_string")
-    onnx().helper.set_model_props(model, metadata.metadata())
+    onnx().helper.set_model_props(model, metadata.to_props())
     onnx().save(model, path)
 
 

@@ -1,4 +1,4 @@
-"""A predictor on ONNX Runtime; needs no torch."""
+"""Run ONNX exports with ONNX Runtime; needs no torch."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,29 +21,29 @@ from pipeline.utils.parallel import available_cpus
 
 
 def require_onnx() -> None:
-    """Raise CarvanaError where a package is missing that writing ONNX files, or checking them, takes."""
+    """Raise CarvanaError if a package that writes, checks or runs ONNX files is not installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _package(name)
 
 
 def require_quantization() -> None:
-    """Raise CarvanaError where a package is missing that ONNX files in 8-bit integers take."""
+    """Raise CarvanaError if a package that quantizes ONNX files to 8-bit integers is not installed."""
     require_onnx()
     quantization()
 
 
 def onnx() -> Any:
-    """Return the package that writes ONNX files; raises CarvanaError where it is not installed."""
+    """Return the package ``onnx``, which writes ONNX files; raises CarvanaError if it is not installed."""
     return _package("onnx")
 
 
 def onnxruntime() -> Any:
-    """Return the package that runs ONNX files; raises CarvanaError where it is not installed."""
+    """Return the package ``onnxruntime``, which runs ONNX files; raises CarvanaError if it is not installed."""
     return _package("onnxruntime")
 
 
 def quantization() -> Any:
-    """Return onnxruntime's tools for 8-bit integers; raises CarvanaError where a package is not installed."""
+    """Return ``onnxruntime.quantization``; raises CarvanaError if it or ``onnx`` is not installed."""
     onnx()
     return _package("onnxruntime.quantization")
 
@@ -52,15 +52,15 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise CarvanaError(f"{name} is needed, which can't be imported ({error}): pip install '.[export]'.") from error
+        raise CarvanaError(f"{name} can't be imported ({error}). Run pip install '.[export]'.") from error
 
 
-KEY = "carvana"
-"""The one entry of ONNX's ``metadata_props`` that is ours: JSON."""
+METADATA_KEY = "carvana"
+"""Key in ONNX's ``metadata_props`` whose value is ``OnnxMetadata`` as JSON."""
 
 
 class OnnxMetadata(StrictModel):
-    """What a file is made of, and what it wants."""
+    """Contents of an ONNX export and the form of its input."""
 
     kind: Literal["net", "ensemble"]
     """``net``: float pixels to logits at their size. ``ensemble``: uint8 pixels to probabilities at any size."""
@@ -69,77 +69,74 @@ class OnnxMetadata(StrictModel):
     """Name of the model in params.yaml."""
 
     folds: tuple[int, ...]
-    """Whose nets are in it."""
+    """Folds whose nets are in the file."""
 
     input: InputSettings
-    """What a net wants to see."""
+    """Size and channels of the nets' input."""
 
     views: tuple[str, ...] = ("identity",)
-    """What an ensemble looks at by itself."""
+    """TTA views that an ensemble applies itself."""
 
     merge: str = "mean_probability"
     """How an ensemble merges its nets."""
 
     threshold: float = 0.5
-    """Probability from which on a pixel is car."""
+    """Probability from which a pixel is foreground."""
 
     @property
     def decision_threshold(self) -> float:
-        """From which of the file's own probabilities on a pixel is car: those of a vote are shares of nets."""
+        """Threshold on the file's output; a majority vote outputs the share of nets, whose threshold is 0.5."""
         return 0.5 if self.merge == "majority_vote" else self.threshold
 
-    def metadata(self) -> dict[str, str]:
-        """Return them as ``metadata_props``."""
-        return {KEY: self.model_dump_json()}
+    def to_props(self) -> dict[str, str]:
+        """Return an entry for ``metadata_props``."""
+        return {METADATA_KEY: self.model_dump_json()}
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> "OnnxMetadata | None":
-        """Return the facts in ``metadata_props``, or None where there are none that can be read."""
+    def from_props(cls, props: Mapping[str, str]) -> "OnnxMetadata | None":
+        """Return the metadata in ``metadata_props``, or None if it is missing or not valid."""
         try:
-            return cls.model_validate_json(metadata[KEY])
+            return cls.model_validate_json(props[METADATA_KEY])
         except (KeyError, ValidationError):
             return None
 
 
 class OnnxPredictor(BasePredictor):
-    """An ONNX export, loaded once.
+    """An ONNX export, which contains the form of its input as metadata.
 
-    What it wants to see stands in the file's own metadata. Raises CarvanaError if there is no such file, if it is no
-    export of this pipeline, or if onnxruntime is not installed.
+    Raises CarvanaError if the file does not exist, if it is not an export of this pipeline, or if onnxruntime is not
+    installed.
     """
 
     def __init__(self, path: Path, *, views: Sequence[str] = ("identity",), threads: int | None = None) -> None:
         self.path = path
         self._session = _session(path, threads or available_cpus())
-        facts = OnnxMetadata.of(self._session.get_modelmeta().custom_metadata_map)
-        if facts is None:
-            raise CarvanaError(f"{path} does not say what it wants to see: make it with 'carvana export'.")
-        self.facts = facts
-        self.input = facts.input
-        if facts.kind == "ensemble":
-            self.views, self._views, self.default_threshold = (
-                [BUILTIN_TTA],
-                list[TTATransform](),
-                facts.decision_threshold,
-            )
+        metadata = OnnxMetadata.from_props(self._session.get_modelmeta().custom_metadata_map)
+        if metadata is None:
+            raise CarvanaError(f"{path} has no valid metadata of this pipeline. Export it with 'carvana export'.")
+        self.metadata = metadata
+        self.input = metadata.input
+        if metadata.kind == "ensemble":
+            self.views, self._views = [BUILTIN_TTA], list[TTATransform]()
+            self.default_threshold = metadata.decision_threshold
         else:
             self.views, self._views = list(views), [TTATransform.parse(name) for name in views]
 
     def with_tta(self, views: Sequence[str]) -> Self:
-        """Return the same export, without loading it again, that looks at other views; an ensemble's own stay."""
+        """Return the same export, without loading it again, with other views; an ensemble keeps its own."""
         other = copy.copy(self)
-        if self.facts.kind != "ensemble":
+        if self.metadata.kind != "ensemble":
             other.views, other._views = list(views), [TTATransform.parse(name) for name in views]
         return other
 
     def predict_u8(self, inputs: list[UInt8Array], height: int, width: int) -> UInt8Array:
-        """Return what ``Speaker.levels`` does; an ensemble's file has one view."""
+        """Return probabilities as ``BasePredictor.predict_u8`` says; an ensemble has one view."""
         return np.stack(self.predict_u8_at_sizes(inputs, [(height, width)] * len(inputs)))
 
     def predict_u8_at_sizes(self, inputs: list[UInt8Array], sizes: Sequence[tuple[int, int]]) -> list[UInt8Array]:
-        """Return what ``Speaker.levels_at`` does."""
-        if self.facts.kind == "ensemble":
-            # One by one: a raster of probabilities is large, and pictures may differ in size.
+        """Return probabilities as ``BasePredictor.predict_u8_at_sizes`` says; an ensemble has one view."""
+        if self.metadata.kind == "ensemble":
+            # One by one: full-size probabilities are large, and the images may differ in size.
             return [
                 quantize_probabilities(self.probability([pixels], *size))
                 for pixels, size in zip(inputs, sizes, strict=True)
@@ -151,41 +148,41 @@ class OnnxPredictor(BasePredictor):
         ]
 
     def logits(self, pixels_BCHW: NDArray[np.float32]) -> Float32Array:
-        """Return what a net's file says of floating pixels from 0 to 255: float32 (B, 1, H, W)."""
+        """Return the logits of a net, float32 (B, 1, H, W), for floating pixels (B, C, H, W) from 0 to 255."""
         return self._run({"pixels": pixels_BCHW})
 
     def probability(self, inputs: list[UInt8Array], height: int, width: int) -> NDArray[np.float32]:
-        """Return what an ensemble's file says of prepared pictures of one size: float32 (B, height, width)."""
-        wanted = {"pixels": _batch(inputs), "size": np.asarray([height, width], np.int64)}
-        return self._run(wanted, sparing=height * width > HEIGHT * WIDTH)
+        """Return the probabilities of an ensemble, float32 (B, height, width), for preprocessed images of one size."""
+        feeds = {"pixels": _batch(inputs), "size": np.asarray([height, width], np.int64)}
+        return self._run(feeds, free_memory=height * width > HEIGHT * WIDTH)
 
     def _predict_float(self, view: TTATransform, pixels_BCHW: NDArray[np.float32]) -> Float32Array:
-        """Return logits (B, H, W) of a view, the right way round and at its size."""
+        """Return logits (B, H, W) of a view at its own size, with its flip undone."""
         logits_BHW = self.logits(_apply_view(view, pixels_BCHW))[:, 0]
         return np.ascontiguousarray(logits_BHW[..., ::-1]) if view.hflip else logits_BHW
 
-    def _run(self, inputs: dict[str, Any], *, sparing: bool = False) -> NDArray[np.float32]:
-        """Run the file; ``sparing`` gives back what rasters took, which onnxruntime else keeps for the next ones."""
+    def _run(self, feeds: dict[str, Any], *, free_memory: bool = False) -> NDArray[np.float32]:
+        """Run the session; ``free_memory`` releases its memory afterwards, which onnxruntime otherwise keeps."""
         options = onnxruntime().RunOptions()
-        if sparing:
+        if free_memory:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        said: NDArray[np.float32] = self._session.run(None, inputs, options)[0]
-        if not np.isfinite(said).all():
-            raise CarvanaError(f"{self.path} gives no finite numbers: export it again with 'carvana export'.")
-        return said
+        output: NDArray[np.float32] = self._session.run(None, feeds, options)[0]
+        if not np.isfinite(output).all():
+            raise CarvanaError(f"The output of {self.path} is NaN or infinite. Export it again with 'carvana export'.")
+        return output
 
 
 def _session(path: Path, threads: int) -> Any:
     runtime = onnxruntime()
     if not path.is_file():
-        raise CarvanaError(f"There is no {path}: make it with 'carvana export'.")
+        raise CarvanaError(f"{path} not found. Create it with 'carvana export'.")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs may want the cores
-    options.log_severity_level = 3  # of warnings, none is for who runs a file
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves idle cores to other programs
+    options.log_severity_level = 3  # errors only: users can't act on the warnings
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors are of many types, with nothing else in common
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise CarvanaError(f"{path} can't be run as ONNX ({' '.join(str(error).split())[:300]}).") from error
 
 
@@ -194,17 +191,18 @@ def _batch(inputs: list[UInt8Array]) -> UInt8Array:
 
 
 def _apply_view(view: TTATransform, pixels_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return pixels as a view sees them, as ``View.apply`` does."""
+    """Return transformed pixels, the same as ``TTATransform.augment`` in NumPy."""
     height, width = pixels_BCHW.shape[-2:]
     if view.scale != 1.0:
-        tall, wide = view.size(height, width)
-        pixels_BCHW = np.asarray(_bilinear(height, tall) @ pixels_BCHW @ _bilinear(width, wide).T, np.float32)
+        view_height, view_width = view.size(height, width)
+        rows, columns = _bilinear_matrix(height, view_height), _bilinear_matrix(width, view_width)
+        pixels_BCHW = np.asarray(rows @ pixels_BCHW @ columns.T, np.float32)
     return np.ascontiguousarray(pixels_BCHW[..., ::-1]) if view.hflip else pixels_BCHW
 
 
-def _bilinear(side: int, wanted: int) -> NDArray[np.float32]:
-    """Return how much each of ``side`` pixels counts in each of those wanted, (wanted, side): antialiased."""
-    ratio = side / wanted
-    distance = (np.arange(wanted)[:, None] + 0.5) * ratio - (np.arange(side) + 0.5)
-    near = np.maximum(0, 1 - np.abs(distance / max(ratio, 1)))
-    return np.asarray(near / near.sum(axis=1, keepdims=True), np.float32)
+def _bilinear_matrix(side: int, new_side: int) -> NDArray[np.float32]:
+    """Return the matrix (new_side, side) that resizes ``side`` pixels: bilinear, antialiased."""
+    ratio = side / new_side
+    distance = (np.arange(new_side)[:, None] + 0.5) * ratio - (np.arange(side) + 0.5)
+    weights = np.maximum(0, 1 - np.abs(distance / max(ratio, 1)))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)

@@ -1,4 +1,4 @@
-"""Stored probability maps: sharded Parquet files with an index and timings."""
+"""Stored probability maps of one net on one split: Parquet shards, an index and the time that prediction took."""
 
 import json
 from collections import deque
@@ -25,9 +25,9 @@ _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall seconds of predicting some images, of which ``views`` tells apart what the device spent on each view.
+    """Time of predicting some images: wall-clock seconds for all views, and device seconds per view.
 
-    The first batch of a run, which warms up, is left out, unless there was no other.
+    The warm-up batch of a run is left out, unless there is no other batch.
     """
 
     images: NonNegativeInt
@@ -36,55 +36,55 @@ class Timing:
     device: str
 
     def seconds_per_image(self, views: Sequence[str]) -> float:
-        """Return the seconds an image that predicting only these views would take.
+        """Return the seconds per image of predicting only these views.
 
-        That is ``seconds / images``, apportioned by the views' shares of the device's time. So what all views have in
-        common, such as reading the photograph and storing its map, is shared out with them. Raises CarvanaError
-        where nothing was timed, or not one of these views.
+        That is the views' share of the device time, applied to ``seconds / images``. Work that all views share, such
+        as reading the image and storing its map, is divided in the same proportion. Raises CarvanaError if a view was
+        not timed.
         """
-        lacking = [view for view in views if view not in self.views]
-        if lacking or not self.images:
-            raise CarvanaError(f"How long {lacking[0] if lacking else 'prediction'} takes was not measured.")
-        # A clock too coarse to tell the views apart takes them for equal.
-        spent = self.views if any(self.views.values()) else dict.fromkeys(self.views, 1.0)
-        share = sum(spent[view] for view in views) / sum(spent.values()) if views else 0.0
+        missing = [view for view in views if view not in self.views]
+        if missing or not self.images:
+            raise CarvanaError(f"The time of {missing[0] if missing else 'prediction'} was not measured.")
+        # Where the clock is too coarse to measure any view, they count as equal.
+        seconds = self.views if any(self.views.values()) else dict.fromkeys(self.views, 1.0)
+        share = sum(seconds[view] for view in views) / sum(seconds.values()) if views else 0.0
         return share * self.seconds / self.images
 
 
 WarmupAndRest = tuple[Timing, Timing]
-"""What some images took: a batch that warmed up, no images where there was none, and the others."""
+"""Times of the warm-up batch (no images if there was none) and of the other batches."""
 
 
-def total_timing(laps: Sequence[WarmupAndRest]) -> Timing:
-    """Return what all the images took together, without batches that warmed up if there are others."""
-    later = [timing for _, timing in laps if timing.images]
-    counted = later or [first for first, _ in laps if first.images]
+def total_timing(records: Sequence[WarmupAndRest]) -> Timing:
+    """Return the total time, without warm-up batches if there are others."""
+    rest = [timing for _, timing in records if timing.images]
+    counted = rest or [warmup for warmup, _ in records if warmup.images]
     views: dict[str, float] = {}
     for timing in counted:
         for view, seconds in timing.views.items():
             views[view] = views.get(view, 0.0) + seconds
-    # A run may have been taken up on another device.
+    # A run may have been resumed on another device.
     device = " and ".join(dict.fromkeys(timing.device for timing in counted))
     return Timing(sum(t.images for t in counted), sum(t.seconds for t in counted), views, device)
 
 
 def write_timing(path: Path, timing: Timing) -> None:
-    """Write what ``read_timing`` reads; the file appears whole or not at all."""
+    """Write a timing as JSON; the file appears whole or not at all."""
     write_json(path, asdict(timing))
 
 
 def read_timing(path: Path) -> Timing:
-    """Return what was written; raises OSError, or ValueError if that is something else."""
+    """Return the timing in a file; raises OSError if it can't be read, ValueError if it is not valid."""
     return TypeAdapter(Timing).validate_json(path.read_bytes(), strict=True)
 
 
-def write_warmup_and_rest(path: Path, laps: WarmupAndRest) -> None:
-    """Write what ``read_laps`` reads; the file appears whole or not at all."""
-    write_json(path, [asdict(timing) for timing in laps])
+def write_warmup_and_rest(path: Path, record: WarmupAndRest) -> None:
+    """Write a pair of timings as JSON; the file appears whole or not at all."""
+    write_json(path, [asdict(timing) for timing in record])
 
 
 def read_warmup_and_rest(path: Path) -> WarmupAndRest | None:
-    """Return what was written, or None where nothing is that can be read: no time is worth stopping for."""
+    """Return the pair of timings in a file, or None if it is missing or not valid: prediction goes on without it."""
     try:
         return TypeAdapter(WarmupAndRest).validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError):
@@ -94,13 +94,13 @@ def read_warmup_and_rest(path: Path) -> WarmupAndRest | None:
 INDEX_FILE = "index.json"
 
 REBUILD_HINT = "run 'rm -r .resume/predict', 'dvc repro --single-item --force predict' and 'dvc repro'"
-"""What makes maps again that DVC and the state of resumes hold to be finished."""
+"""How to create maps again that DVC and the run state consider finished."""
 
 _ROW_GROUP_MAPS = 32
-"""Maps that are read together, still compressed."""
+"""Maps per row group; a row group is read at once, still compressed."""
 
 _WAITING_MAPS = 8
-"""Maps that may wait for the thread that compresses them."""
+"""Maximum number of maps that wait to be compressed."""
 
 _UNREADABLE = "unreadable"
 
@@ -116,27 +116,27 @@ _SCHEMA = pa.schema(
         ("levels", pa.binary()),
     ]
 )
-"""A map by the columns of ``_SCHEMA``, its levels compressed."""
+"""Columns of a shard: one row per map, see ``ProbabilityMap``; ``levels`` are its probabilities, compressed."""
 
 
 class ShardWriter:
-    """Writes maps to one Parquet file while the caller computes the next ones."""
+    """Writes maps to one Parquet file in a thread, while the caller computes the next ones."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pq.ParquetWriter(path, _SCHEMA, compression="none", use_dictionary=False, write_statistics=False)
         self._rows: list[MapRow] = []
-        # One thread keeps the order; zstd lets the net go on meanwhile.
+        # One thread keeps the order; zstd releases the GIL, so that the net goes on meanwhile.
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
-    def add(self, level_map: ProbabilityMap) -> None:
-        """Add a map, whose levels must not change any more; raises what went wrong with earlier ones."""
+    def add(self, prob_map: ProbabilityMap) -> None:
+        """Add a map, whose array must not change any more; raises the error of writing an earlier one."""
         if len(self._waiting) == _WAITING_MAPS:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._compress, level_map))
+        self._waiting.append(self._pool.submit(self._compress, prob_map))
 
     def note_unreadable(self, reasons: Mapping[str, str]) -> None:
-        """Keep in the file which images have no map, and why."""
+        """Record the images without a map, with the error of reading each."""
         self._writer.add_key_value_metadata({_UNREADABLE: json.dumps(reasons)})
 
     def __enter__(self) -> Self:
@@ -154,8 +154,8 @@ class ShardWriter:
             self._pool.shutdown(cancel_futures=True)
             self._writer.close()
 
-    def _compress(self, level_map: ProbabilityMap) -> None:
-        self._rows.append(_to_row(level_map))
+    def _compress(self, prob_map: ProbabilityMap) -> None:
+        self._rows.append(_to_row(prob_map))
         if len(self._rows) == _ROW_GROUP_MAPS:
             self._write()
 
@@ -168,7 +168,7 @@ class ShardWriter:
 class PredictionStore:
     """A folder of shards with an index: the maps of one net on one split.
 
-    Raises CarvanaError that says which command makes it, if it is not there.
+    Raises CarvanaError if the index is missing or not valid.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -183,14 +183,14 @@ class PredictionStore:
             self.unreadable: dict[str, str] = index["unreadable"]
             self.shard_images: int = index["shard_images"]
             self.net: str | None = index.get("net")
-            """Digest of the net that predicted; older indexes have none."""
+            """Digest of the net that predicted; None in older indexes."""
         except (OSError, ValueError, KeyError) as error:
-            raise CarvanaError(f"{folder} holds no maps ({error}): make them with 'dvc repro'.") from error
+            raise CarvanaError(f"{folder} has no predictions ({error}). Run 'dvc repro'.") from error
 
     def timing(self) -> Timing | None:
-        """Return how long predicting took, or None where that was not measured.
+        """Return the time that prediction took, or None if it was not measured.
 
-        Raises CarvanaError that names the file if it holds something else.
+        Raises CarvanaError, which names the file, if the timing is not valid.
         """
         path = self.folder / TIMING_FILE
         if not path.exists():
@@ -202,56 +202,51 @@ class PredictionStore:
         return timing if timing.images else None
 
     def shard_count(self) -> int:
-        """Return how many files the maps are in."""
+        """Return the number of shards."""
         return len(range(0, len(self.image_ids), self.shard_images))
 
     def shard_ids(self, number: int) -> list[str]:
-        """Return the ids of the images in a file, readable or not, in order."""
+        """Return the ids of the images in a shard, readable or not, in order."""
         start = number * self.shard_images
         return self.image_ids[start : start + self.shard_images]
 
     def shard(self, number: int) -> Iterator[ProbabilityMap]:
-        """Yield the maps of a file in order of their images, then views."""
+        """Yield the maps in a shard, ordered by image, then by view."""
         return read_shard(self.folder / shard_name(number))
 
     def compressed(self, number: int, image_ids: Container[str] | None = None) -> Iterator[list[CompressedMap]]:
-        """Yield the maps of each image in a file, or of some, one a view, as they are stored."""
+        """Yield the compressed maps of each image in a shard (all images if None), one per view."""
         rows = read_compressed(self.folder / shard_name(number), image_ids)
-        for _, maps in groupby(rows, lambda packed: packed.image_id):
+        for _, maps in groupby(rows, lambda compressed: compressed.image_id):
             yield list(maps)
 
     def images(self, number: int, views: Sequence[str] | None = None) -> Iterator[ProbabilityMap]:
-        """Yield the sum over ``views`` (all where None) of each readable image in a file.
+        """Yield the sum over ``views`` (all if None) for each readable image in a shard.
 
-        Raises CarvanaError if a view was not predicted, or not kept apart from the others.
+        Raises CarvanaError if a view was not predicted, or is stored only in the sum of all views.
         """
-        return self._sums(self.shard(number), views)
+        return self._sum_views(self.shard(number), views)
 
     def iter_images(self, image_ids: Container[str], views: Sequence[str] | None = None) -> Iterator[ProbabilityMap]:
-        """Yield what ``images`` does of some images of all files, in order, and decompress no other map."""
+        """Yield the same as ``images`` for some images of all shards, in order, decompressing only their maps."""
         for number in range(self.shard_count()):
             if any(image_id in image_ids for image_id in self.shard_ids(number)):
-                yield from self._sums(read_shard(self.folder / shard_name(number), image_ids), views)
+                yield from self._sum_views(read_shard(self.folder / shard_name(number), image_ids), views)
 
-    def _sums(self, level_maps: Iterator[ProbabilityMap], views: Sequence[str] | None) -> Iterator[ProbabilityMap]:
+    def _sum_views(self, prob_maps: Iterator[ProbabilityMap], views: Sequence[str] | None) -> Iterator[ProbabilityMap]:
         if views is not None and sorted(views) != sorted(self.views):
             self._require_views(views)
         chosen = None if views is None or self.merged else set(views)
-        maps: list[ProbabilityMap] = []
-        for level_map in level_maps:
-            if maps and maps[0].image_id != level_map.image_id:
-                yield sum_maps(maps)
-                maps = []
-            if chosen is None or level_map.view in chosen:
-                maps.append(level_map)
-        if maps:
-            yield sum_maps(maps)
+        for _, maps in groupby(prob_maps, lambda prob_map: prob_map.image_id):
+            selected = [prob_map for prob_map in maps if chosen is None or prob_map.view in chosen]
+            if selected:
+                yield sum_maps(selected)
 
     def _require_views(self, views: Sequence[str]) -> None:
-        lacking = sorted(set(views) - set(self.views))
-        if lacking or self.merged:
-            fault = f"no view {lacking[0]}" if lacking else f"only the sum of {', '.join(self.views)}"
-            raise CarvanaError(f"{self.folder} holds {fault}: add what you need to predict.tta and run 'dvc repro'.")
+        missing = sorted(set(views) - set(self.views))
+        if missing or self.merged:
+            reason = f"no view {missing[0]}" if missing else f"only the sum of {', '.join(self.views)}"
+            raise CarvanaError(f"{self.folder} has {reason}. Add the views to predict.tta and run 'dvc repro'.")
 
 
 def write_index(
@@ -265,9 +260,10 @@ def write_index(
     digests: Sequence[str],
     net: str,
 ) -> None:
-    """Write what ``MapStore`` reads first; ``digests`` of the shards make the index stand for their content.
+    """Write the index of a ``PredictionStore``; the file appears whole or not at all.
 
-    ``net`` is the digest of the net that predicted.
+    ``digests`` are those of the shards, so that the digest of the index covers their content. ``net`` is the digest of
+    the net that predicted.
     """
     index = {
         "net": net,
@@ -287,49 +283,49 @@ def shard_name(number: int) -> str:
 
 
 def read_shard(path: Path, image_ids: Container[str] | None = None) -> Iterator[ProbabilityMap]:
-    """Yield the maps of a file, or of some images; raises CarvanaError that names it if it can't be read."""
-    for packed in read_compressed(path, image_ids):
-        yield packed.decompress()
+    """Yield the maps in a shard (of all images if None); raises CarvanaError, which names it, if it can't be read."""
+    for compressed in read_compressed(path, image_ids):
+        yield compressed.decompress()
 
 
 def read_compressed(path: Path, image_ids: Container[str] | None = None) -> Iterator[CompressedMap]:
-    """Yield the maps of a file, or of some images, as they are stored; raises as ``read_shard`` does."""
+    """Yield the same maps as ``read_shard``, still compressed; raises the same error."""
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                if image_ids is not None and not any(name in image_ids for name in _ids_of(file, group)):
+                if image_ids is not None and not any(name in image_ids for name in _group_ids(file, group)):
                     continue
-                # On one thread: there is nothing to share out, and shards are read side by side.
+                # On one thread: a row group is small, and several shards are read in parallel.
                 for row in file.read_row_group(group, use_threads=False).to_pylist():
                     if image_ids is None or row["image_id"] in image_ids:
                         yield CompressedMap(row)
     except (OSError, pa.ArrowException) as error:
         raise CarvanaError(
-            f"{path} can't be read ({error}): if it is damaged, 'find .dvc/cache -samefile {path} -delete', and "
+            f"{path} can't be read ({error}). If it is corrupt, run 'find .dvc/cache -samefile {path} -delete', then "
             f"{REBUILD_HINT}."
         ) from error
 
 
-def _ids_of(file: pq.ParquetFile, group: int) -> list[str]:
-    names: list[str] = file.read_row_group(group, columns=["image_id"], use_threads=False)["image_id"].to_pylist()
-    return names
+def _group_ids(file: pq.ParquetFile, group: int) -> list[str]:
+    ids: list[str] = file.read_row_group(group, columns=["image_id"], use_threads=False)["image_id"].to_pylist()
+    return ids
 
 
 def read_unreadable(path: Path) -> dict[str, str]:
-    """Return which images of a file have no map, and why."""
-    notes: dict[str, str] = json.loads(pq.read_metadata(path).metadata[_UNREADABLE.encode()])
-    return notes
+    """Return the images of a shard without a map, with the error of reading each."""
+    reasons: dict[str, str] = json.loads(pq.read_metadata(path).metadata[_UNREADABLE.encode()])
+    return reasons
 
 
-def _to_row(level_map: ProbabilityMap) -> MapRow:
-    height, width = level_map.probs_u8.shape
+def _to_row(prob_map: ProbabilityMap) -> MapRow:
+    height, width = prob_map.probs_u8.shape
     return {
-        "image_id": level_map.image_id,
-        "view": level_map.view,
-        "count": level_map.count,
-        "top": level_map.top,
-        "left": level_map.left,
+        "image_id": prob_map.image_id,
+        "view": prob_map.view,
+        "count": prob_map.count,
+        "top": prob_map.top,
+        "left": prob_map.left,
         "height": height,
         "width": width,
-        "levels": ZSTD.compress(level_map.probs_u8.tobytes(), asbytes=True),
+        "levels": ZSTD.compress(prob_map.probs_u8.tobytes(), asbytes=True),
     }

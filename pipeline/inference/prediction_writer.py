@@ -1,4 +1,4 @@
-"""Maps of many images from one net, a shard at a time; shards that a killed run finished are kept."""
+"""Predict the images of one split with one net, shard by shard; a killed run resumes after its last shard."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 
 MAX_LEVEL = 255
-"""Level of a certain pixel, in one view."""
+"""Largest uint8 probability of one view: certain foreground."""
 
 MapRow = dict[str, Any]
-"""A map as a row of a shard."""
+"""A map as a row of a shard: see ``prediction_store``."""
 
 ZSTD = pa.Codec("zstd", compression_level=1)
 
@@ -24,56 +24,58 @@ UnsignedImage = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class ProbabilityMap:
-    """Levels of one image from one net: a box of the raster, 0 outside.
-
-    ``levels`` is the exact sum of ``count`` views of 0 to 255 each, uint8 for one view and uint16 for more.
-    """
+    """Probabilities of one image from one net, cropped to a box; 0 outside the box."""
 
     image_id: str
     view: str
+    """Name of the view, or the names of the summed views, joined by ``+``."""
     count: int
+    """Number of summed views."""
     top: int
+    """First row of the box."""
     left: int
+    """First column of the box."""
     probs_u8: UnsignedImage
+    """Exact sum of ``count`` views of 0 to 255 each: uint8 for one view, uint16 for several."""
 
     @classmethod
-    def crop(cls, image_id: str, view: str, count: int, levels_HW: UnsignedImage) -> Self:
-        """Return the map of a whole raster, cropped to where it is not zero."""
-        left, top, width, height = _bounding_box(levels_HW)
-        return cls(image_id, view, count, top, left, levels_HW[top : top + height, left : left + width])
+    def crop(cls, image_id: str, view: str, count: int, probs_HW: UnsignedImage) -> Self:
+        """Return the map of full-size probabilities (H, W), cropped to the bounding box of what is not zero."""
+        left, top, width, height = _bounding_box(probs_HW)
+        return cls(image_id, view, count, top, left, probs_HW[top : top + height, left : left + width])
 
     @property
     def box(self) -> tuple[slice, slice]:
-        """Rows and columns of the raster that ``levels`` fills."""
+        """Rows and columns of the image that ``probs_u8`` covers."""
         height, width = self.probs_u8.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
     def to_full_size(self, height: int = HEIGHT, width: int = WIDTH) -> UnsignedImage:
-        """Return the whole raster (height, width), of the dtype of ``levels``."""
-        levels_HW = np.zeros((height, width), self.probs_u8.dtype)
-        levels_HW[self.box] = self.probs_u8
-        return levels_HW
+        """Return the full-size probabilities (height, width), in the dtype of ``probs_u8``."""
+        probs_HW = np.zeros((height, width), self.probs_u8.dtype)
+        probs_HW[self.box] = self.probs_u8
+        return probs_HW
 
 
 @dataclass(frozen=True)
 class CompressedMap:
-    """A map as it is stored: whoever needs it unpacks it, on a thread of its own if there are many."""
+    """A map as stored, so that the thread that uses it can decompress it."""
 
     row: MapRow
 
     @property
     def image_id(self) -> str:
-        """The image that it is of."""
+        """Id of the image."""
         return str(self.row["image_id"])
 
     @property
     def view(self) -> str:
-        """The view, or the views that were summed."""
+        """Name of the view, or the names of the summed views."""
         return str(self.row["view"])
 
     @property
     def bytes(self) -> int:
-        """What its levels take on disk."""
+        """Compressed size in bytes."""
         return len(self.row["levels"])
 
     def decompress(self) -> ProbabilityMap:
@@ -81,19 +83,19 @@ class CompressedMap:
         row = self.row
         shape, dtype = (row["height"], row["width"]), np.dtype(np.uint8 if row["count"] == 1 else np.uint16)
         data = ZSTD.decompress(row["levels"], shape[0] * shape[1] * dtype.itemsize)
-        levels: UnsignedImage = np.frombuffer(data, dtype).reshape(shape)
-        return ProbabilityMap(row["image_id"], row["view"], row["count"], row["top"], row["left"], levels)
+        probs: UnsignedImage = np.frombuffer(data, dtype).reshape(shape)
+        return ProbabilityMap(row["image_id"], row["view"], row["count"], row["top"], row["left"], probs)
 
 
-def sum_views(image_id: str, view: str, levels_VHW: NDArray[np.uint8]) -> ProbabilityMap:
-    """Return the exact sum of an image's views (V, H, W), uint8 where there is only one."""
-    if len(levels_VHW) == 1:
-        return ProbabilityMap.crop(image_id, view, 1, levels_VHW[0])
-    return ProbabilityMap.crop(image_id, view, len(levels_VHW), levels_VHW.sum(axis=0, dtype=np.uint16))
+def sum_views(image_id: str, view: str, probs_VHW: NDArray[np.uint8]) -> ProbabilityMap:
+    """Return the exact sum of an image's views (V, H, W): uint8 for one view, uint16 for several."""
+    if len(probs_VHW) == 1:
+        return ProbabilityMap.crop(image_id, view, 1, probs_VHW[0])
+    return ProbabilityMap.crop(image_id, view, len(probs_VHW), probs_VHW.sum(axis=0, dtype=np.uint16))
 
 
 def sum_maps(maps: Sequence[ProbabilityMap]) -> ProbabilityMap:
-    """Return the exact sum of several maps of one image, in the smallest box that holds them all."""
+    """Return the exact sum of maps of one image, in the smallest box that contains them all."""
     if len(maps) == 1:
         return maps[0]
     top, left = min(m.top for m in maps), min(m.left for m in maps)
@@ -106,10 +108,9 @@ def sum_maps(maps: Sequence[ProbabilityMap]) -> ProbabilityMap:
     return ProbabilityMap(maps[0].image_id, view, sum(m.count for m in maps), top, left, total)
 
 
-def _bounding_box(levels_HW: UnsignedImage) -> tuple[int, int, int, int]:
-    """Return left, top, width and height of what is not zero; zero width and height where nothing is."""
-    if levels_HW.dtype == np.uint16:
-        # OpenCV takes 8 bits: any set bit of a sum will do.
-        levels_HW = (levels_HW != 0).view(np.uint8)
-    left, top, width, height = cv2.boundingRect(levels_HW)
+def _bounding_box(probs_HW: UnsignedImage) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of the nonzero pixels; width and height are 0 if there are none."""
+    if probs_HW.dtype == np.uint16:  # OpenCV accepts 8 bits only
+        probs_HW = (probs_HW != 0).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(probs_HW)
     return left, top, width, height

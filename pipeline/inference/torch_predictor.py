@@ -48,7 +48,7 @@ class DeviceSpans:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._moments: list[tuple[str, float, float]] = []
+        self._cpu_times: list[tuple[str, float, float]] = []
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -61,14 +61,14 @@ class DeviceSpans:
             end.record()
             self._events.append((view, start, end))
         else:
-            begun = self._now()
+            started = self._now()
             yield
-            self._moments.append((view, begun, self._now()))
+            self._cpu_times.append((view, started, self._now()))
 
     def seconds(self) -> list[tuple[str, float]]:
         """Return view and seconds of each block; call it once the device has finished them all."""
         milliseconds = [(view, start.elapsed_time(end)) for view, start, end in self._events]
-        return [(view, t / 1000) for view, t in milliseconds] + [(view, b - a) for view, a, b in self._moments]
+        return [(view, t / 1000) for view, t in milliseconds] + [(view, b - a) for view, a, b in self._cpu_times]
 
     def _now(self) -> float:
         if self._device.type == "mps":
@@ -91,30 +91,30 @@ class PredictionTimer:
     def start(self) -> None:
         """Begin a stream; the measurements of the one before are dropped."""
         with self._lock:
-            self._first, self._later = (TimingRecord(views=dict.fromkeys(self._views, 0.0)) for _ in range(2))
+            self._warmup, self._rest = (TimingRecord(views=dict.fromkeys(self._views, 0.0)) for _ in range(2))
             self._since = time.perf_counter()
 
     def add_batch(self, images: int, spans: DeviceSpans) -> None:
         """Add a batch that the device has finished."""
         with self._lock:
-            record = self._later if self._warm else self._first
+            record = self._rest if self._warm else self._warmup
             record.images += images
             for view, seconds in spans.seconds():
                 record.views[view] += seconds
             if not self._warm:
                 self._warm = True
-                self._count_to(record)
+                self._add_elapsed(record)
 
     def stop(self) -> None:
         """End a stream, when all of it was consumed."""
         with self._lock:
-            self._count_to(self._later if self._later.images else self._first)
+            self._add_elapsed(self._rest if self._rest.images else self._warmup)
 
     def warmup_and_rest(self) -> tuple[TimingRecord, TimingRecord]:
         """Return the records of the warm-up batch (no images if the stream had none) and of the other batches."""
-        return self._first, self._later
+        return self._warmup, self._rest
 
-    def _count_to(self, record: TimingRecord) -> None:
+    def _add_elapsed(self, record: TimingRecord) -> None:
         now = time.perf_counter()
         record.seconds += now - self._since
         self._since = now
@@ -183,9 +183,9 @@ class TorchPredictor(BasePredictor):
         """Return probabilities as ``BasePredictor.predict_u8_at_sizes`` says, and time them."""
         probs = [torch.empty((len(self.views), *size), dtype=torch.uint8, device=self.device) for size in sizes]
         spans = self._forward_views(inputs, probs)
-        rasters = [np.asarray(probs_VHW.cpu()) for probs_VHW in probs]
+        arrays = [np.asarray(probs_VHW.cpu()) for probs_VHW in probs]
         self.timer.add_batch(len(inputs), spans)
-        return rasters
+        return arrays
 
     @torch.inference_mode()
     def _forward_views(self, inputs: list[UInt8Array], probs: Sequence[torch.Tensor]) -> DeviceSpans:
@@ -239,25 +239,25 @@ def predict_stream(
     wait in memory at most. The predictor's timer has the times once the stream was consumed.
     """
 
-    def prepared(image_id: str) -> UInt8Array | CorruptFileError:
+    def prepare(image_id: str) -> UInt8Array | CorruptFileError:
         try:
             return predictor.preprocess(read(image_id))
         except CorruptFileError as error:
             return error
 
-    def predicted(batch: list[PreparedImage]) -> list[tuple[str, UInt8Array | CorruptFileError]]:
+    def predict(batch: list[PreparedImage]) -> list[PreparedImage]:
         readable = [pixels for _, pixels in batch if not isinstance(pixels, CorruptFileError)]
         probs = iter(predictor.predict_u8(readable, *size) if readable else ())
         return [(image_id, p if isinstance(p, CorruptFileError) else next(probs)) for image_id, p in batch]
 
     predictor.timer.start()
     # Two threads keep a GPU busy: one uploads its batch while the other's is computed.
-    at_once = 2 if predictor.device.type == "cuda" else 1
-    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(at_once) as net:
-        running: deque[Future[list[tuple[str, UInt8Array | CorruptFileError]]]] = deque()
-        for batch in _ahead(readers, prepared, image_ids, batch_size):
-            running.append(net.submit(predicted, batch))
-            if len(running) > at_once:
+    net_threads = 2 if predictor.device.type == "cuda" else 1
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(net_threads) as net:
+        running: deque[Future[list[PreparedImage]]] = deque()
+        for batch in _prefetch_batches(readers, prepare, image_ids, batch_size):
+            running.append(net.submit(predict, batch))
+            if len(running) > net_threads:
                 yield from running.popleft().result()
         while running:
             yield from running.popleft().result()
@@ -265,9 +265,10 @@ def predict_stream(
 
 
 PreparedImage = tuple[str, UInt8Array | CorruptFileError]
+"""Image id with its array (the net's input or its probabilities), or with the error of reading the image."""
 
 
-def _ahead(
+def _prefetch_batches(
     pool: ThreadPoolExecutor,
     prepare: Callable[[str], UInt8Array | CorruptFileError],
     image_ids: Sequence[str],

@@ -238,9 +238,9 @@ class GrayToRGB(nn.Module):
         super().__init__()
         self.times = times
 
-    def forward(self, grey: Tensor) -> Tensor:
+    def forward(self, gray: Tensor) -> Tensor:
         """Return (B, times, H, W) of gray pixels (B, 1, H, W)."""
-        return grey.expand(-1, self.times, -1, -1)
+        return gray.expand(-1, self.times, -1, -1)
 
 
 class TransposedDecoderUNet(nn.Module):
@@ -256,8 +256,8 @@ class TransposedDecoderUNet(nn.Module):
         self.up = nn.ModuleList()
         channels = lowest
         for out, skip in zip(spec.decoder_channels, [*skips, 0], strict=True):
-            grow = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=False)
-            self.up.append(nn.Sequential(grow, nn.BatchNorm2d(out), nn.ReLU(inplace=True)))
+            upsample = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=False)
+            self.up.append(nn.Sequential(upsample, nn.BatchNorm2d(out), nn.ReLU(inplace=True)))
             channels = out + skip
         self.segmentation_head = nn.Conv2d(channels, 1, 3, padding=1)
 

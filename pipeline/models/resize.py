@@ -47,8 +47,8 @@ def clamped_sigmoid(logits: Float32Array) -> Float32Array:
 
 def quantize_probabilities(probability: Float32Array) -> UInt8Array:
     """Return probabilities as uint8, 0 to 255, rounded: 0.5 is 127.5, which rounds (to even) to 128."""
-    levels: UInt8Array = np.rint(probability * np.float32(255)).astype(np.uint8)
-    return levels
+    probs_u8: UInt8Array = np.rint(probability * np.float32(255)).astype(np.uint8)
+    return probs_u8
 
 
 def _quantize_unclamped(logits: Float32Array) -> UInt8Array:
@@ -65,21 +65,21 @@ def quantize_logits(
     """
     # Nearly all pixels are certain: these need a comparison, only the others a sigmoid.
     values = np.ascontiguousarray(logits_HW)
-    levels = (values > 0).view(np.uint8) * np.uint8(255)
+    probs_u8 = (values > 0).view(np.uint8) * np.uint8(255)
     # Logits this near to a clamp round to 0 or 255 as well.
     between = np.flatnonzero(cv2.inRange(values, 0.1 - LOGIT_CLAMP, LOGIT_CLAMP - 0.1).view(np.bool_))
-    levels.ravel()[between] = quantize_unclamped(values.ravel()[between])
-    return levels
+    probs_u8.ravel()[between] = quantize_unclamped(values.ravel()[between])
+    return probs_u8
 
 
-def _downsample(raster: UInt8Array, input: InputSettings) -> UInt8Array:
+def _downsample(image: UInt8Array, input: InputSettings) -> UInt8Array:
     if input.size == "native":
-        return raster
+        return image
     height, width = input.size
-    least = min(width, raster.shape[1]), min(height, raster.shape[0])
+    least = min(width, image.shape[1]), min(height, image.shape[0])
     # Soft targets and area averages take most of the loss out of a small input: best Dice 0.9987, not 0.9945.
-    raster = np.asarray(cv2.resize(raster, least, interpolation=cv2.INTER_AREA), np.uint8)
+    image = np.asarray(cv2.resize(image, least, interpolation=cv2.INTER_AREA), np.uint8)
     if least == (width, height):
-        return raster
+        return image
     # Only users' own images are smaller than a net's input; area averages would enlarge pixels to squares.
-    return np.asarray(cv2.resize(raster, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -27,8 +27,8 @@ def upsample_logits_tensor(logits_B1HW: Tensor, height: int, width: int) -> Tens
     logits_B1HW = logits_B1HW.float()
     if logits_B1HW.device.type == "cpu":
         # The same interpolation as torch's, nine times faster.
-        rasters = [upsample_logits(raster.numpy(), height, width) for raster in logits_B1HW[:, 0]]
-        return torch.from_numpy(np.stack(rasters)) if len(rasters) > 1 else torch.from_numpy(rasters[0])[None]
+        upsampled = [upsample_logits(logits_HW.numpy(), height, width) for logits_HW in logits_B1HW[:, 0]]
+        return torch.from_numpy(np.stack(upsampled)) if len(upsampled) > 1 else torch.from_numpy(upsampled[0])[None]
     logits_B1HW = logits_B1HW.clamp(-LOGIT_CLAMP, LOGIT_CLAMP)
     if logits_B1HW.shape[-2:] == (height, width):
         return logits_B1HW[:, 0]

@@ -34,12 +34,12 @@ class ThroughputMonitor(Callback):
         """Of all epochs; ``training_seconds`` is without validation."""
         self.images_per_second = 0.0
         """Of the last epoch, without validation."""
-        self._began = self._scoring_began = self._scored = 0.0
+        self._epoch_start = self._validation_start = self._validation_seconds = 0.0
         self._images = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's time."""
-        self._began, self._scored, self._images = time.perf_counter(), 0.0, 0
+        self._epoch_start, self._validation_seconds, self._images = time.perf_counter(), 0.0, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,18 +49,18 @@ class ThroughputMonitor(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the time of validation."""
-        self._scoring_began = time.perf_counter()
+        self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the time of validation."""
-        self._scored += time.perf_counter() - self._scoring_began
+        self._validation_seconds += time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch."""
-        took = time.perf_counter() - self._began
-        training = max(took - self._scored, 1e-9)
+        seconds = time.perf_counter() - self._epoch_start
+        training = max(seconds - self._validation_seconds, 1e-9)
         self.images_per_second = self._images / training
-        self.total["seconds"] += took
+        self.total["seconds"] += seconds
         self.total["training_seconds"] += training
         self.total["images"] += self._images
         self.total["peak_memory_bytes"] = max(self.total["peak_memory_bytes"], _memory(pl_module.device))
@@ -84,10 +84,10 @@ def _memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
-_POINTS = 100
-"""Batches per epoch that are logged individually, at most."""
+_LOGGED_BATCHES = 100
+"""Maximum number of batches per epoch that are logged individually."""
 
-_MEASURED = 16
+_BN_IMAGES = 16
 """Number of training images, about, for the batch-norm statistics of a prediction grid."""
 
 _TAGS = {
@@ -121,7 +121,7 @@ class MetricsHistory(Callback):
         self.validation_bar: Any = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar of all epochs, from where this run takes them up."""
+        """Show a progress bar over all epochs, starting where this run resumes."""
         last = trainer.current_epoch + 1 == trainer.max_epochs
         trainer.check_val_every_n_epoch = 1 if last else self.every
         if self.bar is None and trainer.is_global_zero:
@@ -135,18 +135,18 @@ class MetricsHistory(Callback):
             self.bar.update()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show how far scoring is: of native images it takes minutes."""
+        """Show a progress bar for validation, which takes minutes for native images."""
         if trainer.is_global_zero:
             batches = int(trainer.num_val_batches[0])
             self.validation_bar = tqdm(total=batches, desc="Scoring", unit="batch", leave=False)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the bar of scoring."""
+        """Move the bar of the validation."""
         if self.validation_bar is not None:
             self.validation_bar.update()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar of scoring."""
+        """Close the bar of the validation."""
         if self.validation_bar is not None:
             self.validation_bar.close()
 
@@ -182,7 +182,7 @@ class GradientNormMonitor(Callback):
         self._norms: list[Tensor] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin again."""
+        """Drop the norms of the previous epoch."""
         self._norms.clear()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -204,23 +204,23 @@ class ValidationGridLogger(Callback):
     def __init__(self, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, path: Path) -> None:
         self.image_ids, self.reader, self.input = image_ids, reader, input
         self.path = path
-        self._panel: PredictionGrid | None = None
+        self._grid: PredictionGrid | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decode the images once, in the process that draws."""
         if trainer.is_global_zero:
-            self._panel = PredictionGrid.load(self.image_ids, self.reader, self.input)
+            self._grid = PredictionGrid.load(self.image_ids, self.reader, self.input)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the grid, atomically, before the checkpoint of its epoch."""
-        if self._panel is None:
+        if self._grid is None:
             return
         with _averaged_weights(trainer, pl_module):
             # A validation has just measured them; averaged weights have none of their own.
             if not is_validation_epoch(trainer):
-                pl_module.refresh_bn_stats(_MEASURED)  # type: ignore[operator]
+                pl_module.refresh_bn_stats(_BN_IMAGES)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
-                jpeg = self._panel.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
+                jpeg = self._grid.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
         with atomic_write(self.path) as temporary:
             temporary.write_bytes(jpeg)
 
@@ -248,19 +248,24 @@ class TensorBoardWriter(Callback):
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], curves: MetricsHistory, clock: ThroughputMonitor, panel: Path
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        history: MetricsHistory,
+        throughput: ThroughputMonitor,
+        grid: Path,
     ) -> None:
         self.folder, self.settings = folder, settings
-        self.curves, self.clock, self.panel = curves, clock, panel
+        self.history, self.throughput, self.grid = history, throughput, grid
         self._epochs: SummaryWriter | None = None
         self._batches: SummaryWriter | None = None
-        self._given_up = False
+        self._failed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the log, or continue it: entries after the checkpoint are purged."""
         if not trainer.is_global_zero:
             return
-        with self._or_give_up():
+        with self._stop_on_error():
             done = trainer.current_epoch
             self._epochs = SummaryWriter(self.folder, purge_step=done + 1)
             # In a folder of its own, since a purge counts one kind of step.
@@ -276,10 +281,10 @@ class TensorBoardWriter(Callback):
     ) -> None:
         """Log some of the batches: reading the loss synchronizes a GPU."""
         batches = int(trainer.num_training_batches)
-        if self._batches is None or (batch_idx + 1) % -(-batches // _POINTS):
+        if self._batches is None or (batch_idx + 1) % -(-batches // _LOGGED_BATCHES):
             return
         step = trainer.current_epoch * batches + batch_idx + 1
-        with self._or_give_up():
+        with self._stop_on_error():
             # Lightning passes the loss divided by the accumulated batches.
             self._batches.add_scalar("batch/loss", float(outputs["loss"]) * trainer.accumulate_grad_batches, step)
             self._batches.add_scalar("batch/lr", trainer.optimizers[0].param_groups[0]["lr"], step)
@@ -288,17 +293,17 @@ class TensorBoardWriter(Callback):
         """Log the epoch."""
         if self._epochs is None or self._batches is None:
             return
-        row = dict(self.curves.rows[-1])
+        row = dict(self.history.rows[-1])
         epoch = int(row.pop("epoch"))
-        row["images_per_second"] = self.clock.images_per_second
-        row["memory_gb"] = self.clock.total["peak_memory_bytes"] / 1e9
-        picture = Summary.Image(encoded_image_string=self.panel.read_bytes(), colorspace=3)
-        with self._or_give_up():
+        row["images_per_second"] = self.throughput.images_per_second
+        row["memory_gb"] = self.throughput.total["peak_memory_bytes"] / 1e9
+        image = Summary.Image(encoded_image_string=self.grid.read_bytes(), colorspace=3)
+        with self._stop_on_error():
             for name, value in row.items():
                 self._epochs.add_scalar(_TAGS.get(name, name.replace("_", "/", 1)), value, epoch)
             # As a JPEG: add_image would make a PNG, five times as large.
-            panel = Summary(value=[Summary.Value(tag="panel", image=picture)])
-            self._epochs.file_writer.add_summary(panel, epoch)  # type: ignore[attr-defined]
+            summary = Summary(value=[Summary.Value(tag="panel", image=image)])
+            self._epochs.file_writer.add_summary(summary, epoch)  # type: ignore[attr-defined]
             self._epochs.flush()
             self._batches.flush()
 
@@ -313,22 +318,22 @@ class TensorBoardWriter(Callback):
     def _close(self) -> None:
         writers = [writer for writer in (self._epochs, self._batches) if writer is not None]
         self._epochs = self._batches = None
-        with self._or_give_up():
+        with self._stop_on_error():
             for writer in writers:
                 writer.close()
 
     @contextlib.contextmanager
-    def _or_give_up(self) -> Iterator[None]:
+    def _stop_on_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self._epochs = self._batches = None
-            if not self._given_up:
+            if not self._failed:
                 print(
                     f"warning: {self.folder} can't be written ({error}). Training continues without a log.",
                     file=sys.stderr,
                 )
-            self._given_up = True
+            self._failed = True
 
 
 def run_dir(runs: Path, digest: str) -> Path:

@@ -20,7 +20,7 @@ FALSE_NEGATIVE, FALSE_POSITIVE = (255, 140, 0), (235, 30, 60)
 
 _IMAGES = 6
 _HEIGHT, _WIDTH, _GAP, _CAPTION = 160, 240, 4, 20
-_BACK = (24, 24, 24)
+_BACKGROUND = (24, 24, 24)
 _ROWS = ("photograph", "truth", "prediction", "error")
 _JPEG = (
     *(cv2.IMWRITE_JPEG_QUALITY, 85),
@@ -68,19 +68,19 @@ class PredictionGrid:
         ):
             probs_hw = quantize_logits_tensor(net(to_batch([pixels], device))[0, 0].float().cpu()).numpy()
             columns.append(_column(image_id, photograph, target, probs_hw))
-        for number, words in enumerate(_ROWS):
-            _write(columns[0], words, 6, _CAPTION + number * (_HEIGHT + _GAP) + 16)
+        for number, caption in enumerate(_ROWS):
+            _write(columns[0], caption, 6, _CAPTION + number * (_HEIGHT + _GAP) + 16)
         data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR), _JPEG)[1]
         return data.tobytes()
 
 
 def _column(image_id: str, photograph_HWC: UInt8Array, target_hw: UInt8Array, probs_hw: UInt8Array) -> UInt8Array:
-    tiles = (photograph_HWC, _gray(target_hw), _gray(probs_hw), _error_image(photograph_HWC, target_hw, probs_hw))
-    column_HWC = np.full((_CAPTION + len(tiles) * (_HEIGHT + _GAP), _WIDTH + _GAP, 3), _BACK[0], np.uint8)
+    cells = (photograph_HWC, _gray(target_hw), _gray(probs_hw), _error_image(photograph_HWC, target_hw, probs_hw))
+    column_HWC = np.full((_CAPTION + len(cells) * (_HEIGHT + _GAP), _WIDTH + _GAP, 3), _BACKGROUND[0], np.uint8)
     _write(column_HWC, image_id, 6, 14)
-    for number, tile_HWC in enumerate(tiles):
+    for number, cell_HWC in enumerate(cells):
         top = _CAPTION + number * (_HEIGHT + _GAP)
-        column_HWC[top : top + _HEIGHT, :_WIDTH] = tile_HWC
+        column_HWC[top : top + _HEIGHT, :_WIDTH] = cell_HWC
     return column_HWC
 
 
@@ -96,15 +96,15 @@ def _error_image(photograph_HWC: UInt8Array, target_hw: UInt8Array, probs_hw: UI
     return np.rint(drawn_HWC).astype(np.uint8)
 
 
-def _gray(raster_hw: UInt8Array) -> UInt8Array:
-    return np.repeat(_grid_cell(raster_hw)[..., None], 3, axis=2)
+def _gray(gray_hw: UInt8Array) -> UInt8Array:
+    return np.repeat(_grid_cell(gray_hw)[..., None], 3, axis=2)
 
 
-def _grid_cell(raster: UInt8Array) -> UInt8Array:
-    return np.asarray(cv2.resize(raster, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
+def _grid_cell(image: UInt8Array) -> UInt8Array:
+    return np.asarray(cv2.resize(image, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _write(picture_HWC: UInt8Array, text: str, left: int, base: int) -> None:
+def _write(image_HWC: UInt8Array, text: str, left: int, base: int) -> None:
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)
-    cv2.rectangle(picture_HWC, (left - 4, base - height - 4), (left + width + 4, base + below), _BACK, cv2.FILLED)
-    cv2.putText(picture_HWC, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)
+    cv2.rectangle(image_HWC, (left - 4, base - height - 4), (left + width + 4, base + below), _BACKGROUND, cv2.FILLED)
+    cv2.putText(image_HWC, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)

@@ -38,7 +38,7 @@ from pipeline.workspace import WEIGHTS
 
 _CHECKPOINT = "last.ckpt"
 
-_PANEL = "panel.jpg"
+_GRID = "panel.jpg"
 
 
 def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
@@ -70,9 +70,9 @@ def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
     """Return the callbacks, which run in this order at the end of an epoch: the checkpoint is the last."""
     settings = job.model.train
     history, throughput = MetricsHistory(settings), ThroughputMonitor()
-    grid = ValidationGridLogger(job.validation_ids, job.reader, job.model.input, work / _PANEL)
+    grid = ValidationGridLogger(job.validation_ids, job.reader, job.model.input, work / _GRID)
     logged = {**job.facts, "seed": job.seed, **job.model.model_dump(mode="json")}
-    tensorboard = [TensorBoardWriter(log, logged, history, throughput, work / _PANEL)] if log else []
+    tensorboard = [TensorBoardWriter(log, logged, history, throughput, work / _GRID)] if log else []
     return [
         BestWeights(work),
         *_averaging(settings),
@@ -249,7 +249,7 @@ def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) ->
     net = {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
     save_weights(folder / WEIGHTS["last"], net)
     publish_tree(work / _best(best["epoch"]), folder / WEIGHTS["best"])
-    publish_tree(work / _PANEL, folder / _PANEL)
+    publish_tree(work / _GRID, folder / _GRID)
     save_config(folder, job.model.spec, job.model.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(folder / "timing.json", training_timing(states["ThroughputMonitor"], device))

@@ -501,9 +501,9 @@ class TestRuntime:
         assert np.allclose(levels[0].mean(axis=0) / 255, said_HW, atol=1e-6)
 
     def test_a_file_says_what_it_wants_to_see(self, exported: dict[str, ExportResult]) -> None:
-        facts = OnnxPredictor(exported["ensemble"].path).facts
+        facts = OnnxPredictor(exported["ensemble"].path).metadata
         assert facts == OnnxMetadata(kind="ensemble", model="tiny", folds=(0, 1), input=INPUT, views=VIEWS)
-        assert OnnxPredictor(exported["int8"].path).facts == OnnxMetadata(
+        assert OnnxPredictor(exported["int8"].path).metadata == OnnxMetadata(
             kind="net", model="tiny", folds=(0,), input=INPUT
         )
 

@@ -284,7 +284,7 @@ class TestLog:
         assert len({value for _, value in found["batch/lr"]}) > 3
 
     def test_at_most_a_hundred_batches_an_epoch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(callbacks, "_POINTS", 2)
+        monkeypatch.setattr(callbacks, "_LOGGED_BATCHES", 2)
         train(replace(LOGGED, train_ids=["0", "1", "2", "3", "4"]), tmp_path / "work", tmp_path / "log")
         steps = [step for step, _ in scalars(tmp_path / "log" / "batches")["batch/loss"]]
         assert steps == [3, 8, 13]
