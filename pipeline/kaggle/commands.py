@@ -60,19 +60,14 @@ def best_score(rows: Iterable[LedgerRow], *, public: bool) -> float | None:
     return max(scores, default=None)
 
 
-def rows_around(board: Sequence[LeaderboardEntry], score: float, around: int = 3) -> str:
-    """Return the top of the leaderboard and the rows around a score, for the terminal."""
+def rows_around(board: Sequence[LeaderboardEntry], score: float, around: int = 3) -> list[tuple[str, str, str]]:
+    """Return rank, score and team of the top of the leaderboard and around a score, with a row for the score itself."""
     ranked = sorted(board, key=lambda entry: -entry.score)
     mine = rank(board, score)
     chosen = sorted({*range(1, 4), *range(mine - around, mine + around)} & set(range(1, len(ranked) + 1)))
-    lines = []
-    for number in chosen:
-        if number == mine:
-            lines.append(f"{mine:>6}  {score:.6f}  <- here")
-        lines.append(f"{number:>6}  {ranked[number - 1].score:.6f}  {ranked[number - 1].team}")
-    if mine > len(ranked):
-        lines.append(f"{mine:>6}  {score:.6f}  <- here")
-    return "\n".join(lines)
+    rows = [(number, ranked[number - 1].score, ranked[number - 1].team) for number in chosen]
+    rows.insert(sum(number < mine for number in chosen), (mine, score, "<- here"))
+    return [(str(number), f"{value:.6f}", team) for number, value, team in rows]
 
 
 def download_competition(
@@ -192,7 +187,7 @@ def show_leaderboard(
     print(f"{score:.6f} would rank {rank(board, score)} of {len(board) + 1} on the {which} leaderboard")
     if not public:
         print("(or the public one, if Kaggle does not show the private one)")
-    print(rows_around(board, score))
+    print_table(["rank", "score", "team"], rows_around(board, score), right=["rank"])
 
 
 def competition_ids(settings: DataSettings, home: Path, client: ClientFactory) -> list[str]:

@@ -10,6 +10,7 @@ from pipeline.kaggle.client import KaggleClient, RemoteFile
 from pipeline.kaggle.download_cache import DownloadCache, megabytes
 from pipeline.kaggle.transfer import FileDownload
 from pipeline.utils.run_state import file_lock
+from pipeline.utils.terminal import print_table
 
 IDS = "sample_submission.csv"
 """Lists the images that a submission must contain."""
@@ -92,10 +93,16 @@ def _match(part: str, files: list[RemoteFile]) -> RemoteFile:
 
 def _print_plan(plan: Mapping[str, RemoteFile], cache: DownloadCache) -> None:
     print(f"Download from Kaggle to {cache.folder}:")
-    for part, remote in plan.items():
-        partial_size = cache.partial_size(part)
-        partial = f", {megabytes(partial_size)} already downloaded" if partial_size else ""
-        print(f"  {remote.name:<28}{megabytes(remote.size) if remote.size else 'size unknown':>12}{partial}")
+    sizes = {part: cache.partial_size(part) for part in plan}
+    rows = [
+        (
+            remote.name,
+            megabytes(remote.size) if remote.size else "unknown",
+            megabytes(sizes[part]) if sizes[part] else "",
+        )
+        for part, remote in plan.items()
+    ]
+    print_table(["file", "size", "already downloaded"], rows, right=["size", "already downloaded"])
 
 
 def _check_disk_space(plan: Mapping[str, RemoteFile], cache: DownloadCache) -> int:

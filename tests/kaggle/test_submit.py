@@ -839,7 +839,7 @@ class TestStanding:
         out = capsys.readouterr().out
         assert "0.997150 would rank 4 of 11 on the private leaderboard" in out
         assert "\x1b" not in out
-        lines = [line.split() for line in out.splitlines() if line.startswith("    ")]
+        lines = [line.split() for line in out.splitlines() if line.startswith("   ")]
         assert [line[0] for line in lines] == ["1", "2", "3", "4", "4", "5", "6"]
         assert lines[3] == ["4", "0.997150", "<-", "here"]
 
@@ -854,4 +854,4 @@ class TestStanding:
     def test_leaderboard_rank_of_a_score(self) -> None:
         board = [LeaderboardEntry("a", 0.9), LeaderboardEntry("b", 0.8), LeaderboardEntry("c", 0.8)]
         assert [commands.rank(board, score) for score in (0.95, 0.9, 0.85, 0.8, 0.7)] == [1, 1, 2, 2, 4]
-        assert commands.rows_around([], 0.5).split() == ["1", "0.500000", "<-", "here"]
+        assert commands.rows_around([], 0.5) == [("1", "0.500000", "<- here")]
