@@ -115,21 +115,21 @@ def _overlay(row: Mapping[str, Any], space: AblationSpace) -> dict[str, Any]:
 
 def _print_settings(rows: pd.DataFrame) -> None:
     best = rows[~rows["current"]].sort_values(["dice", "cost"], ascending=[False, True], kind="stable").head(_SHOWN)
-    cells = [
-        (
-            format_dice(row["dice"]),
-            "current" if row["current"] else format_signed(row["difference"]),
-            f"{format_signed(row['low'])} to {format_signed(row['high'])}"
-            if is_known(row["low"]) and not row["current"]
-            else "",
-            format_int(row["passes"]),
-            format_seconds(row["seconds"]) if is_known(row["seconds"]) else "",
-            describe_setting(row),
-        )
-        for row in pd.concat([rows[rows["current"]], best]).to_dict("records")
-    ]
-    numbers = ["Dice", "difference", "95 % CI", "passes", "time"]
-    print_table([*numbers, "setting"], cells, right=numbers)
+    shown = pd.concat([rows[rows["current"]], best]).to_dict("records")
+    cells = {
+        "Dice": [format_dice(row["dice"]) for row in shown],
+        "difference": ["current" if row["current"] else format_signed(row["difference"]) for row in shown],
+        "95 % CI": ["" if row["current"] else _interval(row) for row in shown],
+        "passes": [format_int(row["passes"]) for row in shown],
+        "time": [format_seconds(row["seconds"]) if is_known(row["seconds"]) else "" for row in shown],
+        "setting": [describe_setting(row) for row in shown],
+    }
+    filled = {title: column for title, column in cells.items() if any(column)}
+    print_table(list(filled), zip(*filled.values(), strict=True), right=set(filled) - {"setting"})
+
+
+def _interval(row: Mapping[Any, Any]) -> str:
+    return f"{format_signed(row['low'])} to {format_signed(row['high'])}" if is_known(row["low"]) else ""
 
 
 def _print_summary(summary: AblationSummary) -> None:

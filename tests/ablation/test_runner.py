@@ -69,7 +69,7 @@ class Stored:
     def where(self, split: str, net: NetId) -> Path:
         return self.folder / split / net[0] / str(net[1])
 
-    def panels(self, split: ScoredSplit) -> list[ScoringGroup]:
+    def groups(self, split: ScoredSplit) -> list[ScoringGroup]:
         if split == "holdout":
             return [ScoringGroup(NETS, [PredictionStore(self.where(split, net)) for net in NETS])]
         return [
@@ -80,7 +80,7 @@ class Stored:
         ]
 
     def comparison(self, **changes: Any) -> AblationRunner:
-        return AblationRunner(choices(**changes), len(HELD_OUT), self.panels, self.masks.__getitem__, self.image)
+        return AblationRunner(choices(**changes), len(HELD_OUT), self.groups, self.masks.__getitem__, self.image)
 
     def image(self, image_id: str) -> NDArray[np.uint8]:
         return np.repeat(self.masks[image_id][..., None] * np.uint8(200), 3, axis=2)
@@ -95,13 +95,13 @@ class TestAblationRunner:
     def test_what_is_read_from_disk_equals_brute_force(self, stored: Stored) -> None:
         for split in ("oof", "holdout"):
             grid = choices().grid(split)[::17]
-            trial = score_settings(stored.panels(split), grid, VIEWS, stored.masks.__getitem__, "")
-            for image, image_id in enumerate(trial.images["image_id"]):
+            scores = score_settings(stored.groups(split), grid, VIEWS, stored.masks.__getitem__, "")
+            for image, image_id in enumerate(scores.images["image_id"]):
                 for index, setting in enumerate(grid):
                     own = [(m, CARS.index(image_id[:12])) if f == OWN_FOLD else (m, f) for m, f in setting.nets]
                     maps = [sum_maps([stored.maps[image_id][net, view] for view in setting.views]) for net in own]
                     expected = confusion_counts(setting.merge_rule.mask(maps), stored.masks[image_id])
-                    assert trial.dice_SI[index, image] == expected.dice
+                    assert scores.dice_SI[index, image] == expected.dice
 
     def test_tables(self, stored: Stored) -> None:
         tables = stored.comparison().run()
@@ -112,8 +112,8 @@ class TestAblationRunner:
         assert current["seconds"].to_dict() == pytest.approx({"oof": 2 * 2 / 6, "holdout": 6 * 2 / 6})
         assert (table["disk_bytes"] > 0).all()
         assert tables.fold_subsets["count"].value_counts().to_dict() == {1: 9, 2: 9, 3: 3}
-        worth = tables.fold_subsets.set_index(["models", "folds"])["dice"]
-        assert worth["small large", "0 1 2"] == pytest.approx(current.loc["holdout", "dice"])
+        subset_dice = tables.fold_subsets.set_index(["models", "folds"])["dice"]
+        assert subset_dice["small large", "0 1 2"] == pytest.approx(current.loc["holdout", "dice"])
         disagreement = pd.concat(tables.disagreement, ignore_index=True)
         assert disagreement.groupby("split")["image_id"].apply(list).to_dict() == {
             "oof": [ids[0] for ids in stored.oof.values()],

@@ -21,7 +21,7 @@ SECONDS = {(("net", fold), view): 0.1 for fold in range(5) for view in VIEWS}
 class TestAblationStatistics:
     settings = (folds_setting(3), folds_setting(1), folds_setting(5), folds_setting(5, VIEWS), folds_setting(2))
 
-    def verdict(self, cars: int = 10) -> AblationStatistics:
+    def statistics(self, cars: int = 10) -> AblationStatistics:
         """Now 0.99; one fold loses, five gain, more views and two folds change next to nothing."""
         random = np.random.default_rng(3)
         base_C = 0.99 + random.normal(0, 0.003, cars)
@@ -30,7 +30,7 @@ class TestAblationStatistics:
         return AblationStatistics("holdout", trial_of(base_C + gains_S1 + noise_SC, self.settings), SECONDS)
 
     def test_ablation_table_columns(self) -> None:
-        table = self.verdict().table
+        table = self.statistics().table
         assert tuple(table.columns) == ABLATION_COLUMNS
         assert table["current"].tolist() == [True, False, False, False, False]
         assert table["passes"].tolist() == [3, 1, 5, 15, 2]
@@ -46,32 +46,32 @@ class TestAblationStatistics:
         assert table["kind"].tolist() == ["folds", "single net", "folds", "folds", "folds"]
 
     def test_paired_intervals_are_far_narrower_than_those_of_means(self) -> None:
-        verdict = self.verdict()
-        current = verdict.summary()["current"]
-        row = verdict.table.iloc[2]
+        statistics = self.statistics()
+        current = statistics.summary()["current"]
+        row = statistics.table.iloc[2]
         assert current["high"] - current["low"] > 10 * (row["high"] - row["low"])
 
     def test_cheapest_setting_in_the_confidence_set(self) -> None:
-        summary = self.verdict().summary()
+        summary = self.statistics().summary()
         assert summary["best"]["passes"] == 15
         assert summary["confidence_set_size"] == 2
         assert summary["cheapest"]["passes"] == 5
 
     def test_pareto_front(self) -> None:
-        table = self.verdict().table
+        table = self.statistics().table
         assert table["front"][[1, 2, 3]].all()
         dominated = table[~table["front"]]
         for row in dominated.itertuples():
             assert ((table["dice"] >= row.dice) & (table["seconds"] <= row.seconds)).sum() > 1
 
     def test_without_seconds_passes_count(self) -> None:
-        verdict = replace(self.verdict(), seconds={})
-        assert verdict.table["seconds"].isna().all()
-        assert verdict.summary()["cheapest"]["passes"] == 5
+        statistics = replace(self.statistics(), seconds={})
+        assert statistics.table["seconds"].isna().all()
+        assert statistics.summary()["cheapest"]["passes"] == 5
 
     @pytest.mark.parametrize("cars", [1, 7])
     def test_few_cars_have_no_intervals_and_it_says_why(self, cars: int) -> None:
-        summary = self.verdict(cars).summary()
+        summary = self.statistics(cars).summary()
         assert f"{cars} car" in summary["no_interval"]
         assert summary["current"]["low"] is None
         assert summary["confidence_set_size"] is None
@@ -81,22 +81,22 @@ class TestAblationStatistics:
         assert (summary["nested_selection"] is None) == (cars == 1)
 
     @pytest.mark.slow
-    def test_chosen_from_noise_the_best_looks_better_than_it_is(self) -> None:
+    def test_the_best_of_random_settings_is_biased_upward(self) -> None:
         random = np.random.default_rng(0)
         settings = [folds_setting(1, threshold=0.3 + n / 1000) for n in range(300)]
         best, nested = [], []
         for _ in range(20):
-            verdict = AblationStatistics(
+            statistics = AblationStatistics(
                 "holdout", trial_of(0.99 + random.normal(0, 0.001, (300, 12)), settings), SECONDS
             )
-            selection = verdict.summary()["nested_selection"]
+            selection = statistics.summary()["nested_selection"]
             best.append(selection["best_dice"] - 0.99)
             nested.append(selection["nested_dice"] - 0.99)
         assert np.mean(best) > 0.0005  # of 300 equal settings the luckiest
         assert abs(np.mean(nested)) < 0.0002
 
     def test_choosing_a_setting_that_is_better_is_not_biased(self) -> None:
-        selection = self.verdict().summary()["nested_selection"]
+        selection = self.statistics().summary()["nested_selection"]
         assert selection["nested_dice"] == pytest.approx(selection["best_dice"], abs=5e-5)
         assert selection["difference"] > 0.0003
         assert selection["groups"] == 10

@@ -46,17 +46,17 @@ SUBMISSION: dict[str, Any] = {
 ALONE: dict[str, Any] = {"rows": 64, "nets": ["small/0"], "views": ["identity", "hflip"], "postprocess": []}
 
 
-def report_data(drawn: FakeReports, folder: Path, **changes: Any) -> ReportData:
+def report_data(reports: FakeReports, folder: Path, **changes: Any) -> ReportData:
     """The files of a run, written and read as the stages do."""
     parts = ("settings", "postprocess", "fold_subsets", "disagreement", "images")
     submission, read = changes.pop("submission", SUBMISSION), {}
     for name in parts:
-        getattr(drawn, name)().to_csv(folder / name, index=False, lineterminator="\n")
+        getattr(reports, name)().to_csv(folder / name, index=False, lineterminator="\n")
         read[name] = tables.read_table(folder / name)
-    ablation = json.loads(json.dumps(drawn.summary()))
+    ablation = json.loads(json.dumps(reports.summary()))
     read["images"] = summary.rows_as_submitted(read["images"], submission)
     read["disagreement"] = summary.with_final_dice(read["disagreement"], read["images"])
-    whole = ReportData(ablation, **read, curves=drawn.curves(), submission=submission, makes=MAKES)
+    whole = ReportData(ablation, **read, curves=reports.curves(), submission=submission, makes=MAKES)
     return replace(whole, **changes)
 
 
@@ -380,7 +380,7 @@ class TestCharts:
     def test_cost_has_a_rising_front_and_one_current_setting(self, full: ReportData) -> None:
         rows = tables.rows_of_split(full.settings, "holdout")
         spec = charts.accuracy_by_cost(rows)
-        front, *now, points = layers(spec)
+        front, *current, points = layers(spec)
         line = values(spec, front)
         assert front["mark"]["interpolate"] == "step-after"
         assert [p["seconds"] for p in line] == sorted({p["seconds"] for p in line})
@@ -389,7 +389,7 @@ class TestCharts:
         assert max(p["dice"] for p in shown) == line[-1]["dice"] == round(rows["dice"].max(), 6)
         assert len(shown) < 100 < len(rows)
         assert {p["kind"] for p in shown} == {"single net", "folds", "models"}
-        for layer in now:
+        for layer in current:
             (ring,) = values(spec, layer)
             assert ring["setting"].startswith(
                 "small and resnet18, folds 0 1 2, identity + hflip, mean of probabilities"
@@ -600,15 +600,15 @@ class TestCrops:
         assert near(outline[300, 300], overlays.NETS, 1) and near(outline[300, 1100], overlays.NETS, 1)
         assert near(outline[300, 600], (128, 128, 128), 1)
 
-    def test_an_outline_does_not_follow_the_border_of_the_picture(self) -> None:
+    def test_an_outline_does_not_follow_the_border_of_the_crop(self) -> None:
         image = overlays.with_outlines(GREY, box(0, 1280, 0, 700), [], CropBox(500, 500, 800, 900), 400)
         assert near(image[0, 50], (128, 128, 128), 1) and near(image[150, 0], (128, 128, 128), 1)
         assert near(image[150, 200], TRUTH, 1)
 
-    def test_doubt_glows_where_it_is_even_if_a_line(self) -> None:
-        doubt = np.zeros((HEIGHT, WIDTH), np.uint8)
-        doubt[600, 400:1200] = 255
-        image = overlays.heatmap_overlay(GREY, doubt, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
+    def test_a_heatmap_shows_lines_of_one_pixel(self) -> None:
+        heat_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
+        heat_HW[600, 400:1200] = 255
+        image = overlays.heatmap_overlay(GREY, heat_HW, CropBox(0, 0, HEIGHT, WIDTH), WIDTH // 4)
         assert image[150, 200].max() > 150
         quiet = image[50, 50]
         assert np.ptp(quiet.astype(int)) == 0 and quiet.max() < 80
@@ -619,7 +619,7 @@ class TestCrops:
         assert near(framed[96, 300], overlays.REGION, 1) and near(framed[150, 196], overlays.REGION, 1)
         assert near(framed[150, 300], (128, 128, 128), 1) and (image == 128).all()
 
-    def test_pictures_stand_in_the_page(self) -> None:
+    def test_images_are_embedded(self) -> None:
         address = overlays.data_uri(overlays.crop_image(GREY, CropBox(0, 0, 400, 800), 200))
         head, _, text = address.partition(",")
         assert head == "data:image/jpeg;base64"
@@ -688,12 +688,12 @@ class TestMapsOfSomeImages:
         wanted = {IDS[2], IDS[3], IDS[13]}
         for views in (None, ["identity"], ["hflip", "identity"]):
             every = [m for number in range(store.shard_count()) for m in store.images(number, views)]
-            expected = [level_map for level_map in every if level_map.image_id in wanted]
+            expected = [prob_map for prob_map in every if prob_map.image_id in wanted]
             found = list(store.iter_images(wanted, views))
             assert [m.image_id for m in found] == sorted(wanted)
-            for level_map, other in zip(found, expected, strict=True):
-                assert (level_map.view, level_map.count, level_map.box) == (other.view, other.count, other.box)
-                assert np.array_equal(level_map.probs_u8, other.probs_u8)
+            for prob_map, other in zip(found, expected, strict=True):
+                assert (prob_map.view, prob_map.count, prob_map.box) == (other.view, other.count, other.box)
+                assert np.array_equal(prob_map.probs_u8, other.probs_u8)
         raw = [m for number in range(store.shard_count()) for m in store.shard(number) if m.image_id in wanted]
         assert len(raw) == 2 * len(found)
         assert list(store.iter_images(set())) == []
@@ -716,35 +716,37 @@ class TestMapsOfSomeImages:
 
 
 class TestMemberPredictions:
-    def opinions(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
+    def members(self, stores: Callable[[str, str, int], PredictionStore], **changes: Any) -> MemberPredictions:
         nets = [(model, fold) for model in "ab" for fold in (0, 1)]
         whole = EnsembleContext(
             EnsembleSettings(), ["identity"], ["a", "b"], [0, 1], nets, stores, lambda image_id: GREY
         )
         return MemberPredictions(replace(whole, **changes))
 
-    def test_only_nets_that_never_saw_the_car_speak(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
-        found = {o.image_id: o for o in self.opinions(stores).iter_images("oof", [IDS[20], IDS[3]])}
+    def test_only_nets_that_did_not_train_on_the_car_are_used(
+        self, stores: Callable[[str, str, int], PredictionStore]
+    ) -> None:
+        found = {o.image_id: o for o in self.members(stores).iter_images("oof", [IDS[20], IDS[3]])}
         assert {image_id: list(o.nets) for image_id, o in found.items()} == {
             IDS[3]: ["a/0", "b/0"],
             IDS[20]: ["a/1", "b/1"],
         }
-        (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
+        (held_out,) = self.members(stores).iter_images("holdout", [IDS[31]])
         assert list(held_out.nets) == ["a/0", "a/1", "b/0", "b/1"]
 
     def test_masks_and_where_they_differ(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
-        (found,) = self.opinions(stores).iter_images("oof", [IDS[3]])
+        (found,) = self.members(stores).iter_images("oof", [IDS[3]])
         first, second = found.nets.values()
         assert np.array_equal(first, certain(IDS[3], 0)[0] > 0) and np.array_equal(second, certain(IDS[3], 2)[0] > 0)
-        assert np.array_equal(found.mask_HW, first), "a mean of half is car"
+        assert np.array_equal(found.mask_HW, first), "ties count as foreground"
         assert np.array_equal(found.disagreement_HW > 0, first != second) and found.disagreement_HW.max() == 255
-        (held_out,) = self.opinions(stores).iter_images("holdout", [IDS[31]])
+        (held_out,) = self.members(stores).iter_images("holdout", [IDS[31]])
         assert held_out.disagreement_HW[350, [665, 675, 685, 695, 705]].tolist() == [0, 127, 254, 127, 0], (
             "4, 3, 2, 1, 0 of 4"
         )
 
     def test_the_merge_is_that_of_the_ensemble_alone(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
-        only_b = self.opinions(stores, ensemble=[("b", 0)])
+        only_b = self.members(stores, ensemble=[("b", 0)])
         (oof,) = only_b.iter_images("oof", [IDS[20]])
         assert list(oof.nets) == ["a/1", "b/1"]
         assert np.array_equal(oof.mask_HW, oof.nets["b/1"]), "the model of the ensemble, with the fold of the image"
@@ -755,14 +757,12 @@ class TestMemberPredictions:
         self, stores: Callable[[str, str, int], PredictionStore]
     ) -> None:
         settings = EnsembleSettings(postprocess=("keep_largest",))
-        (found,) = self.opinions(stores, settings=settings).iter_images("oof", [IDS[3]])
+        (found,) = self.members(stores, settings=settings).iter_images("oof", [IDS[3]])
         assert found.nets["a/0"][10, 10] and not found.mask_HW[10, 10]
         assert found.mask_HW.sum() == found.nets["a/0"].sum() - 1
 
-    def test_a_single_net_doubts_what_it_is_undecided_of(
-        self, stores: Callable[[str, str, int], PredictionStore]
-    ) -> None:
-        alone = self.opinions(stores, models=["a"], folds=[0], ensemble=[("a", 0)], views=["identity", "hflip"])
+    def test_a_single_net_has_an_uncertainty_map(self, stores: Callable[[str, str, int], PredictionStore]) -> None:
+        alone = self.members(stores, models=["a"], folds=[0], ensemble=[("a", 0)], views=["identity", "hflip"])
         (found,) = alone.iter_images("oof", [IDS[3], IDS[20]])  # of fold 1, which is not active
         assert found.disagreement_HW[305, 600] == pytest.approx(128, abs=2)
         assert found.disagreement_HW[350, 600] == found.disagreement_HW[10, 10] == 0
