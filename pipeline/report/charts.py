@@ -77,7 +77,7 @@ def accuracy_by_cost(rows: pd.DataFrame, pick: str | None = None, chosen: Mappin
     front = _chart(pareto_rows(rows)[[cost, "dice"]]).mark_line(style=_LINE, interpolate="step-after")
     layers = front.encode(x=x, y=_dice()) + _marked(points[points["current"]], x, tooltip)
     if chosen:
-        layers += _marked(pd.DataFrame([chosen])[[cost, "dice"]], x, [], "chosen")
+        layers += _marked(pd.DataFrame([chosen])[[cost, "dice"]], x, [], "selected")
     return _spec(layers + marks)  # points on top, so that rings do not block clicks
 
 

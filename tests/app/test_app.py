@@ -468,8 +468,8 @@ class TestCompare:
         assert "params" not in plain
         (selection,) = picked["params"]
         assert (selection["name"], selection["select"]["fields"]) == ("picked", ["setting"])
-        assert json.dumps(picked).count('"chosen"') == 2
-        assert '"chosen"' not in json.dumps(plain)
+        assert json.dumps(picked).count('"selected"') == 2
+        assert '"selected"' not in json.dumps(plain)
 
     def test_a_rows_setting(self) -> None:
         row = FULL.settings().iloc[-1].to_dict() | {"weights": "small=2 resnet18=1"}

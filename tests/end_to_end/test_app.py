@@ -185,9 +185,9 @@ class TestInABrowser:
         self, visit: Visit, trained: Project, photograph: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         visit.go("")
-        before = visit.source("photo")
+        before = visit.source("image")
         visit.upload("my car.jpg", photograph)
-        visit.wait_for_another("photo", before)
+        visit.wait_for_another("image", before)
         visit.settle()
         old = visit.source("layer")
         visit.page.get_by_role("slider", name="Threshold").press("ArrowLeft")
@@ -271,7 +271,7 @@ class TestInABrowser:
         table.scroll_into_view_if_needed()
         table.click(position={"x": 17, "y": 35 * (1 + another) + 17})
         visit.page.get_by_text("Selected setting").wait_for()
-        chart.get_by_text("chosen").first.wait_for()
+        chart.get_by_text("selected").first.wait_for()
         wait_for(lambda: images.count() == 8 and images.first.get_attribute("src") != first)
         visit.settle()
         visit.page.get_by_role("button", name="Show all").click()
