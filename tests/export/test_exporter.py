@@ -743,7 +743,9 @@ class TestCommand:
     ) -> None:
         monkeypatch.setitem(sys.modules, package, None)
         assert self.run("tiny", "--format", name) == 1
-        assert re.search(rf"{package} is needed.*: pip install '\.\[export\]'", capsys.readouterr().err)
+        error = capsys.readouterr().err
+        assert package in error
+        assert ".[export]" in error
         assert not list(project.glob("exports/*/*"))
 
     def test_help_names_every_format(self, capsys: pytest.CaptureFixture[str]) -> None:
