@@ -196,7 +196,7 @@ class TestErrors:
         ("arguments", "words"),
         [
             (["train", "--model", "none", "--fold", "0"], "'none'"),
-            (["train", "--model", "small", "--fold", "7"], "fold 7"),
+            (["train", "--model", "small", "--fold", "7"], "Fold 7"),
             (["predict", "--model", "small", "--fold", "5", "--split", "test"], "trained"),
         ],
     )
