@@ -437,7 +437,7 @@ class TestFaults:
 
     def test_a_file_that_always_comes_damaged(self, server: KaggleServer, folder: Path, tmp_path: Path) -> None:
         server.fail("GET", *[faulty.spoil] * 3)
-        with pytest.raises(CarvanaError, match=r"train\.zip.*3 times"):
+        with pytest.raises(CarvanaError, match=r"train\.zip"):
             download_competition(FROM_KAGGLE, tmp_path, policy=QUICK)
         assert not (folder / "train.zip").exists()
 
