@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.config import InputSettings, Params, read_params
 from pipeline.data.fold_assignment import images_in_folds, training_folds
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.export.formats import FORMATS, ExportFormat
 from pipeline.export.verification import (
     CHECK_IMAGES,
@@ -92,9 +92,11 @@ def _write_and_verify(context: ExportContext, chosen: ExportFormat, path: Path) 
     try:
         chosen.write(context, path)
         report = benchmark_export(path, chosen.open(path), references, threshold)
-    except (CarvanaError, OSError, MemoryError):
+    except (CarvanaError, OSError):
         raise
     except Exception as error:  # exporters raise errors of many libraries, and other formats may still work
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise CarvanaError(f"{chosen.file}: export failed ({reason}).") from error
     assert_close(chosen.file, report, exact=chosen.exact)

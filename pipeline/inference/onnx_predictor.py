@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import InputSettings, StrictModel
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.inference.base_predictor import BUILTIN_TTA, BasePredictor
 from pipeline.models.resize import quantize_logits, quantize_probabilities, upsample_logits
 from pipeline.models.tta import TTATransform
@@ -183,6 +183,8 @@ def _session(path: Path, threads: int) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base class
+        if is_out_of_memory(error):
+            raise
         raise CarvanaError(f"{path} can't be run as ONNX ({' '.join(str(error).split())[:300]}).") from error
 
 

@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Device, Precision
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.inference.base_predictor import BasePredictor
-from pipeline.models.networks import UNet, forward_error, load_model
+from pipeline.models.networks import UNet, dry_run_error, load_model
 from pipeline.models.tensors import (
     memory_format,
     quantize_logits_tensor,
@@ -163,8 +163,8 @@ class TorchPredictor(BasePredictor):
         shapes = copy.deepcopy(self.net).to("meta")
         for name, view in zip(self.views, self._views, strict=True):
             size = view.size(self.input.height, self.input.width)
-            error = forward_error(shapes, (1, self.input.channel_count, *size))
-            if error and "meta" not in error:
+            error = dry_run_error(self.net, shapes, (1, self.input.channel_count, *size))
+            if error:
                 raise CarvanaError(
                     f"The net of {self.folder} can't process view {name}, {size[0]} x {size[1]}: {error}. "
                     "Remove the view from predict.tta."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import InputSettings, ModelConfig, Size, SmpUNetConfig, UNetConfig
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.models.weights import (
     encoder_weights_path,
     first_line,
@@ -123,6 +123,8 @@ def forward_error(network: nn.Module, shape: tuple[int, int, int, int]) -> str |
             warnings.simplefilter("ignore")
             logits = network(torch.zeros(shape, device=device))
     except Exception as error:  # libraries raise assertions, values and shapes of all kinds here
+        if is_out_of_memory(error):
+            raise
         return first_line(error)
     expected = (shape[0], 1, *shape[2:])
     return None if tuple(logits.shape) == expected else f"the output is {tuple(logits.shape)}, not {expected}"
@@ -143,31 +145,42 @@ def check_sizes(
     inputs += [(purpose, False, (1, *size)) for purpose, size in sizes.items()]
     for purpose, training, (images, height, width) in inputs:
         shape = (images, input.channel_count, height, width)
-        error = forward_error(shapes.train(training), shape)
-        if error and "meta" in error:
-            error = forward_error(net.train(training), shape)
+        error = dry_run_error(net.train(training), shapes.train(training), shape)
         if error is None:
             continue
-        if training and images == 1 and forward_error(shapes, (2, *shape[1:])) is None:
+        if training and images == 1 and dry_run_error(net, shapes, (2, *shape[1:])) is None:
             raise CarvanaError(
                 f"{name} can't train on a batch of one image ({purpose}: {error}). Raise train.batch_size, or train on "
                 "more images per process."
             )
         raise CarvanaError(
-            f"{name} can't process {height} x {width} ({purpose}): {error}. {_accepted_sizes(shapes, input)}"
+            f"{name} can't process {height} x {width} ({purpose}): {error}. {_accepted_sizes(shapes.eval(), input)}"
         )
 
 
+def dry_run_error(net: nn.Module, shapes: nn.Module, shape: tuple[int, int, int, int]) -> str | None:
+    """Return why ``net`` can't process an input of ``shape`` (B, C, H, W), or None if it can.
+
+    ``shapes`` is a copy of it on the meta device, which decides unless an operation needs real numbers.
+    """
+    error = forward_error(shapes, shape)
+    return forward_error(net, shape) if error and "meta" in error.lower() else error
+
+
 def _accepted_sizes(shapes: nn.Module, input: InputSettings) -> str:
-    """Return which sizes a network accepts, in a sentence, found by trying some."""
-    height, width = input.height, input.width
+    """Return which sizes a network on the meta device accepts, in a sentence, found by trying some."""
+
+    def accepts(height: int, width: int) -> bool:
+        return forward_error(shapes, (1, input.channel_count, height, width)) is None
+
     for multiple in (32, 64, 128, 224, 256):
-        size = [max(1, round(side / multiple)) * multiple for side in (height, width)]
-        if forward_error(shapes.eval(), (1, input.channel_count, size[0], size[1])) is None:
-            return f"It accepts multiples of {multiple}: set input.size to [{size[0]}, {size[1]}]."
+        height, width = (max(1, round(side / multiple)) * multiple for side in (input.height, input.width))
+        # Another size too, as networks of one fixed size accept one multiple of it.
+        if accepts(height, width) and accepts(height, width + multiple):
+            return f"It accepts multiples of {multiple}: set input.size to [{height}, {width}]."
     for side in (224, 256, 384, 448, 512):
-        if forward_error(shapes.eval(), (1, input.channel_count, side, side)) is None:
-            return f"It accepts {side} x {side}: set input.size to [{side}, {side}], with no scaled views."
+        if accepts(side, side):
+            return f"It accepts {side} x {side}: set input.size to [{side}, {side}], with no crops or scaled views."
     return "Choose another encoder, or another input.size."
 
 
@@ -295,8 +308,10 @@ def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
                     encoder_weights=fetched,
                     decoder_channels=spec.decoder_channels,
                 )
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
-        raise CarvanaError(_encoder_error(spec.encoder, weights, error)) from error
+    except Exception as error:  # libraries and hubs raise errors of all kinds here
+        if is_out_of_memory(error):
+            raise
+        raise CarvanaError(_encoder_error(spec, weights, error)) from error
     if file:
         encoder = unet.get_submodule("encoder")
         load_strict(encoder, match_names(encoder.state_dict().keys(), read_weights(file)), file)
@@ -305,11 +320,15 @@ def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
     return unet
 
 
-def _encoder_error(encoder: str, weights: str | None, error: Exception) -> str:
+def _encoder_error(spec: SmpUNetConfig, weights: str | None, error: Exception) -> str:
+    encoder, levels = spec.encoder, len(spec.decoder_channels)
     # Hubs fail with errors of many libraries, so any error with weights counts as theirs.
-    if weights and not isinstance(error, KeyError):
+    if weights and not isinstance(error, KeyError | IndexError):
         return (
             f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({first_line(error)}). Check the "
             "network, or set encoder_weights to a local file, or to null for random weights."
         )
-    return f"Encoder '{encoder}' with weights '{weights}' cannot be built: {first_line(error)}"
+    return (
+        f"Encoder '{encoder}' with weights '{weights}' cannot be built with {levels} decoder_channels: "
+        f"{first_line(error)}."
+    )

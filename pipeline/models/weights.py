@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.utils.files import atomic_write, write_json
 from pipeline.workspace import CONFIG, WEIGHTS, project_root
 
@@ -58,6 +58,8 @@ def read_weights(path: Path) -> StateDict:
     except FileNotFoundError as error:
         raise CarvanaError(f"{path} does not exist. Check the path of the weights.") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CarvanaError(f"{path} is not a file of weights ({error}). Is it complete?") from error
     except Exception as error:  # torch.load raises errors of many types for what it does not unpickle
         # Not torch's own message, which advises to run the code in the file.
@@ -151,4 +153,4 @@ def match_names(wanted: Collection[str], state: StateDict) -> StateDict:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, shortened, or the error's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip("\"'")[:300]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip("\"'. ")[:300]

@@ -56,8 +56,8 @@ class CachedImages:
     ) -> "CachedImages":
         """Return the images, decoded and shrunk at once if they fit into ``cache_gb`` GiB."""
         examples = cls(image_ids, reader, input)
-        size = len(image_ids) * input.height * input.width * (input.channel_count + 1)
-        return cls(image_ids, reader, input, examples._decode_all()) if size <= cache_gb * _GIGABYTE else examples
+        cached = fits_in_memory(len(image_ids), input, cache_gb)
+        return cls(image_ids, reader, input, examples._decode_all()) if cached else examples
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -91,6 +91,11 @@ class CachedImages:
         with ThreadPoolExecutor(available_cpus()) as pool:
             list(tqdm(pool.map(fill, range(len(self))), desc="Decoding images", total=len(self), unit="image"))
         return images, targets
+
+
+def fits_in_memory(images: int, input: InputSettings, cache_gb: float) -> bool:
+    """Return whether the inputs and targets of so many images fit into ``cache_gb`` GiB."""
+    return images * input.height * input.width * (input.channel_count + 1) <= cache_gb * _GIGABYTE
 
 
 class TrainingSet(Dataset[dict[str, Tensor]]):
@@ -212,19 +217,27 @@ class LoaderOptions:
         }
 
 
-def check_shared_memory(workers: int, batch_bytes: int, folder: Path = Path("/dev/shm")) -> None:
-    """Raise CarvanaError if the batches that loader processes prepare do not fit into shared memory.
+def batch_bytes(input: InputSettings, train: TrainSettings, predict_batch: int) -> int:
+    """Return the bytes of the largest batch, of training or of validation images."""
+    height, width = train.crop or (input.height, input.width)
+    training = train.batch_size * height * width * (input.channel_count + 1)
+    validation = predict_batch * (input.height * input.width * input.channel_count + HEIGHT * WIDTH)
+    return max(training, validation)
 
-    Each process holds two batches ahead, and one is in use. Docker gives a container 64 MB unless told otherwise.
+
+def check_shared_memory(needed: int, folder: Path = Path("/dev/shm")) -> None:
+    """Raise CarvanaError if the bytes ``needed`` do not fit into the memory that processes share.
+
+    Docker gives a container 64 MB unless told otherwise.
     """
-    if not workers or not folder.is_dir():
+    if not needed or not folder.is_dir():
         return
-    needed, free = (2 * workers + 1) * batch_bytes, shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise CarvanaError(
-            f"{folder} has {free / 1e6:.0f} MB free, but loading images with {workers} processes needs about "
-            f"{needed / 1e6:.0f} MB. Start the container with --shm-size=2g, or lower hardware.workers or "
-            "train.batch_size."
+            f"{folder} has {free / 1e6:.0f} MB free, but the processes of this training share about "
+            f"{needed / 1e6:.0f} MB. Start the container with --shm-size=2g, or lower hardware.workers, "
+            "train.batch_size or train.devices."
         )
 
 
@@ -233,15 +246,12 @@ def training_loader(
 ) -> DataLoader[Any]:
     """Return shuffled batches; an incomplete last one is dropped, unless it is the only one."""
     sampler = EpochSampler(len(examples), seed, rank, processes)
-    options = workers.loader_kwargs(examples.cache is not None)
-    height, width = train.crop or (examples.input.height, examples.input.width)
-    check_shared_memory(options["num_workers"], train.batch_size * height * width * (examples.input.channel_count + 1))
     return DataLoader(
         TrainingSet(examples, train, seed),
         batch_size=train.batch_size,
         sampler=sampler,
         drop_last=len(sampler) >= train.batch_size,
-        **options,
+        **workers.loader_kwargs(examples.cache is not None),
     )
 
 
@@ -251,8 +261,6 @@ def validation_loader(
     """Return every image once; the last batch may be smaller."""
     sampler = DistributedEvalSampler(len(examples), rank, processes)
     options = workers.loader_kwargs(examples.cache is not None)
-    pixels = examples.input.height * examples.input.width * examples.input.channel_count + HEIGHT * WIDTH
-    check_shared_memory(options["num_workers"], batch_size * pixels)
     return DataLoader(ValidationSet(examples), batch_size, sampler=sampler, **options)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pipeline.config import TrainSettings
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, original_error
 from pipeline.models.networks import build_model
 from pipeline.models.tensors import device_label, resolve_device, resolve_precision
 from pipeline.models.weights import save_config, save_weights
@@ -31,7 +29,15 @@ from pipeline.training.callbacks import (
     ValidationGridLogger,
     training_timing,
 )
-from pipeline.training.dataset import CachedImages, LoaderOptions, training_loader, validation_loader
+from pipeline.training.dataset import (
+    CachedImages,
+    LoaderOptions,
+    batch_bytes,
+    check_shared_memory,
+    fits_in_memory,
+    training_loader,
+    validation_loader,
+)
 from pipeline.training.module import SegmentationModule, TrainJob
 from pipeline.utils.files import atomic_write, publish_tree, write_json, write_text
 from pipeline.workspace import WEIGHTS
@@ -56,6 +62,7 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
     segmenter = SegmentationModule(
         build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device
     )
+    check_shared_memory(_shared_bytes(job, device, segmenter))
     trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
     with _reraise_worker_errors():
@@ -64,6 +71,18 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
         )
     parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
     return _write_model_dir(job, work, device_label(device, resolve_precision(settings.precision, device)), parameters)
+
+
+def _shared_bytes(job: TrainJob, device: torch.device, net: LightningModule) -> int:
+    """Return the bytes of shared memory that a training takes: prepared batches, and the net for several processes."""
+    settings, input, hardware = job.model.train, job.model.input, job.hardware
+    images = len(job.train_ids) + len(job.validation_ids)
+    cached = fits_in_memory(images, input, hardware.cache_gb / settings.devices)
+    workers = LoaderOptions(hardware.workers, device.type == "cuda").loader_kwargs(cached)["num_workers"]
+    # Each loader process prepares two batches, and one is in use.
+    batches = 2 * workers + 1 if workers else 0
+    weights = sum(value.nbytes for value in net.state_dict().values()) if settings.devices > 1 else 0
+    return settings.devices * batches * batch_bytes(input, settings, hardware.predict_batch) + weights
 
 
 def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
@@ -90,14 +109,11 @@ def _reraise_worker_errors() -> Iterator[None]:
     """Raise the error of a loader or training process as if it had been raised here, without its traceback."""
     try:
         yield
-    except (CarvanaError, ProcessRaisedException) as error:
-        messages = re.split(r"^pipeline\.errors\.\w+: ", str(error), flags=re.MULTILINE)
-        if len(messages) > 1:
-            raise CarvanaError(messages[-1].strip()) from error
-        last_line = str(error).strip().splitlines()[-1]
-        if re.match(r"[\w.]*(OutOfMemory|Memory)Error\b", last_line):
-            raise MemoryError(last_line.partition(": ")[2]) from error
-        raise
+    except Exception as error:
+        original = original_error(error)
+        if original is error:
+            raise
+        raise original from error
     except SystemExit:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from None
 

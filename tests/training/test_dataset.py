@@ -16,6 +16,7 @@ from pipeline.training.dataset import (
     DistributedEvalSampler,
     EpochSampler,
     TrainingSet,
+    batch_bytes,
     check_shared_memory,
 )
 from tests.fakes.fake_images import FakeImages
@@ -82,9 +83,14 @@ class TestSharedMemory:
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
         with pytest.raises(CarvanaError, match=r"64 MB.*200 MB.*--shm-size.*hardware\.workers"):
-            check_shared_memory(2, 40_000_000, tmp_path)
-        check_shared_memory(2, 10_000_000, tmp_path)
-        check_shared_memory(0, 40_000_000, tmp_path)
+            check_shared_memory(200_000_000, tmp_path)
+        check_shared_memory(50_000_000, tmp_path)
 
     def test_a_system_without_it_is_left_alone(self, tmp_path: Path) -> None:
-        check_shared_memory(8, 1 << 40, tmp_path / "none")
+        check_shared_memory(1 << 40, tmp_path / "none")
+
+    def test_the_larger_batch_counts(self) -> None:
+        native = InputSettings(size="native")
+        pixels = 1280 * 1918
+        assert batch_bytes(native, settings(batch_size=8), predict_batch=4) == 8 * pixels * 4
+        assert batch_bytes(native, settings(batch_size=8, crop=(128, 128)), predict_batch=4) == 4 * pixels * 4

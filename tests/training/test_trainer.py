@@ -1,5 +1,6 @@
 """Training a net of seconds: what it writes, resuming to the last bit, errors."""
 
+import errno
 import functools
 import json
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import torch
 
 from pipeline.competition.dice import confusion_counts
 from pipeline.config import HardwareSettings
-from pipeline.errors import CarvanaError, CorruptFileError
+from pipeline.errors import CarvanaError, CorruptFileError, is_out_of_memory
 from pipeline.inference.torch_predictor import TorchPredictor
-from pipeline.models.networks import load_model
+from pipeline.models.networks import build_model, load_model
 from pipeline.training import trainer
+from pipeline.training.dataset import batch_bytes
 from pipeline.training.module import TrainJob, lr_lambda
 from pipeline.training.trainer import train
 from tests.fakes.fake_images import FakeImages
@@ -222,13 +224,48 @@ def test_an_error_in_a_worker_process_is_raised_as_it_was(tmp_path: Path, change
 @pytest.mark.slow
 def test_out_of_memory_in_another_process(tmp_path: Path) -> None:
     machine = HardwareSettings(device="cpu", workers=0, cache_gb=0)
-    with pytest.raises(MemoryError, match="CUDA out of memory"):
+    with pytest.raises(RuntimeError, match="CUDA out of memory") as caught:
         train(TrainJob(**{**job(Hungry(), devices=2).__dict__, "hardware": machine}), tmp_path)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_system_in_a_worker_process_keeps_its_number_and_file(tmp_path: Path) -> None:
+    machine = HardwareSettings(device="cpu", workers=1, cache_gb=0)
+    with pytest.raises(PermissionError) as caught:
+        train(TrainJob(**{**job(Locked()).__dict__, "hardware": machine}), tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EACCES, "3.jpg")
+
+
+@pytest.mark.parametrize(("workers", "devices", "batches"), [(0, 1, 0), (1, 1, 3), (1, 2, 6)])
+def test_shared_memory_for_batches_and_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, devices: int, batches: int
+) -> None:
+    needed: list[int] = []
+
+    def stop(size: int) -> None:
+        needed.append(size)
+        raise Killed
+
+    monkeypatch.setattr(trainer, "check_shared_memory", stop)
+    machine = HardwareSettings(device="cpu", workers=workers, cache_gb=0)
+    made = TrainJob(**{**job(devices=devices).__dict__, "hardware": machine})
+    with pytest.raises(Killed):
+        train(made, tmp_path)
+    largest = batch_bytes(made.model.input, made.model.train, machine.predict_batch)
+    net = build_model(made.model.spec, made.model.input).state_dict()
+    weights = sum(value.nbytes for value in net.values()) if devices > 1 else 0
+    assert needed == [batches * largest + weights]
 
 
 class Hungry(FakeImages):
     def image(self, image_id: str) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class Locked(FakeImages):
+    def image(self, image_id: str) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", "3.jpg")
 
 
 class Torn(FakeImages):
