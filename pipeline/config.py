@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -81,7 +82,7 @@ class DataSettings(StrictModel):
     directory: Text | None = None
     """Folder with the zips, or with the unpacked files. If set, it overrides ``source``."""
 
-    competition: str = "carvana-image-masking-challenge"
+    competition: Text = "carvana-image-masking-challenge"
     """Name of the competition on Kaggle, as in its address; the address also works."""
 
     quality: Literal["standard", "hq"] = "standard"
@@ -631,12 +632,30 @@ def parse_params(tree: Any) -> Params:
     """Return the settings in a parsed params.yaml; raises CarvanaError, which names each key at fault."""
     if not isinstance(tree, dict):
         raise CarvanaError(f"{PARAMS_FILE} has no settings. Restore it with 'git checkout {PARAMS_FILE}'.")
+    _check_text(tree)
     try:
         params = _validate_strict(Params, tree)
         params.check()
     except ValidationError as error:
         raise CarvanaError(_format_errors(error)) from error
     return params
+
+
+def _check_text(tree: Any, key: str = "") -> None:
+    """Raise CarvanaError for dates, and for names that YAML reads as other than text or a whole number, such as 1e3."""
+    if isinstance(tree, date):
+        raise CarvanaError(f"{PARAMS_FILE}: {key} cannot be {tree}, which YAML reads as a date. Put it in quotes.")
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise CarvanaError(
+                    f"{PARAMS_FILE}: {key or 'the file'} has the name {name}, which YAML does not read as text. "
+                    "Put it in quotes."
+                )
+            _check_text(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _check_text(value, f"{key}.{index}")
 
 
 def _validate_strict(kind: type[S], tree: Any) -> S:
@@ -699,4 +718,17 @@ def _format_error(details: ErrorDetails, prefix: str) -> str:
         return f"{key} is missing. Set it."
     if details["type"] == "value_error":
         return f"{reason}." if not key or key in reason else f"{key}: {reason}."
-    return f"{key} cannot be {details['input']!r}: {reason[0].lower()}{reason[1:]}."
+    return f"{key} cannot be {details['input']!r}: {reason[0].lower()}{reason[1:]}.{_yaml_hint(details)}"
+
+
+def _yaml_hint(details: ErrorDetails) -> str:
+    """Return a sentence where YAML reads a word otherwise than it was probably meant, or nothing."""
+    kind, value = details["type"], details["input"]
+    if kind == "string_type":
+        return " Put it in quotes."
+    word = value.lower() if isinstance(value, str) else ""
+    if kind == "bool_type" and word in ("on", "yes", "off", "no"):
+        return f" Write {'true' if word in ('on', 'yes') else 'false'}."
+    if kind != "literal_error" and word in ("none", "off", "no"):
+        return " Write null for none."
+    return ""

@@ -22,8 +22,7 @@ _NO_MEMORY = re.compile(
 """Messages of libraries when memory runs out, often in a general class, and of processes that the system kills then."""
 
 _NO_SHARED_MEMORY = re.compile(
-    r"shared memory (\(shm\)|limit)|shared memory\(shm\)|out of shared memory|/dev/shm|/torch_\d|\bbus error",
-    re.IGNORECASE,
+    r"shared memory ?(\(shm\)|limit)|out of shared memory|/dev/shm|/torch_\d|\bbus error", re.IGNORECASE
 )
 """Messages of torch when the memory for exchange between processes runs out."""
 

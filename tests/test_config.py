@@ -193,7 +193,7 @@ def test_a_list_with_one_bad_item_is_not_also_called_empty(tree: dict[str, Any])
         (b"\xff", "YAML"),
         (b"", "git checkout"),
         (b"- 1", "git checkout"),
-        (b"folds: 2020-01-01", "folds .*'2020-01-01'"),
+        (b"folds: 2020-01-01", "folds .*2020-01-01"),
     ],
 )
 def test_unreadable_params_file_is_named(tmp_path: Path, text: bytes, part: str) -> None:
@@ -360,3 +360,38 @@ def test_models_may_have_numbers_as_names(tree: dict[str, Any]) -> None:
     tree["models"]["specs"][34] = tree["models"]["specs"].pop("small")
     tree["models"]["active"] = [34]
     assert parse_params(tree).models.active == ("34",)
+
+
+@pytest.mark.parametrize("name", ["1e3", "2020-01-01", "true", "null", "3.4"])
+def test_names_that_yaml_does_not_read_as_text_need_quotes(tmp_path: Path, name: str) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("    small: ", f"    {name}: ")
+    (tmp_path / "params.yaml").write_text(text.replace("active: [small]", f"active: [{name}]"))
+    with pytest.raises(CarvanaError, match=r"models\..*quotes"):
+        read_params(tmp_path / "params.yaml")
+    if name not in ("3.4", "null"):  # not a name of a folder, or no name
+        quoted = text.replace(f"    {name}: ", f'    "{name}": ').replace("active: [small]", f'active: ["{name}"]')
+        (tmp_path / "params.yaml").write_text(quoted)
+        assert read_params(tmp_path / "params.yaml").models.active == (name,)
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "names"),
+    [
+        ("models.active", "[1e3]", r"models\.active.*quotes"),
+        ("models.specs.encoder.encoder", "1.5", r"encoder.*1\.5.*quotes"),
+        ("data.directory", "2020-01-01", r"data\.directory.*2020-01-01.*quotes"),
+        ("train.init_checkpoint", "true", r"train\.init_checkpoint.*quotes"),
+        ("train.channels_last", "off", r"train\.channels_last.*false"),
+        ("train.channels_last", "yes", r"train\.channels_last.*true"),
+        ("train.ema_decay", "none", r"train\.ema_decay.*null"),
+        ("train.crop", "off", r"train\.crop.*null"),
+        ("train.seed", '"7"', r"train\.seed.*'7'.*integer"),
+        ("train.epochs", "1e2", r"train\.epochs.*100\.0.*integer"),
+        ("train.precision", "32.0", r"train\.precision.*32\.0"),
+        ("train.schedule", "off", r"train\.schedule.*'off'.*constant"),
+    ],
+)
+def test_words_that_yaml_reads_otherwise(tree: dict[str, Any], key: str, written: str, names: str) -> None:
+    put(tree, key, YAML(typ="safe").load(written))
+    with pytest.raises(CarvanaError, match=names):
+        parse_params(tree)
