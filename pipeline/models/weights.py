@@ -1,7 +1,7 @@
 """Weights in files: read, check, match by name, write."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from pipeline.utils.files import atomic_write, write_json
 from pipeline.workspace import CONFIG, WEIGHTS, project_root
 
 StateDict = Mapping[str, Tensor]
+
+_MODULES = ("module", "_orig_mod")
+"""What DataParallel and torch.compile put into names, also between other parts."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "ema_state_dict", "ema", "weights")
 """Keys under which checkpoints of other programs have the weights."""
@@ -65,16 +68,19 @@ def read_weights(path: Path) -> StateDict:
         # Not torch's own message, which advises to run the code in the file.
         raise CarvanaError(f"{path} is not a plain state dict. Save it as .safetensors.") from error
     weights = _unwrap(state)
-    if weights is None:
-        raise CarvanaError(f"{path} has no named weights. Save the state_dict of a net.")
+    if not weights:
+        found = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else type(state).__name__
+        raise CarvanaError(f"{path} has no named weights, only: {found or 'nothing'}. Save the state_dict of a net.")
     return weights
 
 
-def _unwrap(content: Any) -> StateDict | None:
-    """Return the weights in what ``torch.load`` gave: by themselves, or in a checkpoint; None if there are none."""
-    while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
-        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-    return content if isinstance(content, Mapping) and content else None
+def _unwrap(content: Any) -> StateDict:
+    """Return the weights in what ``torch.load`` gave: by themselves, or in a checkpoint; empty if there are none."""
+    if not isinstance(content, Mapping):
+        return {}
+    inner = (_unwrap(content[key]) for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+    own = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return next((weights for weights in inner if weights), own)
 
 
 def load_strict(module: nn.Module, state: StateDict, path: Path) -> None:
@@ -138,17 +144,24 @@ def match_names(wanted: Collection[str], state: StateDict) -> StateDict:
     A file may have the weights under ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile), ``model.`` or
     ``net.``, or without a prefix that the module has. Returns the state as it is if no prefix makes names match.
     """
+    variants = [state, {_without_modules(name): value for name, value in state.items()}]
+    candidates = [change for variant in variants for change in _prefix_changes(wanted, variant)]
+    best = max(candidates, key=lambda candidate: len(set(wanted) & set(candidate)))
+    return best if set(wanted) & set(best) else state
+
+
+def _prefix_changes(wanted: Collection[str], state: StateDict) -> Iterator[StateDict]:
+    """Yield ``state`` with each prefix removed or added that makes the first or last name match."""
     changes = {("", "")}
     for name in (min(wanted), max(wanted)):
         changes |= {(found.removesuffix(name), "") for found in state if found.endswith(f".{name}")}
         changes |= {("", name.removesuffix(found)) for found in state if name.endswith(f".{found}")}
+    for removed, added in sorted(changes):
+        yield {added + name.removeprefix(removed): value for name, value in state.items() if name.startswith(removed)}
 
-    def renamed(change: tuple[str, str]) -> StateDict:
-        removed, added = change
-        return {added + name.removeprefix(removed): value for name, value in state.items() if name.startswith(removed)}
 
-    best = max(sorted(changes), key=lambda change: len(set(wanted) & set(renamed(change))))
-    return renamed(best) if set(wanted) & set(renamed(best)) else state
+def _without_modules(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _MODULES)
 
 
 def first_line(error: Exception) -> str:
