@@ -15,9 +15,11 @@ from pipeline.training.dataset import (
     CachedImages,
     DistributedEvalSampler,
     EpochSampler,
+    LoaderOptions,
     TrainingSet,
     batch_bytes,
     check_shared_memory,
+    training_loader,
 )
 from tests.fakes.fake_images import FakeImages
 
@@ -75,6 +77,19 @@ class TestDataset:
         shares = [list(sampler(11, *([7] if sampler is EpochSampler else []), rank, 2)) for rank in (0, 1)]
         assert not set(shares[0]) & set(shares[1])
         assert len(shares[0]) + len(shares[1]) == (11 if sampler is DistributedEvalSampler else 10)
+
+    @pytest.mark.parametrize(
+        ("images", "batch_size", "processes"), [(5, 2, 1), (65, 16, 1), (7, 3, 2), (9, 4, 2), (4, 8, 2), (3, 8, 1)]
+    )
+    def test_no_process_trains_on_a_batch_of_one(self, images: int, batch_size: int, processes: int) -> None:
+        input = InputSettings(size=(32, 48))
+        examples = CachedImages.load([str(n) for n in range(images)], FakeImages(), input, cache_gb=1)
+        for rank in range(processes):
+            train = settings(batch_size=batch_size)
+            loader = training_loader(examples, train, LoaderOptions(0, gpu=False), 0, rank, processes)
+            sizes = [len(batch["index"]) for batch in loader]
+            assert sizes
+            assert 1 not in sizes
 
 
 class TestSharedMemory:
