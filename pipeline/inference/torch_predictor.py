@@ -3,9 +3,8 @@
 import copy
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.models.tensors import (
 )
 from pipeline.models.tta import TTATransform
 from pipeline.utils.arrays import UInt8Array
+from pipeline.utils.parallel import ordered_map
 
 
 @dataclass
@@ -239,11 +239,11 @@ def predict_stream(
     wait in memory at most. The predictor's timer has the times once the stream was consumed.
     """
 
-    def prepare(image_id: str) -> UInt8Array | CorruptFileError:
+    def prepare(image_id: str) -> PreparedImage:
         try:
-            return predictor.preprocess(read(image_id))
+            return image_id, predictor.preprocess(read(image_id))
         except CorruptFileError as error:
-            return error
+            return image_id, error
 
     def predict(batch: list[PreparedImage]) -> list[PreparedImage]:
         readable = [pixels for _, pixels in batch if not isinstance(pixels, CorruptFileError)]
@@ -254,32 +254,12 @@ def predict_stream(
     # Two threads keep a GPU busy: one uploads its batch while the other's is computed.
     net_threads = 2 if predictor.device.type == "cuda" else 1
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(net_threads) as net:
-        running: deque[Future[list[PreparedImage]]] = deque()
-        for batch in _prefetch_batches(readers, prepare, image_ids, batch_size):
-            running.append(net.submit(predict, batch))
-            if len(running) > net_threads:
-                yield from running.popleft().result()
-        while running:
-            yield from running.popleft().result()
+        prepared = ordered_map(readers, prepare, image_ids, ahead=2 * batch_size)
+        batches = iter(lambda: list(itertools.islice(prepared, batch_size)), [])
+        for batch in ordered_map(net, predict, batches, ahead=net_threads):
+            yield from batch
     predictor.timer.stop()
 
 
 PreparedImage = tuple[str, UInt8Array | CorruptFileError]
 """Image id with its array (the net's input or its probabilities), or with the error of reading the image."""
-
-
-def _prefetch_batches(
-    pool: ThreadPoolExecutor,
-    prepare: Callable[[str], UInt8Array | CorruptFileError],
-    image_ids: Sequence[str],
-    batch_size: int,
-) -> Iterator[list[PreparedImage]]:
-    """Yield batches in order, with two more being prepared meanwhile."""
-    waiting: deque[list[tuple[str, Future[UInt8Array | CorruptFileError]]]] = deque()
-    for start in range(0, len(image_ids), batch_size):
-        batch = image_ids[start : start + batch_size]
-        waiting.append([(image_id, pool.submit(prepare, image_id)) for image_id in batch])
-        if len(waiting) > 2:
-            yield [(image_id, future.result()) for image_id, future in waiting.popleft()]
-    while waiting:
-        yield [(image_id, future.result()) for image_id, future in waiting.popleft()]
