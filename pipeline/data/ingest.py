@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from filelock import FileLock
@@ -51,11 +52,13 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     images that cannot be used are listed under ``unreadable`` instead.
     """
     train_ids, test_ids = source.train.ids(), source.test.ids()
-    geometry = GeometryCheck()
+    geometry, geometry_lock = GeometryCheck(), Lock()
 
     def decode_pair(image_id: str) -> None:
         source.train.image(image_id)
-        geometry.add(image_id, mask_to_runs(source.masks.mask(image_id)))
+        runs = mask_to_runs(source.masks.mask(image_id))
+        with geometry_lock:
+            geometry.add(image_id, runs)
 
     unreadable = dict(_match_images_and_masks(source))
     matched = [image_id for image_id in train_ids if image_id not in unreadable]
