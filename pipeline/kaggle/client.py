@@ -101,16 +101,9 @@ class KaggleClient:
 
     def files(self) -> list[RemoteFile]:
         """Return all files of the competition."""
-
-        def page(token: str) -> tuple[Any, str]:
-            request = types.ApiListDataFilesRequest()
-            request.competition_name, request.page_size, request.page_token = self.competition, _PAGE, token or None
-            answer = self._call("list_data_files", request)
-            return answer.files, answer.next_page_token
-
         return [
             RemoteFile(self._sanitize(file.name), file.total_bytes, _iso_time(file.creation_date))
-            for file in _pages(page)
+            for file in self._list("list_data_files", types.ApiListDataFilesRequest(), "files")
         ]
 
     def signed_url(self, name: str) -> str:
@@ -157,14 +150,8 @@ class KaggleClient:
 
     def submissions(self) -> list[KaggleSubmission]:
         """Return all submissions, newest first."""
-
-        def page(token: str) -> tuple[Any, str]:
-            request = types.ApiListSubmissionsRequest()
-            request.competition_name, request.page_size, request.page_token = self.competition, _PAGE, token or None
-            answer = self._call("list_submissions", request)
-            return answer.submissions, answer.next_page_token
-
-        return [self._submission(found) for found in _pages(page)]
+        found = self._list("list_submissions", types.ApiListSubmissionsRequest(), "submissions")
+        return [self._submission(submission) for submission in found]
 
     def submission(self, reference: int) -> KaggleSubmission:
         """Return one submission."""
@@ -174,19 +161,24 @@ class KaggleClient:
 
     def leaderboard(self, *, public: bool) -> list[LeaderboardEntry]:
         """Return the leaderboard: the private one, if Kaggle shows it and ``public`` is false."""
-
-        def page(token: str) -> tuple[Any, str]:
-            request = types.ApiGetLeaderboardRequest()
-            request.competition_name, request.page_size, request.page_token = self.competition, _PAGE, token or None
-            request.override_public = public
-            answer = self._call("get_leaderboard", request)
-            return answer.submissions, answer.next_page_token
-
+        request = types.ApiGetLeaderboardRequest()
+        request.override_public = public
         return [
             LeaderboardEntry(self._sanitize(row.team_name), float(row.score))
-            for row in _pages(page)
+            for row in self._list("get_leaderboard", request, "submissions")
             if _is_number(row.score)
         ]
+
+    def _list(self, method: str, request: Any, items: str) -> Iterator[Any]:
+        """Yield what all pages of a listing hold in the attribute ``items``."""
+        request.competition_name, request.page_size = self.competition, _PAGE
+
+        def page(token: str) -> tuple[Any, str]:
+            request.page_token = token or None
+            answer = self._call(method, request)
+            return getattr(answer, items), answer.next_page_token
+
+        return _pages(page)
 
     def _submission(self, found: Any) -> KaggleSubmission:
         return KaggleSubmission(
