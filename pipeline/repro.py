@@ -16,9 +16,7 @@ from pipeline.data.competition_data import CompetitionData
 from pipeline.data.ingest import ensure_data
 from pipeline.errors import CarvanaError
 from pipeline.utils.files import read_versioned
-from pipeline.workspace import project_root
-
-DVC_FILE = "dvc.yaml"
+from pipeline.workspace import dvc_stages, project_root
 
 
 def repro(arguments: Sequence[str]) -> bool:
@@ -71,8 +69,7 @@ def dvc_environment() -> dict[str, str]:
 
 def check_outputs(project: Path) -> None:
     """Raise CarvanaError for an output that DVC would refuse after the work: a symbolic link, or a file in Git."""
-    stages = YAML(typ="safe").load((project / DVC_FILE).read_text(encoding="utf-8"))["stages"]
-    outs = [out for stage in stages.values() for out in stage.get("outs", ())]
+    outs = [out for stage in dvc_stages(project).values() for out in stage.get("outs", ())]
     cached = {str(out).partition("/${")[0] for out in outs if not isinstance(out, dict)}
     for out in sorted({part for name in cached for part in (name, *map(str, Path(name).parents)) if part != "."}):
         if (project / out).is_symlink():

@@ -106,13 +106,17 @@ def predictions_dir(split: str, model: str, fold: int) -> Path:
     return Path("predictions") / split / model / str(fold)
 
 
+def dvc_stages(root: Path) -> dict[str, Any]:
+    """Return the stages of the dvc.yaml in ``root``, in its order."""
+    return dict(YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+
+
 def code_digest(stage: str, root: Path = Path(__file__).parents[1]) -> str:
     """Return a digest of the code that decides a stage's result: those of its deps that are in ``pipeline/``.
 
     They are read from the dvc.yaml in ``root``, by default that of the code which runs.
     """
-    deps = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    code = [root / dep for dep in deps if dep.startswith("pipeline/")]
+    code = [root / dep for dep in dvc_stages(root)[stage]["deps"] if dep.startswith("pipeline/")]
     files = [file for path in code for file in ([path] if path.is_file() else path.rglob("*"))]
     wanted = sorted(file for file in files if file.suffix in (".py", ".j2"))
     return sha256_of(*(part for file in wanted for part in (str(file.relative_to(root)).encode(), file.read_bytes())))

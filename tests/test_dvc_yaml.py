@@ -8,10 +8,10 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.workspace import code_digest
+from pipeline.workspace import code_digest, dvc_stages
 from tests import ROOT
 
-STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES = dvc_stages(ROOT)
 NO_RESULT = ("config", "errors", "workspace", "utils", "kaggle", "repro")
 """Modules that say where files are, how settings are read and errors are worded: they decide no result."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.ablation.bootstrap import studentized_ci
 from pipeline.ablation.run_comparison import COMPARISON_COLUMNS, ScoredRun, compare_runs
@@ -15,6 +14,7 @@ from pipeline.ablation.search_space import EnsembleConfig
 from pipeline.config import ScoredSplit
 from pipeline.errors import CarvanaError
 from pipeline.report.experiments import TABLE, compare, print_experiments, show_experiments
+from pipeline.workspace import dvc_stages
 from tests import ROOT
 from tests.end_to_end.dvc_project import Project
 
@@ -238,7 +238,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 
 def test_the_real_stages_note_what_is_read() -> None:
-    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = dvc_stages(ROOT)
     assert {"ensemble", "folds.active", "models.active", "predict.tta.test"} <= set(stages["evaluate"]["params"])
     assert "reports/images.csv" in stages["evaluate"]["outs"]
     assert list(stages["train"]["matrix"]) == ["model", "fold"]
