@@ -368,8 +368,12 @@ def _probability(value: float | None) -> float | None:
 
 
 def _mask_formats(names: list[str]) -> list[str]:
+    from pipeline.segment.batch import RLE
+    from pipeline.segment.outputs import MASK_FORMATS
+
+    known = (*MASK_FORMATS, RLE)
     for name in names:
-        if name not in (known := ("mask", "overlay", "cutout", "rle")):
+        if name not in known:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}")
     return names
 

@@ -28,6 +28,17 @@ def real_carvana() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch, whatever the environment says: tiny nets wait longer for threads than they work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 LONG_FILES = ("end_to_end/", "export/", "kaggle/", "training/", "benchmarks/", "report/", "segment/")
 """In this order: they run first, so that at the end no worker is left with a long one."""
 

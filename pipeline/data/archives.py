@@ -116,7 +116,7 @@ class ZipArchive:
         try:
             with self._zip.open(self._members[name]) as handle:
                 return handle.read(limit)
-        except (NotImplementedError, RuntimeError) as error:  # encrypted, or an unknown compression
+        except RuntimeError as error:  # encrypted, or an unknown compression
             folder = self.path.with_suffix("")
             raise CarvanaError(f"{name} in {self.path}: {error}. Unpack the zip to the folder {folder}.") from error
         except (*_ZIP_ERRORS, OSError) as error:

@@ -83,7 +83,7 @@ def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LI
     in), and OSError if it cannot be read.
     """
     data = _bytes_of(source, name, limits)
-    kind = next((kind for kind, start in _MAGIC_BYTES.items() if start.match(data)), None)
+    kind = _kind_of(data)
     if kind is None:
         raise CorruptFileError(f"{name}: not a JPEG, PNG or WebP. Convert it.")
     try:
@@ -109,7 +109,12 @@ def is_image(path: Path) -> bool:
             start = file.read(32)
     except OSError:
         return path.suffix.lower() in _SUFFIXES
-    return any(magic.match(start) for magic in _MAGIC_BYTES.values()) or path.suffix.lower() in _SUFFIXES
+    return _kind_of(start) is not None or path.suffix.lower() in _SUFFIXES
+
+
+def _kind_of(start: bytes) -> str | None:
+    """Return ``JPEG``, ``PNG`` or ``WebP`` by the first bytes of a file; None for another type."""
+    return next((kind for kind, magic in _MAGIC_BYTES.items() if magic.match(start)), None)
 
 
 def image_area(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:

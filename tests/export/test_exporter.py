@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import write_json
 from tests import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INPUT = InputSettings(size=(40, 60))
 TINY = UNetConfig(architecture="unet", widths=(8, 16, 16, 16))
 STEPS = 60
@@ -69,15 +71,6 @@ class SampleImages:
 
     def mask(self, image_id: str) -> UInt8Array:
         return self.source.masks.mask(image_id)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For nets as small as these, several threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(reader: SampleImages, image_ids: Sequence[str], seed: int) -> networks.SegmentationModel:

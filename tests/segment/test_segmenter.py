@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -55,6 +54,8 @@ from tests.end_to_end.dvc_project import Project
 from tests.import_probe import HEAVY_MODULES, loaded_modules
 
 Pixels = NDArray[np.uint8]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COLOURS = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((72, 48)), np.uint8
@@ -312,15 +313,6 @@ COLOUR_TINY = InputSettings(size=(32, 48))
 def save_net(folder: Path, spec: ModelConfig, input: InputSettings, seed: int) -> None:
     weights.save_config(folder, spec, input, {})
     weights.save_weights(folder / workspace.WEIGHTS["last"], networks.build_model(spec, input, seed).state_dict())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets as small as these wait longer for their threads than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -239,7 +239,7 @@ def test_two_processes_share_the_images_and_score_each_once(tmp_path: Path, prec
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"devices": 2}, {}])
 def test_an_error_in_a_worker_process_is_raised_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
-    made = job(Torn(), **changes)
+    made = job(TruncatedImages(), **changes)
     machine = HardwareSettings(device="cpu", workers=0 if changes else 1, cache_gb=0)
     with pytest.raises(CarvanaError, match=r"^3\b"):
         train(TrainJob(**{**made.__dict__, "hardware": machine}), tmp_path)
@@ -292,7 +292,7 @@ class Locked(FakeImages):
         raise PermissionError(errno.EACCES, "Permission denied", "3.jpg")
 
 
-class Torn(FakeImages):
+class TruncatedImages(FakeImages):
     def image(self, image_id: str) -> Any:
         if image_id == "3":
             raise CorruptFileError("3 is truncated")
