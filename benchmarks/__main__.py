@@ -19,18 +19,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Compare the speed of this pipeline with the usual ways."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)} (default: all these), or gpu")
+    parser.add_argument("--data", type=Path, help="folder with the competition's zips (default: a synthetic sample)")
+    parser.add_argument("--out", type=Path, help="gpu only: write the figures to this JSON file too")
     parser.add_argument("--tiny", action="store_true", help="run each once on few items, to test that it works")
     arguments = parser.parse_args()
     chosen = arguments.names or NAMES
     for name in chosen:
-        if name not in NAMES:
-            parser.error(f"unknown benchmark '{name}': choose from {', '.join(NAMES)}")
+        if name not in (*NAMES, "gpu"):
+            parser.error(f"unknown benchmark '{name}': choose from {', '.join(NAMES)}, gpu")
+    if "gpu" in chosen:
+        from benchmarks.bench_gpu import run_gpu
+
+        with _data(arguments.data) as folder:
+            return run_gpu(folder, arguments.tiny, arguments.out)
     # Imported here, so that the processes that measure peak memory import only what they run.
     from benchmarks.timing import Row, table
 
     rows: list[Row] = []
-    with _data() as folder:
+    with _data(arguments.data) as folder:
         for name in chosen:
             rows += importlib.import_module(f"benchmarks.bench_{name}").run(folder, arguments.tiny)
             print(f"{name} done", flush=True)
@@ -45,10 +52,11 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _data() -> Iterator[Path]:
-    if _KAGGLE_DATA.is_dir():
-        print(f"Data: Kaggle's images in {_KAGGLE_DATA.resolve()}")
-        yield _KAGGLE_DATA
+def _data(given: Path | None) -> Iterator[Path]:
+    found = given or _KAGGLE_DATA
+    if given or found.is_dir():
+        print(f"Data: Kaggle's images in {found}")
+        yield found
         return
     from pipeline.config import SampleSettings
     from pipeline.synthetic.sample_competition import draw_sample

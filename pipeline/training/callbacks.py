@@ -30,8 +30,14 @@ class ThroughputMonitor(Callback):
     """Measures the time of epochs, with and without validation."""
 
     def __init__(self) -> None:
-        self.total = {"seconds": 0.0, "training_seconds": 0.0, "images": 0, "peak_memory_bytes": 0}
-        """Of all epochs; ``training_seconds`` is without validation."""
+        self.total = {
+            "seconds": 0.0,
+            "training_seconds": 0.0,
+            "images": 0,
+            "fastest_epoch": 0.0,
+            "peak_memory_bytes": 0,
+        }
+        """Of all epochs; ``training_seconds`` is without validation, ``fastest_epoch`` in images per second."""
         self.images_per_second = 0.0
         """Of the last epoch, without validation."""
         self._epoch_start = self._validation_start = self._validation_seconds = 0.0
@@ -63,6 +69,7 @@ class ThroughputMonitor(Callback):
         self.total["seconds"] += seconds
         self.total["training_seconds"] += training
         self.total["images"] += self._images
+        self.total["fastest_epoch"] = max(self.total["fastest_epoch"], self.images_per_second)
         self.total["peak_memory_bytes"] = max(self.total["peak_memory_bytes"], _memory(pl_module.device))
 
     def state_dict(self) -> dict[str, Any]:
