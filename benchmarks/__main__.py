@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Compare the speed of this pipeline with the usual ways."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)} (default: all these), or gpu")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)} (default: all these), or gpu"
+    )
     parser.add_argument("--data", type=Path, help="folder with the competition's zips (default: a synthetic sample)")
     parser.add_argument("--out", type=Path, help="gpu only: write the figures to this JSON file too")
     parser.add_argument("--tiny", action="store_true", help="run each once on few items, to test that it works")
@@ -32,7 +34,8 @@ def main() -> None:
         from benchmarks.bench_gpu import run_gpu
 
         with _data(arguments.data) as folder:
-            return run_gpu(folder, arguments.tiny, arguments.out)
+            run_gpu(folder, arguments.tiny, arguments.out)
+        return
     # Imported here, so that the processes that measure peak memory import only what they run.
     from benchmarks.timing import Row, table
 

@@ -9,17 +9,24 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.bench_prediction import FixedLogits
 from pipeline.competition.image_ids import HEIGHT, WIDTH
-from pipeline.config import AugmentSettings, HardwareSettings, InputSettings, ResolvedModel, SmpUNetConfig, TrainSettings
+from pipeline.config import (
+    AugmentSettings,
+    HardwareSettings,
+    InputSettings,
+    ResolvedModel,
+    SmpUNetConfig,
+    TrainSettings,
+)
 from pipeline.data.competition_data import CompetitionData
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
@@ -92,7 +99,14 @@ class GpuBenchmark:
         )
 
     def run(self, out: Path | None) -> None:
-        for part in (self.copies, self.forward_passes, self.training_steps, self.loader, self.training, self.prediction):
+        for part in (
+            self.copies,
+            self.forward_passes,
+            self.training_steps,
+            self.loader,
+            self.training,
+            self.prediction,
+        ):
             with self._report_failure(part.__name__):
                 part()
             if out:
@@ -246,7 +260,9 @@ class GpuBenchmark:
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=fused)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         averages = [value.detach().clone() for value in net.parameters()]
-        pixels = torch.randint(0, 256, (batch, *self.size, 3), dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        pixels = torch.randint(0, 256, (batch, *self.size, 3), dtype=torch.uint8, device=self.device).permute(
+            0, 3, 1, 2
+        )
         target = torch.rand(batch, 1, *self.size, device=self.device)
 
         def step() -> None:

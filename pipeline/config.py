@@ -281,6 +281,9 @@ class HardwareSettings(StrictModel):
     predict_batch: PositiveInt = 4
     """Images per forward pass of prediction and validation."""
 
+    compile: bool = False
+    """Compile nets with torch.compile: a minute per net, then up to 1.6 times faster on a GPU."""
+
 
 class UNetConfig(StrictModel):
     """The original U-Net: double convolutions, and a decoder of transposed convolutions."""

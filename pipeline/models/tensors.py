@@ -1,13 +1,17 @@
 """What resize.py does, for tensors on any device; which device and precision to use."""
 
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import Device, Precision
-from pipeline.errors import CarvanaError
+from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.models.resize import LOGIT_CLAMP, quantize_logits, upsample_logits
+from pipeline.models.weights import first_line
 from pipeline.utils.arrays import Float32Array, UInt8Array
 
 
@@ -20,6 +24,29 @@ def to_batch(inputs: list[UInt8Array], device: torch.device) -> Tensor:
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return channels_last for GPUs; on CPUs without wide vector units it is up to seven times slower."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def compile_or_eager(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return ``function`` compiled by torch for the shapes that it gets; if that fails, with one warning, as it is."""
+    compiled: Callable[[Tensor], Tensor] | None = torch.compile(function, dynamic=False)
+
+    def run(pixels_BCHW: Tensor) -> Tensor:
+        nonlocal compiled
+        if compiled is not None:
+            try:
+                return compiled(pixels_BCHW)
+            except Exception as error:  # compilers and their tools raise errors of all kinds
+                if is_out_of_memory(error):
+                    raise
+                compiled = None
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                print(
+                    f"warning: hardware.compile: the net can't be compiled ({reason}). It runs as it is.",
+                    file=sys.stderr,
+                )
+        return function(pixels_BCHW)
+
+    return run
 
 
 def upsample_logits_tensor(logits_B1HW: Tensor, height: int, width: int) -> Tensor:

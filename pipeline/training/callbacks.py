@@ -12,11 +12,9 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
-from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -94,8 +92,8 @@ def _memory(device: torch.device) -> int:
 _LOGGED_BATCHES = 100
 """Maximum number of batches per epoch that are logged individually."""
 
-_BN_IMAGES = 16
-"""Number of training images, about, for the batch-norm statistics of a prediction grid."""
+_LOGGED_AT_ONCE = 10
+"""Number of batches whose losses are read from the device together."""
 
 _TAGS = {
     "loss": "loss/sum",
@@ -185,28 +183,21 @@ class MetricsHistory(Callback):
 class GradientNormMonitor(Callback):
     """Logs mean and maximum of the gradient norm before clipping, per epoch; comes before ``MetricsHistory``."""
 
-    def __init__(self) -> None:
-        self._norms: list[Tensor] = []
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the norms of the previous epoch."""
-        self._norms.clear()
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Record the norm of a step; it stays on the device, without synchronization."""
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        self._norms.append(get_total_norm(gradients))
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's mean and maximum."""
-        norms = torch.stack(self._norms)
+        assert isinstance(pl_module.gradient_norms, list)
+        norms = torch.stack(pl_module.gradient_norms)
+        pl_module.gradient_norms.clear()
         norms = norms[torch.isfinite(norms)]  # fp16 skips the step of a gradient that overflows
         norms = norms if len(norms) else norms.new_tensor([torch.nan])  # else Lightning would log the last epoch's
         pl_module.log_dict({"gradient_norm": norms.mean(), "gradient_norm_max": norms.max()}, rank_zero_only=True)
 
 
 class ValidationGridLogger(Callback):
-    """Draws the prediction grid after each epoch, with the weights that are kept (averaged ones, if any)."""
+    """Draws the prediction grid of each validation, with the weights that are scored.
+
+    It comes before ``WeightAverage`` among the callbacks, so that the averages are still in place.
+    """
 
     def __init__(self, image_ids: Sequence[str], reader: ImageReader, input: InputSettings, path: Path) -> None:
         self.image_ids, self.reader, self.input = image_ids, reader, input
@@ -218,33 +209,14 @@ class ValidationGridLogger(Callback):
         if trainer.is_global_zero:
             self._grid = PredictionGrid.load(self.image_ids, self.reader, self.input)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the grid, atomically, before the checkpoint of its epoch."""
         if self._grid is None:
             return
-        with _averaged_weights(trainer, pl_module):
-            # A validation has just measured them; averaged weights have none of their own.
-            if not is_validation_epoch(trainer):
-                pl_module.refresh_bn_stats(_BN_IMAGES)  # type: ignore[operator]
-            with trainer.precision_plugin.forward_context():
-                jpeg = self._grid.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
+        with trainer.precision_plugin.forward_context():
+            jpeg = self._grid.draw(pl_module.net, pl_module.device)  # type: ignore[arg-type]
         with atomic_write(self.path) as temporary:
             temporary.write_bytes(jpeg)
-
-
-@contextlib.contextmanager
-def _averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Swap the weights that the checkpoint will have into the net, as a validation does, and back."""
-    averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
-    for callback in averaging:
-        callback.on_validation_epoch_start(trainer, pl_module)
-    pl_module.eval()
-    try:
-        yield
-    finally:
-        pl_module.train()
-        for callback in averaging:
-            callback.on_validation_epoch_end(trainer, pl_module)
 
 
 class TensorBoardWriter(Callback):
@@ -267,6 +239,7 @@ class TensorBoardWriter(Callback):
         self._epochs: SummaryWriter | None = None
         self._batches: SummaryWriter | None = None
         self._failed = False
+        self._waiting: list[tuple[int, Tensor, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the log, or continue it: entries after the checkpoint are purged."""
@@ -286,31 +259,45 @@ class TensorBoardWriter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log some of the batches: reading the loss synchronizes a GPU."""
+        """Keep the loss of some of the batches."""
         batches = int(trainer.num_training_batches)
         if self._batches is None or (batch_idx + 1) % -(-batches // _LOGGED_BATCHES):
             return
         step = trainer.current_epoch * batches + batch_idx + 1
+        # Lightning passes the loss divided by the accumulated batches.
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._waiting.append((step, loss, trainer.optimizers[0].param_groups[0]["lr"]))
+        if len(self._waiting) == _LOGGED_AT_ONCE:
+            self._log_batches()
+
+    def _log_batches(self) -> None:
+        """Log the batches that wait: reading a loss waits for the GPU."""
+        waiting, self._waiting = self._waiting, []
+        if self._batches is None or not waiting:
+            return
+        losses = torch.stack([loss for _, loss, _ in waiting]).tolist()
         with self._stop_on_error():
-            # Lightning passes the loss divided by the accumulated batches.
-            self._batches.add_scalar("batch/loss", float(outputs["loss"]) * trainer.accumulate_grad_batches, step)
-            self._batches.add_scalar("batch/lr", trainer.optimizers[0].param_groups[0]["lr"], step)
+            for (step, _, rate), loss in zip(waiting, losses, strict=True):
+                self._batches.add_scalar("batch/loss", loss, step)
+                self._batches.add_scalar("batch/lr", rate, step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch."""
+        self._log_batches()
         if self._epochs is None or self._batches is None:
             return
         row = dict(self.history.rows[-1])
         epoch = int(row.pop("epoch"))
         row["images_per_second"] = self.throughput.images_per_second
         row["memory_gb"] = self.throughput.total["peak_memory_bytes"] / 1e9
-        image = Summary.Image(encoded_image_string=self.grid.read_bytes(), colorspace=3)
         with self._stop_on_error():
             for name, value in row.items():
                 self._epochs.add_scalar(_TAGS.get(name, name.replace("_", "/", 1)), value, epoch)
-            # As a JPEG: add_image would make a PNG, five times as large.
-            summary = Summary(value=[Summary.Value(tag="panel", image=image)])
-            self._epochs.file_writer.add_summary(summary, epoch)  # type: ignore[attr-defined]
+            if is_validation_epoch(trainer):
+                # As a JPEG: add_image would make a PNG, five times as large.
+                image = Summary.Image(encoded_image_string=self.grid.read_bytes(), colorspace=3)
+                summary = Summary(value=[Summary.Value(tag="panel", image=image)])
+                self._epochs.file_writer.add_summary(summary, epoch)  # type: ignore[attr-defined]
             self._epochs.flush()
             self._batches.flush()
 

@@ -110,13 +110,13 @@ class TrainingSet(Dataset[dict[str, Tensor]]):
         return len(self.examples)
 
     def __getitem__(self, step: Step) -> dict[str, Tensor]:
-        """Return ``image`` (C, h, w) and ``target`` (1, h, w), uint8, and the ``index`` of the image."""
+        """Return ``image`` (h, w, C) and ``target`` (1, h, w), uint8, and the ``index`` of the image."""
         epoch, index = step
         image_hwC, target_hw = self.examples[index]
         # From (seed, epoch, image), so that a resumed run equals an uninterrupted one.
         self.augment.set_random_seed(int(_random_generator(self.seed, epoch, index).integers(1 << 31)))
         changed = self.augment(image=image_hwC, mask=target_hw)
-        image = torch.from_numpy(np.atleast_3d(changed["image"])).permute(2, 0, 1)
+        image = torch.from_numpy(np.atleast_3d(changed["image"]))
         return {"image": image, "target": torch.from_numpy(changed["mask"])[None], "index": torch.tensor(index)}
 
 
@@ -130,10 +130,10 @@ class ValidationSet(Dataset[dict[str, Tensor]]):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return ``image`` (C, h, w) and ``mask`` (1280, 1918) of 0 and 1, uint8."""
+        """Return ``image`` (h, w, C) and ``mask`` (1280, 1918) of 0 and 1, uint8."""
         image_hwC = self.examples.image(index)
         mask_HW = self.examples.reader.mask(self.examples.image_ids[index])
-        return {"image": torch.from_numpy(image_hwC).permute(2, 0, 1), "mask": torch.from_numpy(mask_HW)}
+        return {"image": torch.from_numpy(image_hwC), "mask": torch.from_numpy(mask_HW)}
 
 
 class EpochSampler(Sampler[Step]):

@@ -1,7 +1,8 @@
 """The LightningModule: loss, optimizer, learning rate, batch-norm statistics."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,23 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn, no_grad
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer, lr_scheduler
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import HardwareSettings, LossName, ResolvedModel, TrainSettings
 from pipeline.errors import CarvanaError
 from pipeline.models.networks import SegmentationModel
-from pipeline.models.tensors import memory_format, upsample_logits_tensor
+from pipeline.models.tensors import compile_or_eager, memory_format, resolve_precision, upsample_logits_tensor
 from pipeline.models.weights import non_finite_name
 from pipeline.training.callbacks import is_validation_epoch
 from pipeline.training.dataset import ImageReader
 
 _BN_IMAGES = 64
-"""Number of training images, about, that batch-norm statistics are measured on."""
+"""Maximum number of training images that batch-norm statistics are measured on."""
+
+_CHECKED_AT_ONCE = 32
+"""Number of batches whose losses are read from a GPU together, since reading waits for it."""
 
 _NAN_HINT = "lower train.lr, set train.gradient_clip_norm to 1.0, or train.precision to 32"
 """What to do about NaN and infinity."""
@@ -129,9 +134,22 @@ class SegmentationModule(LightningModule):
         self.settings = job.model.train
         self.seed = job.seed
         self.image_ids = job.train_ids
-        self.dice_sum, self.dice_count = 0.0, 0
+        self.precision = resolve_precision(self.settings.precision, device)
         if self.settings.channels_last:
             self.net.to(memory_format=memory_format(device))
+        self.gradient_norms: list[Tensor] = []
+        """Of the epoch's steps so far, before clipping; scalars on the device."""
+        self._compile = job.hardware.compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._unchecked: list[tuple[Tensor, Tensor]] = []
+        self._recent: deque[Tensor] = deque(maxlen=math.ceil(_BN_IMAGES / self.settings.batch_size))
+        self._scores: list[Tensor] = []
+        self._finite: list[Tensor] = []
+
+    def on_fit_start(self) -> None:
+        """Compile the net, where that is wanted; in the process that trains, as it can't be sent to another."""
+        if self._compile:
+            self._compiled = compile_or_eager(self.net)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout from (seed, epoch, batch, process), so that a resumed run equals an uninterrupted one."""
@@ -139,22 +157,38 @@ class SegmentationModule(LightningModule):
         torch.manual_seed(int(step.integers(1 << 31)))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; raises CarvanaError if it is NaN or infinite."""
+        """Return the loss of a batch; raises CarvanaError soon after one that is NaN or infinite."""
         settings = self.settings
-        logits_B1HW = self.net(batch["image"])
+        if is_validation_epoch(self.trainer):
+            self._recent.append(batch["image"])
+        logits_B1HW = (self._compiled or self.net)(batch["image"])
         parts = compute_losses(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
-        if not torch.isfinite(parts["loss"]):
-            raise CarvanaError(self._non_finite_message(parts, batch))
-        self.log_dict(
-            {name: part.detach() for name, part in parts.items()}, on_step=False, on_epoch=True, sync_dist=True
-        )
+        details = {name: part.detach() for name, part in parts.items()}
+        self._unchecked.append((torch.stack(list(details.values())), batch["index"]))
+        at_once = _CHECKED_AT_ONCE if self.device.type == "cuda" else 1
+        if len(self._unchecked) == at_once or batch_idx + 1 == self.trainer.num_training_batches:
+            self._check_losses(list(details))
+        self.log_dict(details, on_step=False, on_epoch=True, sync_dist=True)
         return parts["loss"]
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Measure the norm of the gradients once, for the log and for clipping.
+
+        Lightning's own clipping refuses fused optimizers, which matters in fp16 only.
+        """
+        parameters = [parameter for parameter in self.net.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.gradient_norms.append(norm)
+        if gradient_clip_val is not None:
+            clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def on_validation_epoch_start(self) -> None:
         """Start a new mean, with batch-norm statistics of the weights that are scored, equal in all processes."""
-        self.dice_sum, self.dice_count = 0.0, 0
+        self._scores, self._finite = [], []
         if self.trainer.is_global_zero:
-            self.refresh_bn_stats(_BN_IMAGES)
+            self._refresh_bn_stats()
             self._check_finite_weights()
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
@@ -163,13 +197,11 @@ class SegmentationModule(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Score as Kaggle does: each whole image by itself, at 1280 x 1918."""
         logits_B1HW = self.net(batch["image"])
-        if not torch.isfinite(logits_B1HW).all():
-            raise CarvanaError(f"Model output is NaN or infinite after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
-        logits_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH)
-        for mask_HW, true_HW in zip(logits_BHW >= 0, batch["mask"].bool(), strict=True):
-            total = int(mask_HW.sum()) + int(true_HW.sum())
-            self.dice_sum += 2 * int((mask_HW & true_HW).sum()) / total if total else 1.0
-            self.dice_count += 1
+        self._finite.append(torch.isfinite(logits_B1HW).all())
+        masks_BHW, true_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH) >= 0, batch["mask"].bool()
+        overlap, total = (masks_BHW & true_BHW).sum((1, 2)), masks_BHW.sum((1, 2)) + true_BHW.sum((1, 2))
+        # Two empty masks are equal.
+        self._scores.append(torch.where(total > 0, 2 * overlap / total, 1.0))
 
     def on_validation_epoch_end(self) -> None:
         """Log the score, for curves and ``plateau``."""
@@ -182,18 +214,20 @@ class SegmentationModule(LightningModule):
             schedule.step(self.validation_dice())
 
     def validation_dice(self) -> float:
-        """Return the mean Dice over the images of all processes."""
-        sums = torch.tensor([self.dice_sum, self.dice_count], dtype=torch.float64)
-        if self.device.type == "mps":
-            sums = sums.float()
-        gathered = self.all_gather(sums.to(self.device))
+        """Return the mean Dice over the images of all processes; raises CarvanaError if a logit is not finite."""
+        if not torch.stack(self._finite).all():
+            raise CarvanaError(f"Model output is NaN or infinite after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
+        scores = torch.cat(self._scores)
+        dtype = torch.float32 if scores.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        sums = torch.stack([scores.sum(dtype=dtype), scores.new_tensor(len(scores), dtype=dtype)])
+        gathered = self.all_gather(sums)
         assert isinstance(gathered, Tensor)
         total = gathered.reshape(-1, 2).sum(0)
         return float(total[0] / total[1])
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule."""
-        optimizer = _optimizer(self.net, self.settings)
+        optimizer = _optimizer(self.net, self.settings, fused=_can_fuse(self.device, self.precision))
         steps = int(self.trainer.estimated_stepping_batches)
         if self.settings.schedule == "plateau":
             plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
@@ -204,10 +238,19 @@ class SegmentationModule(LightningModule):
         schedule = lr_scheduler.LambdaLR(optimizer, lr_lambda(self.settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def refresh_bn_stats(self, count: int) -> None:
-        """Measure running statistics again, on about so many training images, for the weights that are in the net."""
+    def _refresh_bn_stats(self) -> None:
+        """Measure running statistics again, on the last training images of the epoch, for the weights in the net."""
+        batches = bn_batches(torch.cat(list(self._recent))[-_BN_IMAGES:], self.settings.batch_size)
         with self.trainer.precision_plugin.forward_context():
-            update_bn_stats(self.net, self._bn_batches(count))
+            update_bn_stats(self.net, batches)
+        self._recent.clear()
+
+    def _check_losses(self, names: Sequence[str]) -> None:
+        """Raise CarvanaError if a loss since the last check is NaN or infinite."""
+        unchecked, self._unchecked = self._unchecked, []
+        for values, (_, indices) in zip(torch.stack([v for v, _ in unchecked]).tolist(), unchecked, strict=True):
+            if not all(map(math.isfinite, values)):
+                raise CarvanaError(self._non_finite_message(dict(zip(names, values, strict=True)), indices))
 
     def _check_finite_weights(self) -> None:
         name = non_finite_name(self.net.state_dict())
@@ -216,25 +259,22 @@ class SegmentationModule(LightningModule):
                 f"The net's '{name}' contains NaN or infinity after epoch {self.current_epoch + 1}: {_NAN_HINT}."
             )
 
-    def _bn_batches(self, count: int) -> Iterator[Tensor]:
-        """Yield batches of about ``count`` training images, evenly spaced, with this epoch's augmentation."""
-        images: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        chosen = range(0, len(images), max(1, len(images) // count))
-        size = max(2, self.settings.batch_size)  # a batch of one has no statistics after global pooling
-        if len(chosen) > 1 and len(chosen) % size == 1:
-            chosen = chosen[:-1]
-        for start in range(0, len(chosen), size):
-            part = chosen[start : start + size]
-            batch = torch.stack([images[self.current_epoch, index]["image"] for index in part])
-            yield batch.to(self.device)
-
-    def _non_finite_message(self, parts: Mapping[str, Tensor], batch: dict[str, Tensor]) -> str:
-        values = ", ".join(f"{name} {float(part.detach()):g}" for name, part in parts.items() if name != "loss")
-        images = ", ".join(self.image_ids[int(index)] for index in batch["index"][:4])
+    def _non_finite_message(self, losses: Mapping[str, float], indices: Tensor) -> str:
+        values = ", ".join(f"{name} {value:g}" for name, value in losses.items() if name != "loss")
+        images = ", ".join(self.image_ids[index] for index in indices[:4].tolist())
         return (
             f"The loss is NaN or infinite in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
             f"{_NAN_HINT}."
         )
+
+
+def bn_batches(images_BChw: Tensor, batch_size: int) -> list[Tensor]:
+    """Return the images in batches of about ``batch_size``, none of them of one image unless there is only one.
+
+    A batch of one has no statistics after global pooling.
+    """
+    batches = list(torch.split(images_BChw, max(2, batch_size)))
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 
 def lr_lambda(settings: TrainSettings, steps: int) -> Callable[[int], float]:
@@ -257,12 +297,18 @@ def lr_lambda(settings: TrainSettings, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _optimizer(net: SegmentationModel, settings: TrainSettings) -> Optimizer:
+def _can_fuse(device: torch.device, precision: torch.dtype) -> bool:
+    """Return whether one kernel may update all weights: not in fp16, where Lightning then leaves gradients scaled."""
+    return device.type in ("cuda", "cpu") and precision != torch.float16
+
+
+def _optimizer(net: SegmentationModel, settings: TrainSettings, fused: bool) -> Optimizer:
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    can_fuse = common | {"fused": fused or None}
     optimizers: dict[str, Callable[[], Optimizer]] = {
-        "adam": lambda: torch.optim.Adam(net.parameters(), **common),
-        "adamw": lambda: torch.optim.AdamW(net.parameters(), **common),
-        "sgd": lambda: torch.optim.SGD(net.parameters(), momentum=0.9, nesterov=True, **common),
+        "adam": lambda: torch.optim.Adam(net.parameters(), **can_fuse),
+        "adamw": lambda: torch.optim.AdamW(net.parameters(), **can_fuse),
+        "sgd": lambda: torch.optim.SGD(net.parameters(), momentum=0.9, nesterov=True, **can_fuse),
         "rmsprop": lambda: torch.optim.RMSprop(net.parameters(), momentum=0.9, **common),
     }
     return optimizers[settings.optimizer]()

@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ import pandas as pd
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from pipeline.config import TrainSettings
 from pipeline.errors import CarvanaError, original_error
 from pipeline.models.networks import build_model
-from pipeline.models.tensors import device_label, resolve_device, resolve_precision
+from pipeline.models.tensors import device_label, memory_format, resolve_device, resolve_precision
 from pipeline.models.weights import save_config, save_weights
 from pipeline.training.callbacks import (
     GradientNormMonitor,
@@ -94,11 +93,11 @@ def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
     tensorboard = [TensorBoardWriter(log, logged, history, throughput, work / _GRID)] if log else []
     return [
         BestWeights(work),
-        *_averaging(settings),
+        grid,
+        *([WeightAverage(settings.ema_decay)] if settings.ema_decay else []),
         GradientNormMonitor(),
         history,
         throughput,
-        grid,
         *tensorboard,
         LastCheckpoint(work),
     ]
@@ -121,7 +120,7 @@ def _reraise_worker_errors() -> Iterator[None]:
 class BestWeights(Callback):
     """Keeps the weights of the best validation.
 
-    It comes before weight averaging among the callbacks, so that the averaged weights are in place.
+    It comes before ``WeightAverage`` among the callbacks, so that the averages are still in place.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,6 +160,84 @@ class LastCheckpoint(Checkpoint):
                 older.unlink()
 
 
+class WeightAverage(Callback):
+    """Exponential moving average of the net's weights and buffers, which is validated and saved in their place.
+
+    It lies on the training device. Lightning's own is made before the net moves to a GPU, so that it stays on the CPU,
+    and every step would copy all weights there.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.updates, self._step = 0, 0
+        self._saved: Mapping[str, Tensor] | None = None
+        self._averages: dict[str, Tensor] = {}
+        self._pairs: list[tuple[list[Tensor], ...]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the checkpoint's averages, if there are any, now that the net is on its device."""
+        current = pl_module.state_dict()
+        self._averages = {name: value.clone() for name, value in current.items()}
+        for name, value in (self._saved or {}).items():
+            self._averages[name].copy_(value)
+        self._saved = None
+        # Steps change weights in place, so that these lists stay those of the net.
+        states = (self._averages, current)
+        self._pairs = [
+            tuple([value for value in state.values() if value.is_floating_point() == floating] for state in states)
+            for floating in (True, False)
+        ]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Update the average after each optimizer step."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        (averaged, current), (averaged_counts, current_counts) = self._pairs
+        if self.updates:
+            # Warm-up: with a fixed 0.999 the initial weights would still be 86 % of the average after 150 steps.
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averaged, current)
+        torch._foreach_copy_(averaged_counts, current_counts)
+        self.updates += 1
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the averages into the net."""
+        self._swap()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        self._swap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers of updates and steps, for the checkpoint."""
+        return {"updates": self.updates, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the numbers of updates and steps."""
+        self.updates, self._step = state_dict["updates"], state_dict["step"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the averages as the checkpoint's weights, and the trained weights next to them."""
+        checkpoint["trained_state_dict"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = dict(self._averages)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore both."""
+        self._saved = checkpoint["state_dict"]
+        pl_module.load_state_dict(checkpoint["trained_state_dict"])
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for averaged, current in self._pairs:
+            kept = [value.clone() for value in averaged]
+            torch._foreach_copy_(averaged, current)
+            torch._foreach_copy_(current, kept)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically; Lightning's own class writes through another file system."""
 
@@ -187,6 +264,12 @@ class SegmentationData(LightningDataModule):
         # Whole images, where training may use small crops: in batches as large as in prediction.
         examples, batch_size = self._examples(self.job.validation_ids), self.job.hardware.predict_batch
         return validation_loader(examples, batch_size, self._workers(), *self._share())
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Turn images from (B, h, w, C), as loaders pass them, to (B, C, h, w) in the net's memory format."""
+        image_BhwC = batch["image"]
+        wanted = memory_format(image_BhwC.device) if self.job.model.train.channels_last else torch.contiguous_format
+        return {**batch, "image": image_BhwC.permute(0, 3, 1, 2).contiguous(memory_format=wanted)}
 
     def _workers(self) -> LoaderOptions:
         return LoaderOptions(self.job.hardware.workers, resolve_device(self.job.hardware.device).type == "cuda")
@@ -233,26 +316,6 @@ def _trainer(settings: TrainSettings, device: torch.device, work: Path, callback
 
 def _lightning_precision(dtype: torch.dtype) -> str:
     return {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[dtype]
-
-
-def _averaging(settings: TrainSettings) -> list[Callback]:
-    return [WeightAveraging(use_buffers=True, multi_avg_fn=EmaUpdate(settings.ema_decay))] if settings.ema_decay else []
-
-
-@dataclass(frozen=True)
-class EmaUpdate:
-    """Exponential moving average of weights, with a warm-up of the decay."""
-
-    decay: float
-
-    def __call__(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        """Update ``averaged`` in place."""
-        # Warm-up: with a fixed 0.999 the initial weights would still be 86 % of the average after 150 steps.
-        decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:
-            torch._foreach_copy_(averaged, current)
 
 
 def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) -> Path:

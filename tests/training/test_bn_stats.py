@@ -1,15 +1,12 @@
 """Running statistics measured again."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.networks import build_model
-from pipeline.training.module import SegmentationModule, update_bn_stats
-from tests.fakes.train_jobs import job
+from pipeline.training.module import bn_batches, update_bn_stats
 
 
 def batches() -> Iterator[Tensor]:
@@ -53,10 +50,6 @@ def test_update_bn_stats_restores_mode_and_weights() -> None:
 
 @pytest.mark.parametrize(("images", "batch_size"), [(65, 4), (65, 16), (5, 2), (3, 1), (7, 8), (2, 1)])
 def test_no_batch_of_statistics_has_one_image(images: int, batch_size: int) -> None:
-    training = job(batch_size=batch_size)
-    made = SegmentationModule(build_model(training.model.spec, training.model.input), training, torch.device("cpu"))
-    dataset = {(0, index): {"image": torch.zeros(3, 4, 4)} for index in range(images)}
-    made._trainer = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset), current_epoch=0)  # type: ignore[assignment]
-    sizes = [len(batch) for batch in made._bn_batches(64)]
+    sizes = [len(batch) for batch in bn_batches(torch.zeros(images, 3, 4, 4), batch_size)]
     assert 1 not in sizes
     assert images - 1 <= sum(sizes) <= images

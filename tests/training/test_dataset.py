@@ -56,12 +56,12 @@ class TestDataset:
     def test_image_and_target_move_together(self, examples: CachedImages) -> None:
         only_moves = AugmentSettings(shift=0.2, scale=0.2, rotate=10, brightness=0, hue=0)
         item = TrainingSet(examples, settings(augment=only_moves), 0)[(1, 3)]
-        car = item["image"][0].float() - 60
+        car = item["image"][..., 0].float() - 60
         assert (car / 120 - item["target"][0].float() / 255).abs().mean() < 0.02
 
     def test_crops(self, examples: CachedImages) -> None:
         item = TrainingSet(examples, settings(crop=(16, 24)), 0)[(0, 0)]
-        assert item["image"].shape == (3, 16, 24)
+        assert item["image"].shape == (16, 24, 3)
         assert item["target"].shape == (1, 16, 24)
 
     def test_order_follows_from_seed_and_epoch(self) -> None:

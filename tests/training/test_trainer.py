@@ -55,7 +55,7 @@ def test_the_validation_scores_are_those_of_the_saved_weights(tmp_path: Path, pr
     steps = {"lr": 0.4, "optimizer": "sgd", "schedule": "constant"}
     folder = train(job(batch_size=1, epochs=2, precision=precision, **steps), tmp_path)
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert 0.5 < metrics["dice"] < metrics["best_dice"] - 0.01
+    assert 0.5 < metrics["dice"] < metrics["best_dice"] - 0.005
     assert metrics["best_epoch"] == 1
     for weights, key in (("last", "dice"), ("best", "best_dice")):
         predictor = TorchPredictor(folder, weights=weights, device="cpu", precision=precision)
