@@ -4,7 +4,6 @@ What our code reaches is given as a share of a bare loop: the same net on batche
 """
 
 import contextlib
-import copy
 import json
 import statistics
 import tempfile
@@ -30,7 +29,7 @@ from pipeline.config import (
 from pipeline.data.competition_data import CompetitionData
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
-from pipeline.models.networks import SegmentationModel, build_model
+from pipeline.models.networks import SegmentationModel, build_model, prepare_for_gpu
 from pipeline.models.resize import soft_target
 from pipeline.models.tensors import memory_format, resolve_device, resolve_precision
 from pipeline.models.weights import save_config, save_weights
@@ -129,7 +128,7 @@ class GpuBenchmark:
         net = self._net().eval()
         for batch in self.batch_sizes:
             self._forward("forward, eager", net, batch, autocast=True)
-        prepared = self._prepared(net)
+        prepared = prepare_for_gpu(net, self.dtype)
         for batch in self.batch_sizes:
             self._forward("forward, prepared", prepared, batch, autocast=False)
         if not self.tiny:
@@ -207,6 +206,7 @@ class GpuBenchmark:
                     size=(HEIGHT, WIDTH),
                     batch_size=batch,
                     threads=available_cpus(),
+                    merged=True,
                 )
                 list(predict(ids[:batch]))  # selects algorithms
                 start = time.perf_counter()
@@ -240,17 +240,6 @@ class GpuBenchmark:
     def _net(self) -> SegmentationModel:
         net = build_model(self.spec, self.input, pretrained=False)
         return net.to(self.device).to(memory_format=memory_format(self.device))
-
-    def _prepared(self, net: SegmentationModel) -> nn.Module:
-        """Return the net as fast as it gets without compiling: batch norm in the convolutions, weights cast."""
-        from torch.fx import symbolic_trace
-        from torch.fx.experimental.optimization import fuse
-
-        prepared = copy.deepcopy(net)
-        prepared.network = fuse(symbolic_trace(prepared.network)).to(self.dtype)
-        normal = prepared._normal
-        prepared._normal = lambda pixels: normal(pixels).to(self.dtype)  # type: ignore[method-assign]
-        return prepared.to(memory_format=memory_format(self.device))
 
     def _step(self, batch: int, compiled: bool) -> Callable[[], object]:
         settings = self._settings(batch)

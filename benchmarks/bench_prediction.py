@@ -15,7 +15,6 @@ from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig, UNetConfig
 from pipeline.data.competition_data import CompetitionData
 from pipeline.inference.prediction_store import ShardWriter
-from pipeline.inference.probability_map import sum_views
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
 from pipeline.models.networks import build_model
 from pipeline.models.resize import soft_target
@@ -71,12 +70,12 @@ class Ours(_Contender):
     def __call__(self) -> None:
         threads = os.cpu_count() or 1
         predictions = predict_stream(
-            self.predictor, self.image_ids, self.source.train.image, (HEIGHT, WIDTH), self.batch_size, threads
+            self.predictor, self.image_ids, self.source.train.image, (HEIGHT, WIDTH), self.batch_size, threads, True
         )
         with ShardWriter(self.net / "maps.parquet") as writer:
-            for image_id, probs_VHW in predictions:
-                assert not isinstance(probs_VHW, Exception)
-                writer.add(sum_views(image_id, "+".join(self.views), probs_VHW))
+            for _, maps in predictions:
+                assert not isinstance(maps, Exception)
+                writer.add(*maps)
             writer.note_unreadable({})
 
 

@@ -1,13 +1,12 @@
 """Predict the images of one split with one net, shard by shard; a killed run resumes after its last shard."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.errors import CorruptFileError
@@ -23,11 +22,11 @@ from pipeline.inference.prediction_store import (
     write_timing,
     write_warmup_and_rest,
 )
-from pipeline.inference.probability_map import ProbabilityMap, sum_views
+from pipeline.inference.probability_map import ProbabilityMap
 from pipeline.utils.files import atomic_write
 
-PredictionStream = Iterator[tuple[str, NDArray[np.uint8] | CorruptFileError]]
-"""Image ids in order, with probabilities, uint8 (V, 1280, 1918), or with the error of reading the image."""
+PredictionStream = Iterator[tuple[str, Sequence[ProbabilityMap] | CorruptFileError]]
+"""Image ids in order, with the maps of their views (or of the views' sum), or with the error of reading the image."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class PredictJob:
     views: Sequence[str]
     shard_images: int
     test: bool
-    """Sum the views and note unreadable images. If false, store each view; an unreadable image is an error."""
+    """Maps are sums of the views, and unreadable images are noted. If false, each view has a map, and an unreadable
+    image is an error."""
 
     net: str
     """Digest of the net that predicts."""
@@ -52,21 +52,23 @@ def write_predictions(
 ) -> Path:
     """Write the probability maps of all images and return their folder, below ``work``.
 
-    ``read_timing`` returns the times of the shard that was just predicted; without it, none are stored.
+    ``read_timing`` returns the times since it was last called, after each shard; without it, none are stored.
     """
     folder, times = work / "maps", work / "times"
     folder.mkdir(exist_ok=True)
     shards = [job.image_ids[i : i + job.shard_images] for i in range(0, len(job.image_ids), job.shard_images)]
+    missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
     with tqdm(total=len(job.image_ids), desc="Predicting", unit="image") as bar:
-        for number, image_ids in enumerate(shards):
+        bar.update(len(job.image_ids) - sum(len(shards[number]) for number in missing))
+        # One stream, so that a GPU does not wait at the end of each shard.
+        stream = _counted(predict([image_id for number in missing for image_id in shards[number]]), bar)
+        for number in missing:
             path = folder / shard_name(number)
-            if not path.is_file():
-                with atomic_write(path) as temporary:
-                    _write_shard(job, _counted(predict(image_ids), bar), temporary)
-                    # Before the shard gets its name, so that no kill leaves a shard without its times.
-                    if read_timing:
-                        write_warmup_and_rest(_times_of(path, times), read_timing())
-            bar.update(min((number + 1) * job.shard_images, len(job.image_ids)) - bar.n)
+            with atomic_write(path) as temporary:
+                _write_shard(job, itertools.islice(stream, len(shards[number])), temporary)
+                # Before the shard gets its name, so that no kill leaves a shard without its times.
+                if read_timing:
+                    write_warmup_and_rest(_times_of(path, times), read_timing())
     paths = [folder / shard_name(number) for number in range(len(shards))]
     write_index(
         folder,
@@ -90,16 +92,14 @@ def _times_of(shard: Path, times: Path) -> Path:
 def _write_shard(job: PredictJob, predictions: PredictionStream, path: Path) -> None:
     unreadable: dict[str, str] = {}
     with ShardWriter(path) as writer:
-        for image_id, probs_VHW in predictions:
-            if isinstance(probs_VHW, CorruptFileError):
+        for image_id, maps in predictions:
+            if isinstance(maps, CorruptFileError):
                 if not job.test:
-                    raise probs_VHW
-                unreadable[image_id] = str(probs_VHW)
-            elif job.test:
-                writer.add(sum_views(image_id, "+".join(job.views), probs_VHW))
+                    raise maps
+                unreadable[image_id] = str(maps)
             else:
-                for view, probs_HW in zip(job.views, probs_VHW, strict=True):
-                    writer.add(ProbabilityMap.crop(image_id, view, 1, probs_HW))
+                for prob_map in maps:
+                    writer.add(prob_map)
         writer.note_unreadable(unreadable)
 
 

@@ -44,6 +44,26 @@ class ProbabilityMap:
         left, top, width, height = _bounding_box(probs_HW)
         return cls(image_id, view, count, top, left, probs_HW[top : top + height, left : left + width])
 
+    @classmethod
+    def cut(
+        cls,
+        image_id: str,
+        view: str,
+        count: int,
+        probs_HW: UnsignedImage,
+        rows_H: NDArray[np.bool_],
+        columns_W: NDArray[np.bool_],
+    ) -> Self:
+        """Return the map of full-size probabilities (H, W) as ``crop`` does, as a copy.
+
+        ``rows_H`` and ``columns_W`` tell which rows and columns have anything that is not zero.
+        """
+        rows, columns = np.flatnonzero(rows_H), np.flatnonzero(columns_W)
+        if not len(rows):
+            return cls(image_id, view, count, 0, 0, probs_HW[:0, :0].copy())
+        top, left = int(rows[0]), int(columns[0])
+        return cls(image_id, view, count, top, left, probs_HW[top : rows[-1] + 1, left : columns[-1] + 1].copy())
+
     @property
     def box(self) -> tuple[slice, slice]:
         """Rows and columns of the image that ``probs_u8`` covers."""
@@ -92,6 +112,15 @@ def sum_views(image_id: str, view: str, probs_VHW: NDArray[np.uint8]) -> Probabi
     if len(probs_VHW) == 1:
         return ProbabilityMap.crop(image_id, view, 1, probs_VHW[0])
     return ProbabilityMap.crop(image_id, view, len(probs_VHW), probs_VHW.sum(axis=0, dtype=np.uint16))
+
+
+def maps_of_views(
+    image_id: str, views: Sequence[str], probs_VHW: NDArray[np.uint8], merged: bool
+) -> list[ProbabilityMap]:
+    """Return the maps of an image's views (V, H, W): one for each, or one of their sum if ``merged``."""
+    if merged:
+        return [sum_views(image_id, "+".join(views), probs_VHW)]
+    return [ProbabilityMap.crop(image_id, view, 1, probs_HW) for view, probs_HW in zip(views, probs_VHW, strict=True)]
 
 
 def sum_maps(maps: Sequence[ProbabilityMap]) -> ProbabilityMap:

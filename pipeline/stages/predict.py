@@ -33,7 +33,12 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
     views, weights, hardware = getattr(params.predict.tta, split), params.predict.checkpoint, params.hardware
     net = net_dir(model, fold)
     predictor = TorchPredictor(
-        net, views=views, weights=weights, device=hardware.device, precision=params.predict.precision
+        net,
+        views=views,
+        weights=weights,
+        device=hardware.device,
+        precision=params.predict.precision,
+        compile=hardware.compile,
     )
     job = PredictJob(image_ids, views, params.predict.shard_images, test=split == "test", net=net_digest(net, weights))
     cache_key = {
@@ -53,6 +58,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
         size=(HEIGHT, WIDTH),
         batch_size=hardware.predict_batch,
         threads=available_cpus(),
+        merged=job.test,
     )
     with acquire_run_state(project_root(), f"predict/{split}/{model}/{fold}", cache_key) as state:
         if not state.finished:
@@ -63,7 +69,7 @@ def run(params: Params, model: str, fold: int, split: str) -> None:
 
 
 def _timings(predictor: TorchPredictor, device: str) -> WarmupAndRest:
-    warmup, rest = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.timer.warmup_and_rest())
+    warmup, rest = (Timing(lap.images, lap.seconds, lap.views, device) for lap in predictor.timer.lap())
     return warmup, rest
 
 

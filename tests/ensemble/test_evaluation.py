@@ -15,7 +15,7 @@ from pipeline.ensemble.postprocess import no_image
 from pipeline.errors import CarvanaError
 from pipeline.inference.prediction_store import PredictionStore
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
-from tests.fakes.fake_maps import IDS
+from tests.fakes.fake_maps import IDS, as_maps
 
 
 class TestEvaluation:
@@ -44,7 +44,7 @@ class TestEvaluation:
             work.mkdir(parents=True, exist_ok=True)
             job = PredictJob(ids, ["identity", "hflip"], shard_images=2, test=False, net="n")
             return PredictionStore(
-                write_predictions(job, lambda some: ((i, self.predicted(model, i)) for i in some), work)
+                write_predictions(job, lambda some: as_maps(job, ((i, self.predicted(model, i)) for i in some)), work)
             )
 
         both = [(model, fold) for model in ("good", "bad") for fold in (0, 1)]

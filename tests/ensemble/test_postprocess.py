@@ -35,6 +35,7 @@ from pipeline.inference.prediction_store import PredictionStore
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
 from pipeline.inference.probability_map import ProbabilityMap, sum_views
 from pipeline.submission.csv_file import read_rows
+from tests.fakes.fake_maps import as_maps
 
 Mask = NDArray[np.bool_]
 SOME: tuple[tuple[PostStep, ...], ...] = ((), ("keep_largest",), ("fill_holes",), ("keep_largest", "fill_holes"))
@@ -375,7 +376,8 @@ def store_of(
             )
 
     work.mkdir()
-    return PredictionStore(write_predictions(PredictJob(ids, ["identity", "hflip"], 2, test, net=""), predict, work))
+    job = PredictJob(ids, ["identity", "hflip"], 2, test, net="")
+    return PredictionStore(write_predictions(job, lambda some: as_maps(job, predict(some)), work))
 
 
 ALL: tuple[PostStep, ...] = ("refine_edges", "keep_largest", "fill_holes")

@@ -18,7 +18,7 @@ from pipeline.inference.prediction_store import PredictionStore
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
 from pipeline.submission.csv_file import compress_part, join_parts, read_rows
 from pipeline.submission.validation import validate_submission
-from tests.fakes.fake_maps import FULL, IDS, whole
+from tests.fakes.fake_maps import FULL, IDS, as_maps, whole
 
 
 class TestParts:
@@ -52,7 +52,7 @@ class Nets:
         work = self.folder / name / str(net)
         work.mkdir(parents=True, exist_ok=True)
         job = PredictJob(IDS, ["identity", "hflip"], shard_images=2, test=True, net="n")
-        return PredictionStore(write_predictions(job, lambda ids: self.predict(net, ids), work))
+        return PredictionStore(write_predictions(job, lambda ids: as_maps(job, self.predict(net, ids)), work))
 
 
 @pytest.fixture

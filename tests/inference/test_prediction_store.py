@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import CarvanaError
 from pipeline.inference.prediction_store import PredictionStore, Timing, WarmupAndRest, total_timing
 from pipeline.inference.prediction_writer import PredictJob, write_predictions
-from tests.fakes.fake_maps import IDS, whole
+from tests.fakes.fake_maps import IDS, as_maps, whole
 
 
 def timing(images: int = 4, seconds: float = 8.0, device: str = "the CPU", **views: float) -> Timing:
@@ -33,7 +33,9 @@ class TestTiming:
 
         work.mkdir(exist_ok=True)
         job = PredictJob(IDS, ["identity"], shard_images=2, test=True, net="a net")
-        store = PredictionStore(write_predictions(job, predict, work, (lambda: next(left)) if laps else None))
+        store = PredictionStore(
+            write_predictions(job, lambda ids: as_maps(job, predict(ids)), work, (lambda: next(left)) if laps else None)
+        )
         assert not list(left)
         return store
 

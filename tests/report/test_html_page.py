@@ -29,6 +29,7 @@ from pipeline.inference.probability_map import CompressedMap, ProbabilityMap
 from pipeline.report import ablation_text, charts, overlays, summary, tables
 from pipeline.report.html_page import ReportData, build_comparison, render_page
 from pipeline.report.overlays import FALSE_NEGATIVE, FALSE_POSITIVE, TRUTH, CropBox, Figure, FigureImage
+from tests.fakes.fake_maps import as_maps
 from tests.fakes.fake_reports import FakeReports
 
 FULL = FakeReports()
@@ -679,7 +680,7 @@ def _maps(folder: Path, split: str, model: str, fold: int, ids: list[str]) -> No
     work.mkdir(parents=True)
     seed = 2 * "ab".index(model) + (fold if split == "holdout" else 0)
     job = PredictJob(ids, ["identity", "hflip"], shard_images=6, test=False, net="x")
-    write_predictions(job, lambda some: ((image_id, certain(image_id, seed)) for image_id in some), work)
+    write_predictions(job, lambda some: as_maps(job, ((image_id, certain(image_id, seed)) for image_id in some)), work)
 
 
 class TestMapsOfSomeImages:

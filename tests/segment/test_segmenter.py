@@ -738,7 +738,7 @@ class TestCommand:
             job = PredictJob(image_ids, views, shard_images=8, test=True, net="")
 
             def predict(ids: Sequence[str], predictor: TorchPredictor = predictor) -> Any:
-                return competition_stream(predictor, ids, photograph, (1280, 1918), 4, threads=1)
+                return competition_stream(predictor, ids, photograph, (1280, 1918), 4, threads=1, merged=True)
 
             stores.append(PredictionStore(write_predictions(job, predict, work)))
         decision = build_mask_builder(params.ensemble, params.ensemble_members(), 2, photograph)
