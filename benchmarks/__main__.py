@@ -24,6 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder with the competition's zips (default: a synthetic sample)")
     parser.add_argument("--out", type=Path, help="gpu only: write the figures to this JSON file too")
+    parser.add_argument("--only", nargs="+", metavar="PART", default=(), help="gpu only: measure these parts")
     parser.add_argument("--tiny", action="store_true", help="run each once on few items, to test that it works")
     arguments = parser.parse_args()
     chosen = arguments.names or NAMES
@@ -34,7 +35,7 @@ def main() -> None:
         from benchmarks.bench_gpu import run_gpu
 
         with _data(arguments.data) as folder:
-            run_gpu(folder, arguments.tiny, arguments.out)
+            run_gpu(folder, arguments.tiny, arguments.out, arguments.only)
         return
     # Imported here, so that the processes that measure peak memory import only what they run.
     from benchmarks.timing import Row, table

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,14 +34,13 @@ class FixedLogits(nn.Module):
     An untrained net is uncertain everywhere; a trained net only along the outline. Both contenders run it.
     """
 
-    def __init__(self, net: nn.Module, logits_HW: Tensor) -> None:
+    def __init__(self, net: Callable[[Tensor], Tensor], logits_HW: Tensor) -> None:
         super().__init__()
         self.net = net
         self.logits_HW = logits_HW
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        logits: Tensor = self.net(pixels_BCHW)
-        return logits.copy_(self.logits_HW)
+        return self.net(pixels_BCHW).copy_(self.logits_HW)
 
 
 @dataclass(frozen=True, eq=False)
