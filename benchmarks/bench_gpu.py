@@ -318,7 +318,6 @@ class GpuBenchmark:
             if self.tiny:
                 raise
             print(f"{name} failed: {type(error).__name__}: {str(error)[:300]}", flush=True)
-            self.figures.rows.append({"name": name, "failed": f"{type(error).__name__}: {str(error)[:300]}"})
 
 
 def run_gpu(folder: Path, tiny: bool, out: Path | None, only: Sequence[str] = ()) -> None:

@@ -9,7 +9,16 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import CarvanaError
-from pipeline.report.recipe_results import RESULTS_DIR, results_table, scores_of_split, show_results, throughput
+from pipeline.report.recipe_results import (
+    GPU_RESULTS_DIR,
+    RESULTS_DIR,
+    gpu_tables,
+    results_table,
+    scores_of_split,
+    show_results,
+    throughput,
+)
+from pipeline.utils.files import write_json
 
 
 def images(cars: int) -> pd.DataFrame:
@@ -108,3 +117,16 @@ def test_the_table_in_a_file_and_in_the_terminal(
     (RESULTS_DIR / "older.json").write_text("{")
     with pytest.raises(CarvanaError, match=r"older\.json"):
         show_results(None)
+
+
+def test_figures_of_a_gpu_are_shown_as_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert gpu_tables() == ""
+    figures = [{"name": "forward, eager", "value": 1234.5678, "unit": "ms/image"}]
+    card = {"device": "NVIDIA T4", "torch": "2.11", "cores": 2, "precision": "float16", "figures": figures}
+    write_json(GPU_RESULTS_DIR / "t4.json", card)
+    assert "NVIDIA T4, 2 cores, float16, torch 2.11" in gpu_tables()
+    assert "| forward, eager | 1,234.568 | ms/image |" in gpu_tables()
+    write_json(GPU_RESULTS_DIR / "t4.json", {"device": "NVIDIA T4"})
+    with pytest.raises(CarvanaError, match=r"t4\.json"):
+        gpu_tables()
