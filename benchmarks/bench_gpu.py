@@ -261,7 +261,9 @@ class GpuBenchmark:
 
         def step() -> None:
             with torch.autocast(self.device.type, self.dtype):
-                loss = compute_losses(run(pixels), target, settings.losses, settings.border_weight)["loss"]
+                loss = compute_losses(
+                    run(pixels), target, settings.losses, settings.border_weight, settings.border_radius
+                )["loss"]
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)

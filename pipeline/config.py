@@ -229,11 +229,17 @@ class TrainSettings(StrictModel):
     border_weight: float = Field(default=5.0, ge=0)
     """Extra weight of pixels near the outline in ``border_bce``."""
 
+    border_radius: PositiveInt = 3
+    """Distance from the outline, in pixels of the net's input, that still counts as near in ``border_bce``."""
+
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
     """Optimizer; SGD and RMSprop have momentum 0.9."""
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
+
+    encoder_lr_scale: float = Field(default=1.0, gt=0)
+    """Factor on ``lr`` for the encoder, such as 0.3 for pretrained weights; 1.0 where a net has no encoder."""
 
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of the optimizer."""

@@ -34,12 +34,13 @@ _CHECKED_AT_ONCE = 32
 _NAN_HINT = "lower train.lr, set train.gradient_clip_norm to 1.0, or train.precision to 32"
 """What to do about NaN and infinity."""
 
-_BORDER_RADIUS = 3
-"""Distance from an outline, in pixels, that ``border_bce`` still counts as near."""
-
 
 def compute_losses(
-    logits_B1HW: Tensor, target_B1HW: Tensor, weights: Mapping[LossName, float], border_weight: float
+    logits_B1HW: Tensor,
+    target_B1HW: Tensor,
+    weights: Mapping[LossName, float],
+    border_weight: float,
+    border_radius: int,
 ) -> dict[str, Tensor]:
     """Return every loss as ``loss_<name>``, and their weighted sum as ``loss``; scalars in float32.
 
@@ -48,7 +49,8 @@ def compute_losses(
     # Sums over all pixels overflow in half precision, and masks come out blank: no autocast here.
     with torch.autocast(logits_B1HW.device.type, enabled=False):
         logits, target = logits_B1HW.float(), target_B1HW.float()
-        parts = {name: _losses(border_weight)[name](logits, target) for name in weights}
+        losses = _losses(border_weight, border_radius)
+        parts = {name: losses[name](logits, target) for name in weights}
     total = torch.stack([weights[name] * parts[name] for name in weights]).sum()
     return {f"loss_{name}": part for name, part in parts.items()} | {"loss": total}
 
@@ -61,13 +63,18 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 
-def border_bce(logits: Tensor, target: Tensor, border_weight: float) -> Tensor:
+def border_bce(logits: Tensor, target: Tensor, border_weight: float, border_radius: int) -> Tensor:
     """Return the cross-entropy, as a mean in which pixels near an outline count ``1 + border_weight`` times."""
-    size = 2 * _BORDER_RADIUS + 1
-    highest = functional.max_pool2d(target, size, stride=1, padding=_BORDER_RADIUS)
-    lowest = -functional.max_pool2d(-target, size, stride=1, padding=_BORDER_RADIUS)
+    highest, lowest = _highest_within(target, border_radius), -_highest_within(-target, border_radius)
     weight = 1 + border_weight * (highest - lowest)
     return functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / weight.sum()
+
+
+def _highest_within(values: Tensor, radius: int) -> Tensor:
+    """Return the maximum over a square around each pixel; by rows and then by columns, which is the same and faster."""
+    size = 2 * radius + 1
+    rows = functional.max_pool2d(values, (1, size), stride=1, padding=(0, radius))
+    return functional.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))
 
 
 def lovasz(logits: Tensor, target: Tensor) -> Tensor:
@@ -77,11 +84,11 @@ def lovasz(logits: Tensor, target: Tensor) -> Tensor:
     return LovaszLoss("binary", per_image=True)(logits, (target >= 0.5).float())  # type: ignore[no-any-return]
 
 
-def _losses(border_weight: float) -> dict[LossName, Callable[[Tensor, Tensor], Tensor]]:
+def _losses(border_weight: float, border_radius: int) -> dict[LossName, Callable[[Tensor, Tensor], Tensor]]:
     return {
         "bce": functional.binary_cross_entropy_with_logits,
         "dice": dice_loss,
-        "border_bce": lambda logits, target: border_bce(logits, target, border_weight),
+        "border_bce": lambda logits, target: border_bce(logits, target, border_weight, border_radius),
         "lovasz": lovasz,
     }
 
@@ -162,7 +169,9 @@ class SegmentationModule(LightningModule):
         if is_validation_epoch(self.trainer):
             self._recent.append(batch["image"])
         logits_B1HW = (self._compiled or self.net)(batch["image"])
-        parts = compute_losses(logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight)
+        parts = compute_losses(
+            logits_B1HW, batch["target"] / 255, settings.losses, settings.border_weight, settings.border_radius
+        )
         details = {name: part.detach() for name, part in parts.items()}
         self._unchecked.append((torch.stack(list(details.values())), batch["index"]))
         at_once = _CHECKED_AT_ONCE if self.device.type == "cuda" else 1
@@ -303,12 +312,17 @@ def _can_fuse(device: torch.device, precision: torch.dtype) -> bool:
 
 
 def _optimizer(net: SegmentationModel, settings: TrainSettings, fused: bool) -> Optimizer:
+    encoder = [value for name, value in net.named_parameters() if ".encoder." in name]
+    others = [value for name, value in net.named_parameters() if ".encoder." not in name]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if encoder:
+        groups.append({"params": encoder, "lr": settings.lr * settings.encoder_lr_scale})
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     can_fuse = common | {"fused": fused or None}
     optimizers: dict[str, Callable[[], Optimizer]] = {
-        "adam": lambda: torch.optim.Adam(net.parameters(), **can_fuse),
-        "adamw": lambda: torch.optim.AdamW(net.parameters(), **can_fuse),
-        "sgd": lambda: torch.optim.SGD(net.parameters(), momentum=0.9, nesterov=True, **can_fuse),
-        "rmsprop": lambda: torch.optim.RMSprop(net.parameters(), momentum=0.9, **common),
+        "adam": lambda: torch.optim.Adam(groups, **can_fuse),
+        "adamw": lambda: torch.optim.AdamW(groups, **can_fuse),
+        "sgd": lambda: torch.optim.SGD(groups, momentum=0.9, nesterov=True, **can_fuse),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, momentum=0.9, **common),
     }
     return optimizers[settings.optimizer]()

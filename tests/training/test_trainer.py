@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.competition.dice import confusion_counts
-from pipeline.config import HardwareSettings, Precision
+from pipeline.config import HardwareSettings, Precision, SmpUNetConfig
 from pipeline.errors import CarvanaError, CorruptFileError, is_out_of_memory
 from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.models.networks import build_model, load_model
@@ -297,3 +298,20 @@ class TruncatedImages(FakeImages):
         if image_id == "3":
             raise CorruptFileError("3 is truncated")
         return super().image(image_id)
+
+
+def test_the_encoder_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    spec = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", encoder_weights=None)
+    plain = job()
+    frozen = replace(plain.model, spec=spec, train=plain.model.train.model_copy(update={"encoder_lr_scale": 1e-9}))
+    folder = train(replace(plain, model=frozen), tmp_path)
+    before = dict(build_model(spec, plain.model.input, plain.seed).named_parameters())
+    after = dict(load_model(folder)[0].named_parameters())
+    for part, moves in ((".encoder.", False), (".decoder.", True)):
+        moved = [(after[name] - before[name]).abs().max() for name in before if part in name]
+        assert (float(torch.stack(moved).max()) > 1e-4) == moves
+
+
+def test_a_learning_rate_for_an_encoder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CarvanaError, match="encoder_lr_scale"):
+        train(job(encoder_lr_scale=0.1), tmp_path)
