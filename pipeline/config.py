@@ -364,6 +364,12 @@ class ResolvedModel(BaseModel):
     train: TrainSettings
 
     @model_validator(mode="after")
+    def _check_encoder(self) -> "ResolvedModel":
+        if isinstance(self.spec, UNetConfig) and self.train.encoder_lr_scale != 1:
+            raise ValueError(f"train.encoder_lr_scale is {self.train.encoder_lr_scale:g}, but the net has no encoder")
+        return self
+
+    @model_validator(mode="after")
     def _check_sizes(self) -> "ResolvedModel":
         sizes = {"train.crop": self.train.crop, "input.size": None if self.input.size == "native" else self.input.size}
         for key, size in sizes.items():

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipeline.competition.dice import confusion_counts
 from pipeline.config import HardwareSettings, Precision, SmpUNetConfig
@@ -303,7 +304,8 @@ class TruncatedImages(FakeImages):
 def test_the_encoder_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
     spec = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", encoder_weights=None)
     plain = job()
-    frozen = replace(plain.model, spec=spec, train=plain.model.train.model_copy(update={"encoder_lr_scale": 1e-9}))
+    settings = plain.model.train.model_copy(update={"encoder_lr_scale": 1e-9})
+    frozen = plain.model.model_copy(update={"spec": spec, "train": settings})
     folder = train(replace(plain, model=frozen), tmp_path)
     before = dict(build_model(spec, plain.model.input, plain.seed).named_parameters())
     after = dict(load_model(folder)[0].named_parameters())
@@ -312,6 +314,6 @@ def test_the_encoder_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
         assert (float(torch.stack(moved).max()) > 1e-4) == moves
 
 
-def test_a_learning_rate_for_an_encoder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CarvanaError, match="encoder_lr_scale"):
-        train(job(encoder_lr_scale=0.1), tmp_path)
+def test_a_learning_rate_for_an_encoder_that_is_not_there() -> None:
+    with pytest.raises(ValidationError, match="encoder_lr_scale"):
+        job(encoder_lr_scale=0.1)
