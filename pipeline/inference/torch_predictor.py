@@ -91,11 +91,13 @@ class PredictionTimer:
         self._lock = Lock()
         self._warm = False
         self._reset()
+        self._since = time.perf_counter()
 
     def start(self) -> None:
         """Begin a stream; measurements that were not read are dropped."""
         with self._lock:
             self._reset()
+            self._since = time.perf_counter()
 
     def add_batch(self, images: int, spans: DeviceSpans) -> None:
         """Add a batch that the device has finished."""
@@ -104,26 +106,21 @@ class PredictionTimer:
             record.images += images
             for view, seconds in spans.seconds():
                 record.views[view] += seconds
-            if not self._warm:
-                self._warm = True
-                self._add_elapsed(record)
+            self._warm = True
+            # Each batch has the time since the one before: at a lap, a thread may work on the next one already.
+            now = time.perf_counter()
+            record.seconds += now - self._since
+            self._since = now
 
     def lap(self) -> tuple[TimingRecord, TimingRecord]:
         """Return the records since the last lap: of the warm-up batch (no images if there was none) and of the rest."""
         with self._lock:
-            self._add_elapsed(self._rest if self._rest.images else self._warmup)
             records = self._warmup, self._rest
             self._reset()
         return records
 
     def _reset(self) -> None:
         self._warmup, self._rest = (TimingRecord(views=dict.fromkeys(self._views, 0.0)) for _ in range(2))
-        self._since = time.perf_counter()
-
-    def _add_elapsed(self, record: TimingRecord) -> None:
-        now = time.perf_counter()
-        record.seconds += now - self._since
-        self._since = now
 
 
 class GpuLink:
