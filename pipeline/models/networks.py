@@ -4,7 +4,7 @@ import contextlib
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +16,14 @@ from torch.nn import functional
 from pipeline.config import InputSettings, ModelConfig, Size, SmpUNetConfig, UNetConfig
 from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.models.weights import (
+    PACKAGES,
     encoder_weights_path,
     first_line,
     load_strict,
     load_weights,
     match_names,
+    match_order,
+    packaged_weights,
     read_weights,
     weights_path,
 )
@@ -38,17 +41,17 @@ class SegmentationModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, input: InputSettings, stride: int) -> None:
+    def __init__(
+        self, body: nn.Module, input: InputSettings, stride: int, mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         self.network = body
         self.stride = stride
         self.dtype = torch.float32
         """Of the network's input, which autocast or ``prepare_for_gpu`` decides."""
-        rgb = input.channels == "rgb"
-        for name, values in (
-            ("mean", _IMAGENET_MEAN if rgb else _GRAY_MEAN),
-            ("std", _IMAGENET_STD if rgb else _GRAY_STD),
-        ):
+        gray = input.channels == "gray"
+        mean, std = mean or (_GRAY_MEAN if gray else _IMAGENET_MEAN), std or (_GRAY_STD if gray else _IMAGENET_STD)
+        for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
@@ -108,7 +111,24 @@ def build_model(
             body = build_smp_unet(spec, spec.encoder_weights if pretrained else None)
             if input.channels == "gray":
                 body = nn.Sequential(GrayToRGB(3), body)
-    return SegmentationModel(body, input, _needed_stride(body, input.channel_count, spec.stride))
+    stride = _needed_stride(body, input.channel_count, spec.stride)
+    return SegmentationModel(body, input, stride, *_timm_normalization(spec, input))
+
+
+def _timm_normalization(spec: ModelConfig, input: InputSettings) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation per channel that a timm encoder was trained with; empty for other nets.
+
+    Most were trained with ImageNet's, but EfficientNet-Lite, for one, with 0.5 and 0.5.
+    """
+    if not isinstance(spec, SmpUNetConfig) or not spec.encoder.startswith("tu-"):
+        return (), ()
+    from timm.models import get_pretrained_cfg
+
+    trained = get_pretrained_cfg(spec.encoder.removeprefix("tu-"), allow_unregistered=True)
+    if trained is None:
+        return (), ()
+    values = trained.mean, trained.std
+    return values if input.channels == "rgb" else tuple((sum(channels) / 3,) for channels in values)  # type: ignore[return-value]
 
 
 def _needed_stride(body: nn.Module, channels: int, stride: int) -> int:
@@ -310,7 +330,8 @@ def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
         raise CarvanaError(
             f"Encoder '{spec.encoder}' has no weights '{weights}'. Set encoder_weights to imagenet, a file or null."
         )
-    fetched = None if file else weights
+    packaged = packaged_weights(spec.encoder) if weights == "imagenet" else None
+    fetched = None if file or packaged else weights
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the names of timm's weights
@@ -327,9 +348,11 @@ def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
         if is_out_of_memory(error):
             raise
         raise CarvanaError(_encoder_error(spec, weights, error)) from error
+    encoder = unet.get_submodule("encoder")
     if file:
-        encoder = unet.get_submodule("encoder")
         load_strict(encoder, match_names(encoder.state_dict().keys(), read_weights(file)), file)
+    elif packaged:
+        load_strict(encoder, match_order(encoder.state_dict(), read_weights(packaged), packaged), packaged)
     if spec.dropout:
         unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.get_submodule("segmentation_head"))
     return unet
@@ -339,9 +362,10 @@ def _encoder_error(spec: SmpUNetConfig, weights: str | None, error: Exception) -
     encoder, levels = spec.encoder, len(spec.decoder_channels)
     # Hubs fail with errors of many libraries, so any error with weights counts as theirs.
     if weights and not isinstance(error, KeyError | IndexError):
+        package = f"install the package {PACKAGES[encoder]}, " if encoder in PACKAGES else ""
         return (
             f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({first_line(error)}). Check the "
-            "network, or set encoder_weights to a local file, or to null for random weights."
+            f"network, {package}set encoder_weights to a local file, or to null for random weights."
         )
     return (
         f"Encoder '{encoder}' with weights '{weights}' cannot be built with {levels} decoder_channels: "

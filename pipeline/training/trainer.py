@@ -19,7 +19,7 @@ from pipeline.config import TrainSettings
 from pipeline.errors import CarvanaError, original_error
 from pipeline.models.networks import build_model
 from pipeline.models.tensors import device_label, memory_format, resolve_device, resolve_precision
-from pipeline.models.weights import save_config, save_weights
+from pipeline.models.weights import encoder_origin, save_config, save_weights
 from pipeline.training.callbacks import (
     GradientNormMonitor,
     MetricsHistory,
@@ -58,9 +58,9 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
         raise CarvanaError(
             f"train.devices is {settings.devices}, but torch finds {torch.cuda.device_count()} GPUs. Lower it."
         )
-    segmenter = SegmentationModule(
-        build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint), job, device
-    )
+    net = build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint)
+    origin = None if job.init_checkpoint else encoder_origin(job.model.spec, net)
+    segmenter = SegmentationModule(net, job, device)
     check_shared_memory(_shared_bytes(job, device, segmenter))
     trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
@@ -69,7 +69,8 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
             segmenter, SegmentationData(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False
         )
     parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
-    return _write_model_dir(job, work, device_label(device, resolve_precision(settings.precision, device)), parameters)
+    label = device_label(device, resolve_precision(settings.precision, device))
+    return _write_model_dir(job, work, label, parameters, {"encoder_weights": origin})
 
 
 def _shared_bytes(job: TrainJob, device: torch.device, net: LightningModule) -> int:
@@ -318,7 +319,7 @@ def _lightning_precision(dtype: torch.dtype) -> str:
     return {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[dtype]
 
 
-def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) -> Path:
+def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int, facts: Mapping[str, Any]) -> Path:
     """Write the folder of the trained net from the last checkpoint, which has the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
@@ -329,7 +330,7 @@ def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) ->
     save_weights(folder / WEIGHTS["last"], net)
     publish_tree(work / _best(best["epoch"]), folder / WEIGHTS["best"])
     publish_tree(work / _GRID, folder / _GRID)
-    save_config(folder, job.model.spec, job.model.input, job.facts)
+    save_config(folder, job.model.spec, job.model.input, {**job.facts, **facts})
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(folder / "timing.json", training_timing(states["ThroughputMonitor"], device))
     scores = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}
