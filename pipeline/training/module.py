@@ -28,8 +28,6 @@ from pipeline.training.dataset import ImageReader
 _BN_IMAGES = 64
 """Maximum number of training images that batch-norm statistics are measured on."""
 
-_CHECKED_AT_ONCE = 32
-"""Number of batches whose losses are read from a GPU together, since reading waits for it."""
 
 _NAN_HINT = "lower train.lr, set train.gradient_clip_norm to 1.0, or train.precision to 32"
 """What to do about NaN and infinity."""
@@ -174,8 +172,7 @@ class SegmentationModule(LightningModule):
         )
         details = {name: part.detach() for name, part in parts.items()}
         self._unchecked.append((torch.stack(list(details.values())), batch["index"]))
-        at_once = _CHECKED_AT_ONCE if self.device.type == "cuda" else 1
-        if len(self._unchecked) == at_once or batch_idx + 1 == self.trainer.num_training_batches:
+        if len(self._unchecked) == _losses_at_once(self.device) or batch_idx + 1 == self.trainer.num_training_batches:
             self._check_losses(list(details))
         self.log_dict(details, on_step=False, on_epoch=True, sync_dist=True)
         return parts["loss"]
@@ -275,6 +272,11 @@ class SegmentationModule(LightningModule):
             f"The loss is NaN or infinite in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
             f"{_NAN_HINT}."
         )
+
+
+def _losses_at_once(device: torch.device) -> int:
+    """Return the number of batches whose losses are read together: reading them from a GPU waits for it."""
+    return 32 if device.type == "cuda" else 1
 
 
 def bn_batches(images_BChw: Tensor, batch_size: int) -> list[Tensor]:

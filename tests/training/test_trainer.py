@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.overrides import TorchFunctionMode
 
 from pipeline.competition.dice import confusion_counts
 from pipeline.config import HardwareSettings, Precision, SmpUNetConfig
 from pipeline.errors import CarvanaError, CorruptFileError, is_out_of_memory
 from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.models.networks import build_model, load_model
-from pipeline.training import trainer
+from pipeline.training import module, trainer
 from pipeline.training.dataset import batch_bytes
 from pipeline.training.module import TrainJob, lr_lambda
 from pipeline.training.trainer import train
@@ -317,3 +318,80 @@ def test_the_encoder_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
 def test_a_learning_rate_for_an_encoder_that_is_not_there() -> None:
     with pytest.raises(ValidationError, match="encoder_lr_scale"):
         job(encoder_lr_scale=0.1)
+
+
+class Waits(TorchFunctionMode):
+    """Notes what would wait for a GPU: values read by Python."""
+
+    READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "is_nonzero", "nonzero")
+
+    def __init__(self) -> None:
+        self.batch = -1
+        self.seen: list[tuple[int, str]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in self.READS and self.batch >= 0:
+            self.seen.append((self.batch, name))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_step_waits_for_nothing_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None
+) -> None:
+    """As on a GPU, except that nothing is there to wait for."""
+    waits = Waits()
+    start = module.SegmentationModule.on_train_batch_start
+
+    def note(self: Any, batch: Any, batch_idx: int) -> None:
+        waits.batch = -1
+        start(self, batch, batch_idx)
+        waits.batch = batch_idx
+
+    monkeypatch.setattr(module, "_losses_at_once", lambda _: 32)
+    monkeypatch.setattr(module.SegmentationModule, "on_train_batch_start", note)
+    many = [str(number) for number in range(40)]
+    with waits:
+        train(replace(job(batch_size=1, epochs=1, ema_decay=ema), train_ids=many), tmp_path)
+    # The losses of 32 batches, and what follows the last.
+    assert {batch for batch, _ in waits.seen} <= {31, 39}
+    assert sum(batch == 31 for batch, _ in waits.seen) == 1
+
+
+def test_averaged_weights_follow_the_net_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strategies move a net after the callbacks' setup, so that averages made there would stay on the CPU."""
+    average, net = trainer.WeightAverage(0.9), torch.nn.BatchNorm2d(3)
+    pl_module: Any = net.to("meta")  # what a strategy does between setup and on_fit_start
+    nobody: Any = None
+    average.on_fit_start(nobody, pl_module)
+    assert {value.device.type for value in average._averages.values()} == {"meta"}
+
+
+def test_a_net_that_can_not_be_compiled_is_trained_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        def run(*_: Any) -> Any:
+            raise RuntimeError("no compiler found")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fail)
+    plain = train(job(), tmp_path / "plain")
+    compiled = replace(job(), hardware=HardwareSettings(device="cpu", compile=True))
+    folder = train(compiled, tmp_path / "compiled")
+    assert capsys.readouterr().err.count("hardware.compile") == 1
+    assert (folder / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = replace(job(), hardware=HardwareSettings(device="cpu", compile=True))
+    scores = [
+        pd.read_csv(train(task, tmp_path / name) / "curves.csv")["loss"]
+        for name, task in (("plain", job()), ("compiled", compiled))
+    ]
+    if "hardware.compile" in capsys.readouterr().err:
+        pytest.skip("needs a C++ compiler")
+    assert scores[1].tolist() == pytest.approx(scores[0].tolist(), rel=1e-2)
