@@ -11,6 +11,7 @@ from pipeline.config import Params, read_params
 from pipeline.data.competition_data import CompetitionData, ImageSet, LabeledImages, data_dir, open_test, open_training
 from pipeline.data.fold_assignment import read_folds
 from pipeline.errors import CarvanaError
+from pipeline.submission.csv_file import read_lines
 from pipeline.utils.files import sha256_of
 
 _EXPERIMENTS = (".dvc", "tmp", "exps")
@@ -81,8 +82,7 @@ def test_images(params: Params) -> ImageSet:
 
 def truth_path() -> Path | None:
     """Return the CSV of true test masks, or None if they are unknown and it has only a header."""
-    with TRUTH_FILE.open(encoding="utf-8") as lines:
-        return TRUTH_FILE if sum(1 for _ in islice(lines, 2)) > 1 else None
+    return TRUTH_FILE if sum(1 for _ in islice(read_lines(TRUTH_FILE), 2)) > 1 else None
 
 
 def expected_ids() -> list[str]:

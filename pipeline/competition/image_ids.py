@@ -23,7 +23,9 @@ def parse_image_id(image_id: str) -> tuple[str, int]:
     """
     match = _IMAGE_ID.fullmatch(image_id)
     if match is None:
-        raise CarvanaError(f"'{image_id}' is not an image id. Expected 12 hex digits, '_' and an angle from 01 to 16.")
+        raise CarvanaError(
+            f"'{image_id}' is not an image id. Expected 12 lowercase hex digits, '_' and an angle from 01 to 16."
+        )
     return match[1], int(match[2])
 
 

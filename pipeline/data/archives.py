@@ -3,14 +3,16 @@
 import errno
 import lzma
 import os
+import sys
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Protocol
 
+from pipeline.competition.image_ids import parse_image_id
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.utils.files import sha256_of
 
@@ -22,29 +24,82 @@ MASK_ENDINGS = ("_mask.gif", "_mask.png")
 _DATA_ENDINGS = (*IMAGE_ENDINGS, ".gif", ".png", ".csv")
 """Endings, in upper or lower case, of the competition's files and of converted copies."""
 
-_JUNK_NAMES = ("thumbs.db", "desktop.ini")
+_JUNK_NAMES = ("__macosx", "@eadir", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 
 
-def is_junk(name: str) -> bool:
-    """Return whether a base name is that of an operating system's metadata file, which is never read or reported."""
-    return name.startswith(".") or name.lower() in _JUNK_NAMES
+def is_junk(path: PurePath) -> bool:
+    """Return whether a path is that of an operating system's metadata, which is never read or reported.
 
-
-def ids_by_name(names: Iterable[str], endings: tuple[str, ...]) -> dict[str, str]:
-    """Return the names with one of the ``endings``, in upper or lower case, by the part before the ending.
-
-    Raises CarvanaError for two names with the same part.
+    The path is relative to the zip or folder. Hidden files and all files in hidden folders are junk, too.
     """
-    found: dict[str, str] = {}
+    return any(part.startswith(".") or part.lower() in _JUNK_NAMES for part in path.parts)
+
+
+def walk_files(folder: Path, without: Path | None = None) -> Iterator[Path]:
+    """Yield the paths, relative to ``folder``, of the files in it and its subfolders, except junk and ``without``.
+
+    Links to folders are followed, unless they lead to a folder that was visited or is a parent of ``folder``. Raises
+    OSError if a folder cannot be read.
+    """
+    root = folder.resolve()
+    visited = {root} if without is None else {root, without.resolve()}
+    for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        below = Path(here).relative_to(folder)
+        new: list[str] = []
+        for name in sorted(folders):
+            target = Path(here, name).resolve()
+            if not is_junk(PurePath(name)) and target not in visited and not root.is_relative_to(target):
+                visited.add(target)
+                new.append(name)
+        folders[:] = new
+        yield from (below / name for name in sorted(files) if not is_junk(PurePath(name)))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def files_by_id(archive: "Archive", endings: tuple[str, ...]) -> dict[str, str]:
+    """Return the names in ``archive`` with one of the ``endings``, in upper or lower case, by image id.
+
+    Raises CarvanaError if such a file is not named by an image id, if two are of the same image, or if there are only
+    other files.
+    """
+    names = archive.names()
+    files: dict[str, str] = {}
     for name in names:
         ending = next((ending for ending in endings if name.lower().endswith(ending)), None)
-        if ending is None or is_junk(name):
+        if ending is None:
             continue
-        stem = name[: -len(ending)]
-        if stem in found:
-            raise CarvanaError(f"{found[stem]} and {name} are files of the same image. Delete one.")
-        found[stem] = name
-    return found
+        image_id = name[: -len(ending)]
+        try:
+            parse_image_id(image_id)
+        except CarvanaError as error:
+            raise CarvanaError(f"{name} in {archive.path}: {error} Rename or delete the file.") from error
+        if image_id in files:
+            both = sorted({*archive.paths(files[image_id]), *archive.paths(name)})
+            raise CarvanaError(f"{archive.path} has several files of one image: {', '.join(both)}. Keep one of them.")
+        files[image_id] = name
+    if names and not files:
+        raise CarvanaError(
+            f"{archive.path} has {len(names)} files, but none named <image id>{endings[0]}. The first is {names[0]}."
+        )
+    return files
+
+
+def other_files(archive: "Archive", used: Collection[str]) -> list[str]:
+    """Return the paths of the files in ``archive`` whose names are not among those that are ``used``, sorted."""
+    names = set(archive.names()).difference(used)
+    return sorted(path for name in names for path in archive.paths(name))
+
+
+def warn_of_ignored(path: Path, names: Sequence[str]) -> None:
+    """Print a warning with the number of files in ``path`` that are not used, and the first of their ``names``."""
+    if names:
+        shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:3])
+        more = ", ..." if len(names) > 3 else ""
+        files = "1 file that is" if len(names) == 1 else f"{len(names)} files that are"
+        print(f"warning: {path} has {files} not used: {shown}{more}", file=sys.stderr)
 
 
 class Archive(Protocol):
@@ -53,13 +108,16 @@ class Archive(Protocol):
     path: Path
 
     def names(self) -> list[str]:
-        """Return the base names of all files, sorted."""
+        """Return the base names of all files, sorted; a name occurs as often as there are files of it."""
+
+    def paths(self, name: str) -> list[str]:
+        """Return the paths, within the archive, of all files with this base name."""
 
     def read(self, name: str, limit: int = -1) -> bytes:
         """Return the bytes of a file, or its first ``limit`` bytes.
 
-        Raises CarvanaError, which names the file, if it is missing or cannot be read, and CorruptFileError if its
-        content is not valid.
+        Raises CarvanaError, which names the file, if it is missing, ambiguous or cannot be read, and CorruptFileError
+        if its content is not valid.
         """
 
     def fingerprint(self) -> str:
@@ -91,34 +149,35 @@ class ZipArchive:
         try:
             return zipfile.ZipFile(self.path)
         except (*_ZIP_ERRORS, OSError) as error:
-            raise CarvanaError(f"{self.path} is not a valid zip ({error}). Download it again.") from error
+            raise CarvanaError(
+                f"{self.path} is not a valid zip ({error}). Download it again, or unpack it: {_unpack_hint(self.path)}"
+            ) from error
 
     @cached_property
-    def _members(self) -> Mapping[str, zipfile.ZipInfo]:
-        members: dict[str, zipfile.ZipInfo] = {}
+    def _members(self) -> Mapping[str, list[zipfile.ZipInfo]]:
+        members: dict[str, list[zipfile.ZipInfo]] = {}
         for info in self._zip.infolist():
-            name = _safe_base_name(self.path, info.filename)
-            if info.is_dir() or is_junk(name):
-                continue
-            if name in members and name.lower().endswith(_DATA_ENDINGS):
-                raise CarvanaError(f"{self.path} has two files named {name}. Download it again.")
-            members[name] = info
+            path = _member_path(self.path, info.filename)
+            if not info.is_dir() and not is_junk(path):
+                members.setdefault(path.name, []).append(info)
         return members
 
     def names(self) -> list[str]:
         """Return the base names of all members, sorted."""
-        return sorted(self._members)
+        return sorted(name for name, members in self._members.items() for _ in members)
+
+    def paths(self, name: str) -> list[str]:
+        """Return the paths of all members with this base name."""
+        return [member.filename for member in self._members.get(name, ())]
 
     def read(self, name: str, limit: int = -1) -> bytes:
         """Return the bytes of a member; its CRC is checked unless ``limit`` cuts it short."""
-        if name not in self._members:
-            raise CarvanaError(f"{self.path} does not contain {name}.")
+        _check_single(self, name)
         try:
-            with self._zip.open(self._members[name]) as handle:
+            with self._zip.open(self._members[name][0]) as handle:
                 return handle.read(limit)
-        except RuntimeError as error:  # encrypted, or an unknown compression
-            folder = self.path.with_suffix("")
-            raise CarvanaError(f"{name} in {self.path}: {error}. Unpack the zip to the folder {folder}.") from error
+        except (NotImplementedError, RuntimeError) as error:  # encrypted, or an unknown compression
+            raise CarvanaError(f"{name} in {self.path}: {error}. Unpack the zip: {_unpack_hint(self.path)}") from error
         except (*_ZIP_ERRORS, OSError) as error:
             # Corrupt zips also raise OSError: EINVAL for an offset before the file's start, no errno by decompressors.
             if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
@@ -127,74 +186,114 @@ class ZipArchive:
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and CRCs from the zip's directory; the members are not read."""
-        return sha256_of(*(f"{n} {i.file_size} {i.CRC}".encode() for n, i in sorted(self._members.items())))
+        entries = sorted(
+            (name, member.file_size, member.CRC) for name, members in self._members.items() for member in members
+        )
+        return sha256_of(*(f"{name} {size} {crc}".encode() for name, size, crc in entries))
 
 
 class FolderArchive:
-    """A folder of unpacked files."""
+    """A folder of unpacked files; subfolders are included, as in a zip."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @cached_property
-    def _sizes(self) -> Mapping[str, int]:
-        return {
-            entry.name: entry.stat().st_size
-            for entry in os.scandir(self.path)
-            if entry.is_file() and not is_junk(entry.name)
-        }
+    def _files(self) -> Mapping[str, list[tuple[Path, int]]]:
+        """Path and size of each file, by base name."""
+        files: dict[str, list[tuple[Path, int]]] = {}
+        for relative in walk_files(self.path):
+            path = self.path / relative
+            files.setdefault(path.name, []).append((path, _size(path)))
+        return files
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted."""
-        return sorted(self._sizes)
+        """Return the base names of all files, sorted."""
+        return sorted(name for name, files in self._files.items() for _ in files)
+
+    def paths(self, name: str) -> list[str]:
+        """Return the paths, relative to the folder, of all files with this base name."""
+        return [str(path.relative_to(self.path)) for path, _ in self._files.get(name, ())]
 
     def read(self, name: str, limit: int = -1) -> bytes:
         """Return the bytes of a file, or its first ``limit`` bytes."""
-        return _read(self.path / name, limit)
+        _check_single(self, name)
+        return _read(self._files[name][0][0], limit)
 
     def fingerprint(self) -> str:
         """Return a digest of names and sizes; an edit that keeps the size of a file does not change it."""
-        return sha256_of(*(f"{name} {size}".encode() for name, size in sorted(self._sizes.items())))
+        entries = sorted((name, size) for name, files in self._files.items() for _, size in files)
+        return sha256_of(*(f"{name} {size}".encode() for name, size in entries))
 
 
 class SingleFile:
     """One file of a folder, without the other files there, such as a manifest that holds this file's fingerprint."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path
-        self._name = name
+    def __init__(self, file: Path) -> None:
+        self.path = file.parent
+        self._file = file
 
     def names(self) -> list[str]:
         """Return the name of the file."""
-        return [self._name]
+        return [self._file.name]
+
+    def paths(self, name: str) -> list[str]:
+        """Return the name of the file."""
+        return [name]
 
     def read(self, name: str, limit: int = -1) -> bytes:
-        """Return the bytes of the file, or its first ``limit`` bytes."""
-        return _read(self.path / name, limit)
+        """Return the bytes of the file, or its first ``limit`` bytes; ``name`` may lack an ending such as ``.gz``."""
+        return _read(self._file, limit)
 
     def fingerprint(self) -> str:
         """Return a digest of the content; the competition's single files are small enough to read."""
-        return sha256_of(self._name.encode(), self.read(self._name))
+        return sha256_of(self._file.name.encode(), _read(self._file))
 
 
 def open_archive(directory: Path, part: str) -> Archive | None:
     """Return the archive of one of the competition's parts in ``directory``, or None if it is not there.
 
-    For a folder of images such as ``train``: ``train.zip``, ``train/train`` (as unzip leaves it) or ``train``. For a
-    single file such as ``train_masks.csv``: its zip, a folder of that name, or the file itself. The first one wins.
+    For a folder of images such as ``train``: ``train.zip`` or ``train``. For a single file such as ``train_masks.csv``:
+    its zip, a folder of that name, the file itself, or its gzip. The first one wins. Case does not matter.
     """
-    zipped = directory / f"{part}.zip"
-    if zipped.is_file():
+    zipped, plain, gzipped = (_entry(directory, name) for name in (f"{part}.zip", part, f"{part}.gz"))
+    if zipped is not None and zipped.is_file():
         return ZipArchive(zipped)
-    for folder in (directory / part / part, directory / part):
-        if folder.is_dir():
-            return FolderArchive(folder)
-    if (directory / part).is_file():
-        return SingleFile(directory, part)
-    return None
+    if plain is not None and plain.is_dir():
+        return FolderArchive(plain)
+    file = plain or gzipped
+    return None if file is None else SingleFile(file)
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _entry(directory: Path, name: str) -> Path | None:
+    """Return the path of a directory's entry; an entry in other case is returned if there is none in this one."""
+    if (directory / name).exists() or not directory.is_dir():
+        return directory / name if directory.is_dir() else None
+    return next((path for path in sorted(directory.iterdir()) if path.name.lower() == name.lower()), None)
+
+
+def _check_single(archive: Archive, name: str) -> None:
+    """Raise CarvanaError unless the archive has exactly one file of this base name."""
+    paths = archive.paths(name)
+    if not paths:
+        raise CarvanaError(f"{archive.path} does not contain {name}.")
+    if len(paths) > 1:
+        raise CarvanaError(f"{archive.path} has several files named {name}: {', '.join(paths)}. Keep one of them.")
+
+
+def _unpack_hint(archive: Path) -> str:
+    return f"to the folder {archive.with_suffix('')}, and delete or rename the zip, which would be used first."
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 for a dangling link, which is an error only when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read(path: Path, limit: int = -1) -> bytes:
     try:
         with path.open("rb") as handle:
             return handle.read(limit)
@@ -209,11 +308,13 @@ def _io_error(path: Path, error: OSError) -> CarvanaError:
     )
 
 
-def _safe_base_name(archive: Path, member: str) -> str:
-    """Return the base name of a member; raises CarvanaError if its path is unsafe."""
-    if not member.isprintable():
-        raise CarvanaError(f"{archive} contains {member!r}, a name with control characters. Do not use this file.")
+def _member_path(archive: Path, member: str) -> PurePosixPath:
+    """Return the path of a member; raises CarvanaError if it is that of a data file and unsafe."""
     path = PurePosixPath(member.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise CarvanaError(f"{archive} contains an unsafe path '{member}'. Do not use this file.")
-    return path.name
+    # Other members are never read, and no member is ever unpacked.
+    if path.suffix.lower() in _DATA_ENDINGS and path.parts[0].lower() not in _JUNK_NAMES:
+        if not member.isprintable():
+            raise CarvanaError(f"{archive} contains {member!r}, a name with control characters. Do not use this file.")
+        if path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
+            raise CarvanaError(f"{archive} contains an unsafe path '{member}'. Do not use this file.")
+    return path

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.competition import rle
-from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename, mask_filename, parse_image_id
+from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename, mask_filename
 from pipeline.config import DataSettings
-from pipeline.data.archives import IMAGE_ENDINGS, MASK_ENDINGS, Archive, ids_by_name, open_archive
+from pipeline.data.archives import IMAGE_ENDINGS, MASK_ENDINGS, Archive, files_by_id, open_archive, other_files
 from pipeline.data.decoding import check_jpeg_header, decode_jpeg, decode_mask
 from pipeline.errors import CarvanaError, CorruptFileError
-from pipeline.submission.csv_file import check_header, parse_line, without_bom
+from pipeline.submission.csv_file import check_header, check_is_text, parse_line, read_lines
 from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import sha256_of
 
@@ -46,8 +46,15 @@ class MaskSource(Protocol):
     def mask(self, image_id: str) -> UInt8Array:
         """Return a mask, uint8 of 0 and 1, (1280, 1918); raises CorruptFileError if it is not valid."""
 
+    def ignored(self) -> list[str]:
+        """Return the paths of files beside the masks that are not masks, sorted."""
+
     def fingerprint(self) -> str:
         """Return a digest of all masks."""
+
+    @property
+    def archive(self) -> Archive:
+        """The archive that holds the masks."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class RleMasks:
     @cached_property
     def _rows(self) -> Mapping[str, str]:
         path = self.archive.path / self.file
-        lines = without_bom(self.archive.read(self.file)).splitlines()
+        lines = b"".join(read_lines(path, self.archive.read(self.file))).splitlines()
         check_header(path, lines[0] if lines else b"")
         rows: dict[str, str] = {}
         for number, line in enumerate(lines[1:], start=2):
@@ -81,6 +88,10 @@ class RleMasks:
         except CarvanaError as error:
             raise CorruptFileError(f"Mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
 
+    def ignored(self) -> list[str]:
+        """Return nothing: other files beside the CSV may be of any kind."""
+        return []
+
     def fingerprint(self) -> str:
         """Return a digest of the file that holds the rows."""
         return self.archive.fingerprint()
@@ -95,7 +106,7 @@ class GifMasks:
     @cached_property
     def files(self) -> Mapping[str, str]:
         """File name of each mask, by image id."""
-        return _files_by_id(self.archive, MASK_ENDINGS)
+        return files_by_id(self.archive, MASK_ENDINGS)
 
     def ids(self) -> list[str]:
         """Return the ids of all masks, sorted."""
@@ -105,6 +116,10 @@ class GifMasks:
         """Return a mask, uint8 of 0 and 1, (1280, 1918)."""
         name = self.files.get(image_id, mask_filename(image_id))
         return decode_mask(self.archive.read(name), f"{name} in {self.archive.path}")
+
+    def ignored(self) -> list[str]:
+        """Return the paths of all other files in the archive, sorted."""
+        return other_files(self.archive, self.files.values())
 
     def fingerprint(self) -> str:
         """Return a digest of the archive that holds the masks."""
@@ -120,15 +135,15 @@ class ImageSet:
     @cached_property
     def files(self) -> Mapping[str, str]:
         """File name of each photograph, by image id; raises CarvanaError if one is not named by an image id."""
-        return _files_by_id(self.archive, IMAGE_ENDINGS)
+        return files_by_id(self.archive, IMAGE_ENDINGS)
 
     def ids(self) -> list[str]:
         """Return the ids of all photographs, sorted."""
         return sorted(self.files)
 
     def ignored(self) -> list[str]:
-        """Return the names of all other files in the archive, sorted."""
-        return sorted(set(self.archive.names()) - set(self.files.values()))
+        """Return the paths of all other files in the archive, sorted."""
+        return other_files(self.archive, self.files.values())
 
     def image(self, image_id: str) -> UInt8Array:
         """Return a photograph as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is not valid."""
@@ -184,10 +199,8 @@ class CompetitionData:
         archive = open_archive(self.directory, "sample_submission.csv")
         if archive is None:
             return None
-        reader = csv.DictReader(io.StringIO(archive.read("sample_submission.csv").decode("utf-8-sig", "replace")))
-        if "img" not in (reader.fieldnames or ()):
-            raise CarvanaError(f"sample_submission.csv in {archive.path} has no column 'img'. Download it again.")
-        return [row["img"].removesuffix(".jpg") for row in reader]
+        rows = _read_table(archive, "sample_submission.csv", ["img"])
+        return [row["img"].removesuffix(".jpg") for row in rows]
 
     @property
     def truth(self) -> Path | None:
@@ -251,23 +264,16 @@ def _check_fingerprint(source: CompetitionData, manifest: Mapping[str, Any], par
         )
 
 
-def _files_by_id(archive: Archive, endings: tuple[str, ...]) -> dict[str, str]:
-    """Return the file names with one of the ``endings`` by image id.
-
-    Raises CarvanaError if such a file is not named by an image id, or if there are only other files.
-    """
-    names = archive.names()
-    files = ids_by_name(names, endings)
-    if names and not files:
-        raise CarvanaError(
-            f"{archive.path} has {len(names)} files, but none named <image id>{endings[0]}. The first is {names[0]}."
-        )
-    for image_id, name in files.items():
-        try:
-            parse_image_id(image_id)
-        except CarvanaError as error:
-            raise CarvanaError(f"{name} in {archive.path}: {error} Rename or delete the file.") from error
-    return files
+def _read_table(archive: Archive, name: str, columns: Collection[str]) -> list[dict[str, str]]:
+    """Return the rows of a CSV by column; raises CarvanaError if one of the ``columns`` is missing."""
+    path = archive.path / name
+    text = b"".join(read_lines(path, archive.read(name)))
+    check_is_text(path, text)
+    rows = csv.DictReader(io.StringIO(text.decode(errors="replace")))
+    missing = sorted(set(columns) - set(rows.fieldnames or ()))
+    if missing:
+        raise CarvanaError(f"{path} has no column {' and no column '.join(map(repr, missing))}. Download it again.")
+    return list(rows)
 
 
 METADATA_FILE = "metadata.csv"
@@ -281,7 +287,5 @@ def read_car_makes(directory: Path) -> dict[str, str]:
     archive = open_archive(directory, METADATA_FILE)
     if archive is None:
         return {}
-    rows = csv.DictReader(io.StringIO(archive.read(METADATA_FILE).decode("utf-8-sig", "replace")))
-    if not {"id", "make"} <= set(rows.fieldnames or ()):
-        raise CarvanaError(f"{METADATA_FILE} in {archive.path} lacks the columns 'id' and 'make'. Download it again.")
+    rows = _read_table(archive, METADATA_FILE, ["id", "make"])
     return {row["id"]: row["make"].strip() for row in rows if row["id"] and row["make"] and row["make"].strip()}

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pipeline.competition.rle import mask_to_runs
 from pipeline.config import DataSettings
+from pipeline.data.archives import warn_of_ignored
 from pipeline.data.competition_data import CompetitionData, data_dir
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.submission.csv_file import CSV_HEADER
@@ -48,10 +49,13 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     """Check every file and return the manifest: number of images and digest of each part, and corrupt images.
 
     All training images and masks are decoded. Of test images only the headers are read, because prediction decodes
-    them anyway and has a fallback for corrupt ones. Raises CarvanaError for the first problem; with ``skip``, training
-    images that cannot be used are listed under ``unreadable`` instead.
+    them anyway and has a fallback for corrupt ones. Files that are not used are counted in a warning. Raises
+    CarvanaError for the first problem; with ``skip``, training images that cannot be used are listed under
+    ``unreadable`` instead.
     """
     train_ids, test_ids = source.train.ids(), source.test.ids()
+    for part in (source.train, source.masks, source.test):
+        warn_of_ignored(part.archive.path, part.ignored())
     geometry, geometry_lock = GeometryCheck(), Lock()
 
     def decode_pair(image_id: str) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import re
-import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from pipeline.data.archives import IMAGE_ENDINGS
+from pipeline.data.decoding import DECODE_ERRORS, without_png_text
 from pipeline.errors import CorruptFileError
 from pipeline.utils.arrays import UInt8Array
 
@@ -19,7 +20,7 @@ from pipeline.utils.arrays import UInt8Array
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-"""Editors write megabytes of history as text; Pillow's limit of 64 MB for all text together stays."""
+"""Editors write megabytes of history as text, which may hold the orientation; Pillow's limit of 64 MB in all stays."""
 
 _MAGIC_BYTES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -28,14 +29,11 @@ _MAGIC_BYTES = {
 }
 """First bytes of each file type."""
 
-_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp")
-"""Suffixes that promise an image: a file with other content is reported, not passed over."""
+_SUFFIXES = (*IMAGE_ENDINGS, ".png", ".webp")
+"""Suffixes that promise an image: a file with other content is an image that cannot be read."""
 
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 """Start of a scan in a JPEG: marker, length and number of components."""
-
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error)
-"""What Pillow and simplejpeg raise for invalid files."""
 
 _ORIENTATION = 0x0112
 """EXIF tag of the orientation."""
@@ -87,23 +85,36 @@ def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LI
     if kind is None:
         raise CorruptFileError(f"{name}: not a JPEG, PNG or WebP. Convert it.")
     try:
-        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:  # reads only the header
-            if not limits.allow(image):
-                raise _too_large(name, f"{image.width} x {image.height}", limits)
-            if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > limits.scans:
-                raise CorruptFileError(f"{name}: {scans} scans, at most {limits.scans} are allowed. Save it again.")
-            transpose = _EXIF_TRANSPOSE[_orientation(image)]
-            return np.ascontiguousarray(transpose(_decode_jpeg(data) if kind == "JPEG" else _decode(image, data)))
+        try:
+            return _load(data, kind, name, limits)
+        except ValueError:  # perhaps Pillow's limit for text
+            shorter = without_png_text(data)
+            if len(shorter) == len(data):
+                raise
+            return _load(shorter, kind, name, limits)
     except Image.DecompressionBombError as error:
         raise _too_large(name, "too many", limits) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         # Pillow's own message would contain the address of an object in memory.
         reason = "invalid header" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptFileError(f"{name}: not a valid {kind} (truncated?): {reason}. Save it again.") from error
 
 
+def _load(data: bytes, kind: str, name: str, limits: ImageLimits) -> UInt8Array:
+    """Return a file of type ``kind`` as RGB (H, W, 3); raises CorruptFileError for limits, ``DECODE_ERRORS`` else."""
+    with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:  # reads only the header
+        if not limits.allow(image):
+            raise _too_large(name, f"{image.width} x {image.height}", limits)
+        if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > limits.scans:
+            raise CorruptFileError(f"{name}: {scans} scans, at most {limits.scans} are allowed. Save it again.")
+        transpose = _EXIF_TRANSPOSE[_orientation(image)]
+        return np.ascontiguousarray(transpose(_decode_jpeg(data) if kind == "JPEG" else _decode(image, data)))
+
+
 def is_image(path: Path) -> bool:
-    """Return whether a file begins as a JPEG, PNG or WebP does, or has such a suffix but can't be read."""
+    """Return whether a file begins as a JPEG, PNG or WebP does, or has such a suffix; False for pipes and devices."""
+    if path.exists() and not path.is_file():
+        return False  # opening a pipe would wait for a writer
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -122,7 +133,7 @@ def image_area(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> int:
     try:
         with path.open("rb") as file, Image.open(file, formats=[kind.upper() for kind in _MAGIC_BYTES]) as image:
             return image.width * image.height if limits.allow(image) else 0
-    except (Image.DecompressionBombError, *_DECODE_ERRORS):
+    except (Image.DecompressionBombError, *DECODE_ERRORS):
         return 0
 
 
@@ -146,7 +157,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 (as stored) if it is missing or invalid."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1
     return orientation if orientation in _EXIF_TRANSPOSE else 1
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline.competition import rle
-from pipeline.data.archives import is_junk
+from pipeline.data.archives import walk_files, warn_of_ignored
 from pipeline.errors import CarvanaError
 from pipeline.segment.image_loader import is_image
 from pipeline.utils.arrays import BoolArray, UInt8Array
@@ -103,13 +103,14 @@ class SegmentJob:
 def plan_outputs(paths: Sequence[Path], out: Path) -> list[SegmentJob]:
     """Return one job per image: files as given, and all images in folders and their subfolders, sorted.
 
-    Hidden files, files in ``out`` and duplicates are skipped. Raises CarvanaError if a path does not exist, ``out`` is
-    a file or one of the folders, or no image is found.
+    Junk, files in ``out`` and duplicates are skipped; other files in folders are counted in a warning. Raises
+    CarvanaError if a path does not exist, ``out`` is a file or one of the folders, or no image is found.
     """
     _check_folder(out)
     jobs: dict[Path, SegmentJob] = {}
     for given in paths:
-        for path, relative in _find_images(given, out):
+        for path in _find_images(given, out):
+            relative = path.relative_to(given) if given.is_dir() else Path(path.name)
             jobs.setdefault(path.resolve(), SegmentJob(path, out / relative.with_suffix("")))
     if not jobs:
         raise CarvanaError(f"{', '.join(map(str, paths))}: no JPEG, PNG or WebP images found.")
@@ -161,23 +162,16 @@ def _check_distinct_names(jobs: Sequence[SegmentJob]) -> None:
             )
 
 
-def _find_images(given: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the images of a path, each with its path relative to it."""
+def _find_images(given: Path, out: Path) -> list[Path]:
+    """Return the path of a file, or those of all images in a folder."""
     if not given.is_dir():
         if not given.exists():
             raise CarvanaError(f"{given} does not exist.")
-        yield given, Path(given.name)
-        return
-    results = out.resolve()
-    if given.resolve() == results:
+        return [given]
+    if given.resolve() == out.resolve():
         raise CarvanaError(f"{given} holds the input images. Choose another folder for the results.")
-    for folder, folders, files in os.walk(given, onerror=_raise):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if name[0] != "." and (here / name).resolve() != results)
-        for name in sorted(files):
-            if not is_junk(name) and is_image(here / name):
-                yield here / name, (here / name).relative_to(given)
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    files = list(walk_files(given, without=out))
+    images = [file for file in files if is_image(given / file)]
+    found = set(images)
+    warn_of_ignored(given, [str(file) for file in files if file not in found])
+    return [given / file for file in images]

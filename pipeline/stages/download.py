@@ -16,13 +16,5 @@ def run(params: Params) -> None:
     manifest = build_manifest(source, params.data.on_corrupt)
     for message in manifest["suspect_test_images"].values():
         print(f"warning: {message} The submission uses the mean mask of its angle instead.", file=sys.stderr)
-    for part in (source.train, source.test):
-        if ignored := part.ignored():
-            more = " ..." if len(ignored) > 3 else ""
-            print(
-                f"warning: {part.archive.path} has {len(ignored)} other files, which are not used: "
-                f"{', '.join(ignored[:3])}{more}",
-                file=sys.stderr,
-            )
     write_truth(source, Path("data/truth.csv"))
     write_json(Path("data/manifest.json"), manifest)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pipeline.competition.image_ids import parse_image_id
 from pipeline.errors import CarvanaError
@@ -63,13 +63,18 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def check_header(path: Path, line: bytes) -> None:
     """Raise CarvanaError unless the first line of a CSV is ``CSV_HEADER``."""
-    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise CarvanaError(f"{path} is UTF-16 text. Save it as UTF-8.")
-    if b"\0" in line[:100]:
-        raise CarvanaError(f"{path} is not a CSV, nor a gzip or zip file. Create or download it again.")
+    check_is_text(path, line)
     columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
     if [_unquote(column) for column in columns.split(",")] != CSV_HEADER.split(","):
         raise CarvanaError(f"{path}, row 1: the header is {columns!r}. Expected {CSV_HEADER!r}.")
+
+
+def check_is_text(path: Path, start: bytes) -> None:
+    """Raise CarvanaError if a file with this start is UTF-16 text or binary."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CarvanaError(f"{path} is UTF-16 text. Save it as UTF-8.")
+    if b"\0" in start[:100]:
+        raise CarvanaError(f"{path} is not a CSV, nor a gzip or zip file. Create or download it again.")
 
 
 def parse_line(path: Path, row: int, line: bytes) -> tuple[str, str]:
@@ -108,20 +113,21 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path, data: bytes | None = None) -> Iterator[bytes]:
     """Yield the uncompressed lines of the CSV, line ends included, without a byte order mark.
 
-    Raises CarvanaError if the file is missing or corrupt.
+    ``data`` is the file's content, if it was read before. Raises CarvanaError if the file is missing or corrupt.
     """
     try:
-        with _open_csv(path) as stream:
+        with path.open("rb") if data is None else io.BytesIO(data) as file, _open_csv(path, file) as stream:
             lines = iter(stream)
             yield without_bom(next(lines, b""))
             yield from lines
     except FileNotFoundError:
         raise CarvanaError(f"{path} not found. Expected a CSV, which may be gzipped or zipped.") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        # The last two are raised for zips that are encrypted or use an unknown compression.
+    except (RuntimeError, NotImplementedError) as error:  # a zip that is encrypted or uses an unknown compression
+        raise CarvanaError(f"{path} cannot be read ({error}). Unpack it.") from error
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise CarvanaError(f"{path} cannot be read ({error}). Create or download it again.") from error
 
 
@@ -132,31 +138,34 @@ def without_bom(text: bytes) -> bytes:
 
 def compression_of(path: Path) -> Literal["gzip", "zip", "none"]:
     """Return how a file is compressed, which its first bytes show whatever its name; raises OSError."""
-    with path.open("rb") as stream:
-        start = stream.read(4)
+    with path.open("rb") as file:
+        return _compression(file.read(4))
+
+
+def _compression(start: bytes) -> Literal["gzip", "zip", "none"]:
     if start.startswith(b"\x1f\x8b"):
         return "gzip"
     return "zip" if start in (b"PK\x03\x04", b"PK\x05\x06") else "none"  # the second starts a zip without files
 
 
 @contextmanager
-def _open_csv(path: Path) -> Iterator[Iterable[bytes]]:
-    compression = compression_of(path)
+def _open_csv(path: Path, file: BinaryIO) -> Iterator[Iterable[bytes]]:
+    compression = _compression(file.read(4))
+    file.seek(0)
     if compression == "gzip":
-        with gzip.open(path) as stream:
+        with gzip.open(file) as stream:
             yield stream
     elif compression == "zip":
-        with zipfile.ZipFile(path) as archive, archive.open(_only_csv(path, archive)) as member:
+        with zipfile.ZipFile(file) as archive, archive.open(_only_csv(path, archive)) as member:
             # A buffered reader splits lines twice as fast as the member itself; the member's type lacks what it needs.
             yield io.BufferedReader(member, buffer_size=1 << 20)  # type: ignore[type-var]
     else:
-        with path.open("rb") as stream:
-            yield stream
+        yield file
 
 
 def _only_csv(path: Path, archive: zipfile.ZipFile) -> str:
-    # macOS adds a metadata file for each file, under __MACOSX/.
-    names = [name for name in archive.namelist() if name.endswith(".csv") and not name.startswith("__MACOSX/")]
+    # macOS adds a metadata file ._NAME for each file, under __MACOSX/.
+    names = [name for name in archive.namelist() if name.lower().endswith(".csv") and "/._" not in f"/{name}"]
     if len(names) != 1:
         raise CarvanaError(f"{path} contains {len(names)} CSV files. Expected one.")
     return names[0]
