@@ -31,7 +31,7 @@ MAX_UPLOAD_PIXELS = 25_000_000
 Layer = Literal["mask", "probability", "disagreement"]
 """What is shown to the right of the slider."""
 
-_TYPES = ("jpg", "jpeg", "png", "webp")
+_TYPES = ("jpg", "jpeg", "jfif", "png", "webp")
 _SAMPLES = 48
 """Number of test images to choose from."""
 

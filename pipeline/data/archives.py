@@ -150,7 +150,7 @@ class ZipArchive:
             return zipfile.ZipFile(self.path)
         except (*_ZIP_ERRORS, OSError) as error:
             raise CarvanaError(
-                f"{self.path} is not a valid zip ({error}). Download it again, or unpack it: {_unpack_hint(self.path)}"
+                f"{self.path} is not a valid zip ({error}). Download it again, or {_unpack_hint(self.path)}"
             ) from error
 
     @cached_property
@@ -176,8 +176,11 @@ class ZipArchive:
         try:
             with self._zip.open(self._members[name][0]) as handle:
                 return handle.read(limit)
-        except (NotImplementedError, RuntimeError) as error:  # encrypted, or an unknown compression
-            raise CarvanaError(f"{name} in {self.path}: {error}. Unpack the zip: {_unpack_hint(self.path)}") from error
+        except (NotImplementedError, RuntimeError) as error:
+            reason = error if isinstance(error, NotImplementedError) else "it is encrypted"
+            raise CarvanaError(
+                f"{name} in {self.path} cannot be read: {reason}. Instead, {_unpack_hint(self.path)}"
+            ) from error
         except (*_ZIP_ERRORS, OSError) as error:
             # Corrupt zips also raise OSError: EINVAL for an offset before the file's start, no errno by decompressors.
             if isinstance(error, OSError) and error.errno not in (errno.EINVAL, None):
@@ -267,8 +270,10 @@ def open_archive(directory: Path, part: str) -> Archive | None:
 
 def _entry(directory: Path, name: str) -> Path | None:
     """Return the path of a directory's entry; an entry in other case is returned if there is none in this one."""
-    if (directory / name).exists() or not directory.is_dir():
-        return directory / name if directory.is_dir() else None
+    if (directory / name).exists():
+        return directory / name
+    if not directory.is_dir():
+        return None
     return next((path for path in sorted(directory.iterdir()) if path.name.lower() == name.lower()), None)
 
 
@@ -282,7 +287,7 @@ def _check_single(archive: Archive, name: str) -> None:
 
 
 def _unpack_hint(archive: Path) -> str:
-    return f"to the folder {archive.with_suffix('')}, and delete or rename the zip, which would be used first."
+    return f"unpack the zip to the folder {archive.with_suffix('')}, and delete or rename the zip, which is used first."
 
 
 def _size(path: Path) -> int:

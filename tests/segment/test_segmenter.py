@@ -57,12 +57,12 @@ Pixels = NDArray[np.uint8]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COLOURS = np.asarray(
+COLORS = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((72, 48)), np.uint8
 )
 """A smooth picture (48, 72, 3) without any symmetry."""
 
-RGB = Image.fromarray(COLOURS)
+RGB = Image.fromarray(COLORS)
 
 
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -76,9 +76,9 @@ def decoded(data: bytes) -> Pixels:
 
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}}
-TRANSPARENT = np.dstack([COLOURS, np.full((48, 72), 255, np.uint8)])
+TRANSPARENT = np.dstack([COLORS, np.full((48, 72), 255, np.uint8)])
 TRANSPARENT[10:20, 30:50, 3] = 0
-OVER_WHITE = COLOURS.copy()
+OVER_WHITE = COLORS.copy()
 OVER_WHITE[10:20, 30:50] = 255
 GREY = np.asarray(RGB.convert("L"), np.uint8)
 PALETTE = RGB.convert("P")
@@ -100,7 +100,7 @@ ANY = {
 }
 
 
-class TestPictures:
+class TestLoadImage:
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_upright_by_exif(self, kind: str, orientation: int) -> None:
@@ -117,7 +117,7 @@ class TestPictures:
     @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
     def test_exif_that_ends_within_a_number(self, kind: str) -> None:
         data = encoded(RGB, kind, exif=b"MM\0*", **({"lossless": True} if kind == "WEBP" else {}))
-        np.testing.assert_array_equal(load_image(data, "a"), COLOURS)
+        np.testing.assert_array_equal(load_image(data, "a"), COLORS)
 
     def test_a_header_that_makes_no_sense(self) -> None:
         with pytest.raises(CorruptFileError, match=r"car\.png"):
@@ -126,20 +126,20 @@ class TestPictures:
     @pytest.mark.parametrize(
         "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0nonsense", b"\xff" * 40]
     )
-    def test_damaged_exif_leaves_a_picture_as_it_is_stored(self, exif: bytes) -> None:
-        np.testing.assert_array_equal(load_image(encoded(RGB, "PNG", exif=b"Exif\0\0" + exif), "a"), COLOURS)
+    def test_damaged_exif_leaves_an_image_as_stored(self, exif: bytes) -> None:
+        np.testing.assert_array_equal(load_image(encoded(RGB, "PNG", exif=b"Exif\0\0" + exif), "a"), COLORS)
 
     @pytest.mark.parametrize("orientation", [0, 9, 4000])
-    def test_orientations_that_there_are_none_of(self, orientation: int) -> None:
+    def test_unknown_orientations_are_ignored(self, orientation: int) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
-        np.testing.assert_array_equal(load_image(encoded(RGB, "PNG", exif=exif), "a"), COLOURS)
+        np.testing.assert_array_equal(load_image(encoded(RGB, "PNG", exif=exif), "a"), COLORS)
 
     @pytest.mark.parametrize(
         ("data", "expected"),
         [
-            pytest.param(ANY["PNG"], COLOURS, id="PNG"),
-            pytest.param(ANY["WebP, lossless"], COLOURS, id="WebP"),
+            pytest.param(ANY["PNG"], COLORS, id="PNG"),
+            pytest.param(ANY["WebP, lossless"], COLORS, id="WebP"),
             pytest.param(ANY["PNG, transparent"], OVER_WHITE, id="transparent PNG"),
             pytest.param(ANY["WebP, transparent"], OVER_WHITE, id="transparent WebP"),
             pytest.param(encoded(RGB.convert("L"), "PNG"), np.dstack([GREY] * 3), id="gray"),
@@ -151,40 +151,40 @@ class TestPictures:
             ),
             pytest.param(
                 encoded(RGB, "WEBP", lossless=True, save_all=True, append_images=[RGB.rotate(180)]),
-                COLOURS,
+                COLORS,
                 id="the first picture of an animation",
             ),
             pytest.param(
-                encoded(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180)]), COLOURS, id="an animated PNG"
+                encoded(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180)]), COLORS, id="an animated PNG"
             ),
         ],
     )
-    def test_every_colour_becomes_rgb(self, data: bytes, expected: Pixels) -> None:
+    def test_every_color_mode_becomes_rgb(self, data: bytes, expected: Pixels) -> None:
         image_HWC = load_image(data, "a")
         assert image_HWC.dtype == np.uint8
         np.testing.assert_array_equal(image_HWC, expected)
 
     @pytest.mark.parametrize("kind", ["JPEG", "JPEG, progressive", "JPEG, CMYK"])
     def test_jpegs(self, kind: str) -> None:
-        assert np.abs(load_image(ANY[kind], "a").astype(int) - COLOURS).mean() < 3
+        assert np.abs(load_image(ANY[kind], "a").astype(int) - COLORS).mean() < 3
 
     def test_half_transparent_pixels_are_mixed_with_white(self) -> None:
         half = np.dstack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 128, np.uint8)])
         assert load_image(encoded(Image.fromarray(half), "PNG"), "a").tolist() == [[[127] * 3] * 4] * 4
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-    def test_a_colour_that_stands_for_transparency(self, mode: str) -> None:
+    def test_a_transparent_color_becomes_white(self, mode: str) -> None:
         picture = RGB.convert(mode)
         key = picture.getpixel((3, 2))
         white = load_image(encoded(picture, "PNG", transparency=key), "a")[2, 3]
         assert white.tolist() == [255, 255, 255]
 
-    def test_a_grey_of_16_bits_that_stands_for_transparency(self) -> None:
+    def test_a_transparent_16_bit_gray_becomes_white(self) -> None:
         data = encoded(Image.fromarray(SIXTEEN), "PNG", transparency=int(SIXTEEN[2, 3]))
         transparent_HW = SIXTEEN[2, 3] == SIXTEEN
         assert (load_image(data, "a")[..., 0] == 255).tolist() == transparent_HW.tolist()
 
-    def test_phones_pictures_with_another_behind(self) -> None:
+    def test_a_second_image_after_the_first_is_ignored(self) -> None:
         data = encoded(RGB, "MPO", save_all=True, append_images=[RGB.rotate(180)], quality=95)
         np.testing.assert_array_equal(load_image(data, "a"), load_image(ANY["JPEG"], "b"))
 
@@ -219,7 +219,7 @@ class TestPictures:
 
     def test_file_type_follows_content_not_suffix(self, tmp_path: Path) -> None:
         (tmp_path / "car.jpg").write_bytes(ANY["PNG"])
-        np.testing.assert_array_equal(load_image(tmp_path / "car.jpg", "car.jpg"), COLOURS)
+        np.testing.assert_array_equal(load_image(tmp_path / "car.jpg", "car.jpg"), COLORS)
 
     def test_a_file_that_is_not_there_is_no_fault_of_its_content(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
@@ -283,14 +283,14 @@ def bomb(width: int, height: int) -> bytes:
 class TestWhatNetsSee:
     NET = InputSettings(size=(32, 48))
 
-    def test_a_large_picture_is_averaged(self) -> None:
+    def test_a_large_image_is_averaged(self) -> None:
         import cv2
 
         image_HWC = np.random.default_rng(1).integers(0, 256, (128, 190, 3), dtype=np.uint8)
         expected = cv2.resize(image_HWC, (48, 32), interpolation=cv2.INTER_AREA)
         np.testing.assert_array_equal(to_network_input(image_HWC, self.NET), expected)
 
-    def test_a_flat_picture_is_averaged_along_and_grown_across(self) -> None:
+    def test_a_flat_image_is_shrunk_in_width_and_enlarged_in_height(self) -> None:
         stripes_HWC = np.zeros((8, 4800, 3), np.uint8)
         stripes_HWC[:, ::2] = 255
         seen_HWC = to_network_input(stripes_HWC, self.NET)
@@ -299,14 +299,14 @@ class TestWhatNetsSee:
             "OpenCV's area average alone would pick some of the stripes"
         )
 
-    def test_a_small_picture_is_grown_smoothly(self) -> None:
+    def test_a_small_image_is_enlarged_smoothly(self) -> None:
         ramp_HWC = np.repeat(np.linspace(0, 240, 12, dtype=np.uint8)[None, :, None], 8, axis=0).repeat(3, axis=2)
         row = to_network_input(ramp_HWC, self.NET)[16, 4:-4, 0].astype(int)
         assert (np.diff(row) > 0).all()
 
 
 TINY = UNetConfig(architecture="unet", widths=(4, 8))
-GREY_TINY = InputSettings(size=(32, 32), channels="gray")
+GRAY_TINY = InputSettings(size=(32, 32), channels="gray")
 COLOUR_TINY = InputSettings(size=(32, 48))
 
 
@@ -339,7 +339,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Project(tmp_path_factory.mktemp("serving") / "project", changes).folder
     encoder = SmpUNetConfig(architecture="smp_unet", encoder="resnet18", decoder_channels=(16, 8, 8))
     for fold in (0, 1):
-        save_net(folder / "folds/gray" / str(fold), TINY, GREY_TINY, seed=fold)
+        save_net(folder / "folds/gray" / str(fold), TINY, GRAY_TINY, seed=fold)
         save_net(folder / "folds/encoder" / str(fold), encoder, COLOUR_TINY, seed=fold)
     return folder
 
@@ -405,7 +405,7 @@ class TestSegmenter:
         with pytest.raises(CarvanaError, match="identity, hflip"):
             masker.segment(looked, EnsembleSettings(), views=["scale:0.5"])
 
-    def test_pictures_of_any_sizes_share_a_pass(self, masker: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_images_of_any_sizes_share_a_batch(self, masker: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
         images = [noise(40, 60, 1), noise(90, 50, 2), noise(33, 200, 3)]
         alone = [masker.predict(image_HWC) for image_HWC in images]
         passes: list[int] = []
@@ -472,7 +472,7 @@ def save_onnx(path: Path, kind: Literal["net", "ensemble"] = "net", **facts: Any
         ir_version=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, OnnxMetadata(kind=kind, model="gray", folds=(0,), input=GREY_TINY, **facts), path)
+    save_model(model, OnnxMetadata(kind=kind, model="gray", folds=(0,), input=GRAY_TINY, **facts), path)
 
 
 class TestExports:
@@ -495,7 +495,7 @@ class TestExports:
         masker = Segmenter(
             {"dark": dark, "gray/0": segmenter.load_predictor("gray/0", ["identity", "hflip"], project=project)}
         )
-        looked = masker.predict(COLOURS)
+        looked = masker.predict(COLORS)
         assert [list(by_view) for by_view in looked.maps.values()] == [["identity"], ["identity", "hflip"]]
         total_HW = looked.maps["dark"]["identity"].to_full_size(48, 72) * 2.0
         total_HW += sum(level_map.to_full_size(48, 72).astype(float) for level_map in looked.maps["gray/0"].values())
@@ -604,7 +604,7 @@ class TestJobs:
         touch(tmp_path, "a.b.jpg")
         assert plan_outputs([tmp_path], tmp_path / "out")[0].target("cutout") == tmp_path / "out/a.b_cutout.png"
 
-    def test_results_below_are_not_taken_for_pictures(self, tmp_path: Path) -> None:
+    def test_results_in_the_input_folder_are_not_inputs(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.jpg", "out/a_mask.png")
         assert [job.path.name for job in plan_outputs([tmp_path], tmp_path / "out")] == ["a.jpg"]
 
@@ -632,7 +632,7 @@ class TestJobs:
         with pytest.raises(CarvanaError, match=r"one/a\.jpg.*three/sub/a\.jpg.*masks\.csv"):
             check_conflicts(jobs, ["mask"], out / "masks.csv", overwrite=False)
 
-    def test_results_never_replace_a_picture(self, tmp_path: Path) -> None:
+    def test_results_never_replace_an_input(self, tmp_path: Path) -> None:
         touch(tmp_path, "sub/a.jpg", "a_mask.png")
         jobs = plan_outputs([tmp_path / "sub", tmp_path / "a_mask.png"], tmp_path)
         with pytest.raises(CarvanaError, match=r"a_mask\.png"):
@@ -753,7 +753,7 @@ class TestCommand:
         assert "Predicting with gray/0, gray/1, encoder/0, encoder/1." in said.err
         assert "3 images (2.5 megapixels on average) in " in said.out
 
-    def test_all_kinds_for_any_pictures(self, here: Path, masker: Segmenter, tmp_path: Path) -> None:
+    def test_all_formats_for_any_images(self, here: Path, masker: Segmenter, tmp_path: Path) -> None:
         Image.fromarray(noise(50, 80)).save(tmp_path / "a.png")
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -794,7 +794,7 @@ class TestCommand:
         rows = (tmp_path / "out/masks.csv").read_text().splitlines()
         assert [row.partition(",")[0] for row in rows] == ["img", "a.png", "c.png"]
 
-    def test_a_file_that_is_not_to_be_had_is_skipped_too(
+    def test_an_unreadable_file_is_skipped(
         self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         touch(tmp_path, "in/a.png")
@@ -803,7 +803,7 @@ class TestCommand:
         assert "in/b.png" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_mask.png"]
 
-    def test_nothing_is_overwritten_unless_told_to(
+    def test_nothing_is_overwritten_without_the_option(
         self, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         touch(tmp_path, "in/a.png", "in/b.png")
@@ -859,7 +859,7 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         assert carvana("in", "--out", "out", "--net", project / "folds/gray/0") == 0
         masker = Segmenter({"gray": segmenter.load_predictor("gray/0", ["identity"], project=project)})
-        mask_HW = masker.segment(masker.predict(COLOURS), EnsembleSettings())
+        mask_HW = masker.segment(masker.predict(COLORS), EnsembleSettings())
         np.testing.assert_array_equal(decoded((tmp_path / "out/a_mask.png").read_bytes()) > 0, mask_HW)
 
     def test_a_stop_leaves_whole_files_only(
