@@ -1,4 +1,4 @@
-"""People's own pictures: reading whatever they are, masks as the pipeline makes them, and ``carvana segment``."""
+"""Segmentation of users' images: loading, masks equal to the submission's, and ``carvana segment``."""
 
 import io
 import resource
@@ -60,14 +60,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 COLORS = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((72, 48)), np.uint8
 )
-"""A smooth picture (48, 72, 3) without any symmetry."""
+"""A smooth image (48, 72, 3) without any symmetry."""
 
 RGB = Image.fromarray(COLORS)
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -152,7 +152,7 @@ class TestLoadImage:
             pytest.param(
                 encoded(RGB, "WEBP", lossless=True, save_all=True, append_images=[RGB.rotate(180)]),
                 COLORS,
-                id="the first picture of an animation",
+                id="the first frame of an animation",
             ),
             pytest.param(
                 encoded(RGB, "PNG", save_all=True, append_images=[RGB.rotate(180)]), COLORS, id="an animated PNG"
@@ -174,9 +174,9 @@ class TestLoadImage:
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
     def test_a_transparent_color_becomes_white(self, mode: str) -> None:
-        picture = RGB.convert(mode)
-        key = picture.getpixel((3, 2))
-        white = load_image(encoded(picture, "PNG", transparency=key), "a")[2, 3]
+        source = RGB.convert(mode)
+        key = source.getpixel((3, 2))
+        white = load_image(encoded(source, "PNG", transparency=key), "a")[2, 3]
         assert white.tolist() == [255, 255, 255]
 
     def test_a_transparent_16_bit_gray_becomes_white(self) -> None:
