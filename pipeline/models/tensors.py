@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pipeline.config import Device, Precision
 from pipeline.errors import CarvanaError, is_out_of_memory
-from pipeline.models.resize import LOGIT_CLAMP, quantize_logits, upsample_logits
+from pipeline.models.resize import LOGIT_CLAMP, quantize_logits, upsample_and_quantize, upsample_logits
 from pipeline.models.weights import first_line
 from pipeline.utils.arrays import Float32Array, UInt8Array
 
@@ -66,8 +66,15 @@ def quantize_logits_tensor(logits: Tensor) -> Tensor:
     """Return probabilities as uint8, rounded: 0 and 255 at the clamps and beyond, 128 from probability 0.5 on."""
     if logits.device.type != "cpu":
         return _quantize_tensor(logits)
-    values = logits.contiguous().numpy().reshape(-1, logits.shape[-1])
-    return torch.from_numpy(quantize_logits(values, _quantize_unclamped)).view(logits.shape)
+    return torch.from_numpy(quantize_logits(logits.numpy(), _quantize_unclamped))
+
+
+def upsample_and_quantize_tensor(logits_B1HW: Tensor, height: int, width: int) -> Tensor:
+    """Return probabilities (B, height, width) as uint8: ``quantize_logits_tensor`` of ``upsample_logits_tensor``."""
+    if logits_B1HW.device.type != "cpu":
+        return quantize_logits_tensor(upsample_logits_tensor(logits_B1HW, height, width))
+    maps = [upsample_and_quantize(x.numpy(), height, width, _quantize_unclamped) for x in logits_B1HW[:, 0].float()]
+    return torch.from_numpy(np.stack(maps) if len(maps) > 1 else maps[0][None])
 
 
 def _quantize_unclamped(logits: Float32Array) -> UInt8Array:
