@@ -260,7 +260,7 @@ class TrainSettings(StrictModel):
     """``auto``: bf16 on GPUs from compute capability 8.0 and on CPUs with bf16 units, 16 on older GPUs, else 32."""
 
     channels_last: bool = True
-    """Use the channels-last memory format, which is faster on GPUs and CPUs; no effect on Apple's GPUs."""
+    """Use the channels-last memory format where it is faster: on GPUs, and on CPUs with AVX2 or AVX-512."""
 
     devices: PositiveInt = 1
     """GPUs (or CPU processes) that share the batches."""

@@ -22,8 +22,14 @@ def to_batch(inputs: list[UInt8Array], device: torch.device) -> Tensor:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Return channels_last for GPUs and CPUs, where training steps take 15 to 30 % less time; not for Apple's GPUs."""
-    return torch.channels_last if device.type in ("cuda", "cpu") else torch.contiguous_format
+    """Return channels_last for GPUs, and for CPUs with AVX2 or AVX-512, where oneDNN's convolutions are made for it."""
+    if device.type == "cpu":
+        # With narrower vector units it is slower, by up to a quarter.
+        onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        fast = onednn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    else:
+        fast = device.type == "cuda"
+    return torch.channels_last if fast else torch.contiguous_format
 
 
 def compile_or_eager(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
