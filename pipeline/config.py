@@ -13,6 +13,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -278,11 +280,13 @@ class HardwareSettings(StrictModel):
     device: Device = "auto"
     """``auto``: a CUDA GPU if there is one, else the CPU."""
 
-    workers: int = Field(default=2, ge=0)
-    """Processes that load training images, at most one per CPU; none on a CPU if the images fit into ``cache_gb``."""
+    workers: Literal["auto"] | NonNegativeInt = "auto"
+    """Processes that load training images, at most one per CPU; none on a CPU if the images fit into ``cache_gb``.
+    ``auto``: two CPUs are left free where there are four or more; fewer if shared memory is small."""
 
-    cache_gb: float = Field(default=2.0, ge=0)
-    """Memory in GB for decoded, shrunk training images; if they fit, they are decoded only once."""
+    cache_gb: Literal["auto"] | NonNegativeFloat = "auto"
+    """Memory in GB for decoded, shrunk training images; if they fit, they are decoded only once. ``auto``: half of the
+    free memory."""
 
     predict_batch: PositiveInt = 4
     """Images per forward pass of prediction and validation."""
