@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-NAMES = ("rle", "reading", "ensemble", "ablation", "prediction", "check")
+NAMES = ("rle", "reading", "ensemble", "ablation", "prediction", "cpu", "check")
 
 _KAGGLE_DATA = Path(__file__).parents[2] / "shared" / "carvana"
 
@@ -51,7 +51,7 @@ def main() -> None:
         "\nTimes: median milliseconds per item. Ratio: theirs / ours, median and range over alternating rounds.\n"
         "Peak: growth of resident memory in the first call of a new process, including all libraries.\n"
         "RLE, reading and the ensemble run on one core, prediction on all cores: measure it on an idle machine,\n"
-        "because torch's threads spin while they wait for each other."
+        "because torch's threads spin while they wait for each other. For cpu, times are those of the processor."
     )
 
 

@@ -13,6 +13,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -260,7 +262,7 @@ class TrainSettings(StrictModel):
     """``auto``: bf16 on GPUs from compute capability 8.0 and on CPUs with bf16 units, 16 on older GPUs, else 32."""
 
     channels_last: bool = True
-    """Use the channels-last memory format, which is faster on GPUs and CPUs; no effect on Apple's GPUs."""
+    """Use the channels-last memory format where it is faster: on GPUs, and on CPUs with AVX2 or AVX-512."""
 
     devices: PositiveInt = 1
     """GPUs (or CPU processes) that share the batches."""
@@ -278,11 +280,13 @@ class HardwareSettings(StrictModel):
     device: Device = "auto"
     """``auto``: a CUDA GPU if there is one, else the CPU."""
 
-    workers: int = Field(default=2, ge=0)
-    """Processes that load training images, at most one per CPU; none on a CPU if the images fit into ``cache_gb``."""
+    workers: Literal["auto"] | NonNegativeInt = "auto"
+    """Processes that load training images, at most one per CPU; none on a CPU if the images fit into ``cache_gb``.
+    ``auto``: two CPUs are left free where there are four or more; fewer if shared memory is small."""
 
-    cache_gb: float = Field(default=2.0, ge=0)
-    """Memory in GB for decoded, shrunk training images; if they fit, they are decoded only once."""
+    cache_gb: Literal["auto"] | NonNegativeFloat = "auto"
+    """Memory in GB for decoded, shrunk training images; if they fit, they are decoded only once. ``auto``: half of the
+    free memory."""
 
     predict_batch: PositiveInt = 4
     """Images per forward pass of prediction and validation."""

@@ -14,7 +14,7 @@ from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import InputSettings, StrictModel
 from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.inference.base_predictor import BUILTIN_TTA, BasePredictor
-from pipeline.models.resize import quantize_logits, quantize_probabilities, upsample_logits
+from pipeline.models.resize import quantize_probabilities, upsample_and_quantize
 from pipeline.models.tta import TTATransform
 from pipeline.utils.arrays import Float32Array, UInt8Array
 from pipeline.utils.parallel import available_cpus
@@ -143,7 +143,7 @@ class OnnxPredictor(BasePredictor):
             ]
         logits_VBhw = [self._predict_float(view, _batch(inputs).astype(np.float32)) for view in self._views]
         return [
-            np.stack([quantize_logits(upsample_logits(logits_Bhw[number], *size)) for logits_Bhw in logits_VBhw])
+            np.stack([upsample_and_quantize(logits_Bhw[number], *size) for logits_Bhw in logits_VBhw])
             for number, size in enumerate(sizes)
         ]
 

@@ -24,11 +24,10 @@ from pipeline.models.networks import UNet, dry_run_error, load_model, prepare_fo
 from pipeline.models.tensors import (
     compile_or_eager,
     memory_format,
-    quantize_logits_tensor,
     resolve_device,
     resolve_precision,
     to_batch,
-    upsample_logits_tensor,
+    upsample_and_quantize_tensor,
 )
 from pipeline.models.tta import TTATransform
 from pipeline.utils.arrays import UInt8Array
@@ -298,9 +297,8 @@ class TorchPredictor(BasePredictor):
                 # One by one: on a CPU, a float array that is reused stays in the cache.
                 for number, probs_VHW in enumerate(probs):
                     height, width = probs_VHW.shape[1:]
-                    probs_VHW[index] = quantize_logits_tensor(
-                        upsample_logits_tensor(logits_B1HW[number : number + 1], height, width)
-                    )[0]
+                    one_11HW = logits_B1HW[number : number + 1]
+                    probs_VHW[index] = upsample_and_quantize_tensor(one_11HW, height, width)[0]
         return spans
 
     @torch.no_grad()
@@ -314,7 +312,7 @@ class TorchPredictor(BasePredictor):
             with spans.span(self.views[index]):
                 logits_B1HW = self._logits(self._views[index], pixels_BCHW)
                 finite &= torch.isfinite(logits_B1HW).all()
-                probs_BVHW[:, index] = quantize_logits_tensor(upsample_logits_tensor(logits_B1HW, *size))
+                probs_BVHW[:, index] = upsample_and_quantize_tensor(logits_B1HW, *size)
         if merged and len(self.views) > 1:
             # int16, since torch adds no uint16 on a GPU; the sum of up to 128 views fits.
             probs_BVHW = probs_BVHW.sum(1, keepdim=True, dtype=torch.int16)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pipeline.config import Device, Precision
 from pipeline.errors import CarvanaError, is_out_of_memory
-from pipeline.models.resize import LOGIT_CLAMP, quantize_logits, upsample_logits
+from pipeline.models.resize import LOGIT_CLAMP, quantize_logits, upsample_and_quantize, upsample_logits
 from pipeline.models.weights import first_line
 from pipeline.utils.arrays import Float32Array, UInt8Array
 
@@ -22,8 +22,14 @@ def to_batch(inputs: list[UInt8Array], device: torch.device) -> Tensor:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Return channels_last for GPUs and CPUs, where training steps take 15 to 30 % less time; not for Apple's GPUs."""
-    return torch.channels_last if device.type in ("cuda", "cpu") else torch.contiguous_format
+    """Return channels_last for GPUs, and for CPUs with AVX2 or AVX-512, where oneDNN's convolutions are made for it."""
+    if device.type == "cpu":
+        # With narrower vector units it is slower, by up to a quarter.
+        onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        fast = onednn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    else:
+        fast = device.type == "cuda"
+    return torch.channels_last if fast else torch.contiguous_format
 
 
 def compile_or_eager(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -66,8 +72,15 @@ def quantize_logits_tensor(logits: Tensor) -> Tensor:
     """Return probabilities as uint8, rounded: 0 and 255 at the clamps and beyond, 128 from probability 0.5 on."""
     if logits.device.type != "cpu":
         return _quantize_tensor(logits)
-    values = logits.contiguous().numpy().reshape(-1, logits.shape[-1])
-    return torch.from_numpy(quantize_logits(values, _quantize_unclamped)).view(logits.shape)
+    return torch.from_numpy(quantize_logits(logits.numpy(), _quantize_unclamped))
+
+
+def upsample_and_quantize_tensor(logits_B1HW: Tensor, height: int, width: int) -> Tensor:
+    """Return probabilities (B, height, width) as uint8: ``quantize_logits_tensor`` of ``upsample_logits_tensor``."""
+    if logits_B1HW.device.type != "cpu":
+        return quantize_logits_tensor(upsample_logits_tensor(logits_B1HW, height, width))
+    maps = [upsample_and_quantize(x.numpy(), height, width, _quantize_unclamped) for x in logits_B1HW[:, 0].float()]
+    return torch.from_numpy(np.stack(maps) if len(maps) > 1 else maps[0][None])
 
 
 def _quantize_unclamped(logits: Float32Array) -> UInt8Array:

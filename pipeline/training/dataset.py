@@ -1,5 +1,6 @@
 """Training and validation images: decoded once if they fit in memory, augmented by (seed, epoch, image)."""
 
+import math
 import os
 import shutil
 import sys
@@ -11,13 +12,14 @@ from typing import Any, Protocol
 
 import albumentations as A
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
-from pipeline.config import AugmentSettings, InputSettings, TrainSettings
+from pipeline.config import AugmentSettings, HardwareSettings, InputSettings, TrainSettings
 from pipeline.errors import CarvanaError
 from pipeline.models.resize import soft_target, to_network_input
 from pipeline.utils.arrays import UInt8Array
@@ -217,6 +219,55 @@ class LoaderOptions:
         }
 
 
+@dataclass(frozen=True)
+class LoadingResources:
+    """What images are loaded with: the settings of ``hardware``, with numbers in place of ``auto``."""
+
+    workers: int
+    """Processes that load images, for each process that trains."""
+
+    cache_gb: float
+    """GiB for decoded images, of all processes together."""
+
+    @classmethod
+    def resolve(cls, hardware: HardwareSettings, batch: int, processes: int = 1) -> "LoadingResources":
+        """Return the numbers for this machine, for batches of so many bytes and so many processes that train."""
+        workers = _auto_workers(batch, processes) if hardware.workers == "auto" else hardware.workers
+        cache_gb = _auto_cache_gb() if hardware.cache_gb == "auto" else hardware.cache_gb
+        return cls(workers, cache_gb)
+
+
+def _auto_workers(batch: int, processes: int) -> int:
+    cpus = available_cpus()
+    workers = max(1, max(min(2, cpus), cpus - 2) // processes)
+    while workers > 1 and processes * prepared_batches(workers) * batch > free_shared_memory():
+        workers -= 1
+    return workers
+
+
+def _auto_cache_gb() -> float:
+    half = available_memory() / 2 / _GIGABYTE
+    # Elsewhere than on Linux, loader processes are not forked, so that each copies the images.
+    return half if sys.platform == "linux" else min(half, 2.0)
+
+
+def prepared_batches(workers: int) -> int:
+    """Return the number of batches in shared memory: each loader process prepares two, and one is in use."""
+    return 2 * workers + 1 if workers else 0
+
+
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this process may still take, given the limit of its container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((cgroup / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
+        # Files that were read stay in memory until it is needed.
+        return max(0, min(free, limit - used + int(statistics["inactive_file"])))
+    except (OSError, ValueError, KeyError):  # no limit, or "max"
+        return free
+
+
 def batch_bytes(input: InputSettings, train: TrainSettings, predict_batch: int) -> int:
     """Return the bytes of the largest batch, of training or of validation images."""
     height, width = train.crop or (input.height, input.width)
@@ -225,14 +276,20 @@ def batch_bytes(input: InputSettings, train: TrainSettings, predict_batch: int) 
     return max(training, validation)
 
 
-def check_shared_memory(needed: int, folder: Path = Path("/dev/shm")) -> None:
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def free_shared_memory(folder: Path = _SHARED_MEMORY) -> float:
+    """Return the free bytes of the memory that processes share; infinity where it has no folder."""
+    return shutil.disk_usage(folder).free if folder.is_dir() else math.inf
+
+
+def check_shared_memory(needed: int, folder: Path = _SHARED_MEMORY) -> None:
     """Raise CarvanaError if the bytes ``needed`` do not fit into the memory that processes share.
 
     Docker gives a container 64 MB unless told otherwise.
     """
-    if not needed or not folder.is_dir():
-        return
-    free = shutil.disk_usage(folder).free
+    free = free_shared_memory(folder)
     if needed > free:
         raise CarvanaError(
             f"{folder} has {free / 1e6:.0f} MB free, but the processes of this training share about "

@@ -31,9 +31,11 @@ from pipeline.training.callbacks import (
 from pipeline.training.dataset import (
     CachedImages,
     LoaderOptions,
+    LoadingResources,
     batch_bytes,
     check_shared_memory,
     fits_in_memory,
+    prepared_batches,
     training_loader,
     validation_loader,
 )
@@ -61,28 +63,37 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
     net = build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint)
     origin = None if job.init_checkpoint else encoder_origin(job.model.spec, net)
     segmenter = SegmentationModule(net, job, device)
-    check_shared_memory(_shared_bytes(job, device, segmenter))
+    resources = _resources(job)
+    check_shared_memory(_shared_bytes(job, resources, device, segmenter))
     trainer = _trainer(settings, device, work, _callbacks(job, work, log))
     checkpoint = work / _CHECKPOINT
     with _reraise_worker_errors():
         trainer.fit(
-            segmenter, SegmentationData(job), ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False
+            segmenter,
+            SegmentationData(job, resources),
+            ckpt_path=checkpoint if checkpoint.is_file() else None,
+            weights_only=False,
         )
     parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
     label = device_label(device, resolve_precision(settings.precision, device))
     return _write_model_dir(job, work, label, parameters, {"encoder_weights": origin})
 
 
-def _shared_bytes(job: TrainJob, device: torch.device, net: LightningModule) -> int:
+def _resources(job: TrainJob) -> LoadingResources:
+    settings, hardware = job.model.train, job.hardware
+    largest = batch_bytes(job.model.input, settings, hardware.predict_batch)
+    return LoadingResources.resolve(hardware, largest, settings.devices)
+
+
+def _shared_bytes(job: TrainJob, resources: LoadingResources, device: torch.device, net: LightningModule) -> int:
     """Return the bytes of shared memory that a training takes: prepared batches, and the net for several processes."""
-    settings, input, hardware = job.model.train, job.model.input, job.hardware
+    settings, input = job.model.train, job.model.input
     images = len(job.train_ids) + len(job.validation_ids)
-    cached = fits_in_memory(images, input, hardware.cache_gb / settings.devices)
-    workers = LoaderOptions(hardware.workers, device.type == "cuda").loader_kwargs(cached)["num_workers"]
-    # Each loader process prepares two batches, and one is in use.
-    batches = 2 * workers + 1 if workers else 0
+    cached = fits_in_memory(images, input, resources.cache_gb / settings.devices)
+    workers = LoaderOptions(resources.workers, device.type == "cuda").loader_kwargs(cached)["num_workers"]
+    largest = batch_bytes(input, settings, job.hardware.predict_batch)
     weights = sum(value.nbytes for value in net.state_dict().values()) if settings.devices > 1 else 0
-    return settings.devices * batches * batch_bytes(input, settings, hardware.predict_batch) + weights
+    return settings.devices * prepared_batches(workers) * largest + weights
 
 
 def _callbacks(job: TrainJob, work: Path, log: Path | None) -> list[Callback]:
@@ -251,9 +262,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class SegmentationData(LightningDataModule):
     """Data loaders, made in each process, each with its share of the images."""
 
-    def __init__(self, job: TrainJob) -> None:
+    def __init__(self, job: TrainJob, resources: LoadingResources) -> None:
         super().__init__()
         self.job = job
+        self.resources = resources
 
     def train_dataloader(self) -> Any:
         """Return the loader of training images."""
@@ -273,12 +285,12 @@ class SegmentationData(LightningDataModule):
         return {**batch, "image": image_BhwC.permute(0, 3, 1, 2).contiguous(memory_format=wanted)}
 
     def _workers(self) -> LoaderOptions:
-        return LoaderOptions(self.job.hardware.workers, resolve_device(self.job.hardware.device).type == "cuda")
+        return LoaderOptions(self.resources.workers, resolve_device(self.job.hardware.device).type == "cuda")
 
     def _examples(self, image_ids: Sequence[str]) -> CachedImages:
         # The memory is shared by training and validation images, and by the processes.
         share = len(image_ids) / (len(self.job.train_ids) + len(self.job.validation_ids)) / self._share()[1]
-        cache_gb = self.job.hardware.cache_gb * share
+        cache_gb = self.resources.cache_gb * share
         return CachedImages.load(image_ids, self.job.reader, self.job.model.input, cache_gb)
 
     def _share(self) -> tuple[int, int]:

@@ -1,22 +1,27 @@
 """Training images: caching, augmentation, sampling."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.config import AugmentSettings, InputSettings, TrainSettings
+from pipeline.config import AugmentSettings, HardwareSettings, InputSettings, TrainSettings
 from pipeline.errors import CarvanaError
+from pipeline.training import dataset
 from pipeline.training.dataset import (
     CachedImages,
     DistributedEvalSampler,
     EpochSampler,
     LoaderOptions,
+    LoadingResources,
     TrainingSet,
+    available_memory,
     batch_bytes,
     check_shared_memory,
     training_loader,
@@ -109,3 +114,51 @@ class TestSharedMemory:
         pixels = 1280 * 1918
         assert batch_bytes(native, settings(batch_size=8), predict_batch=4) == 8 * pixels * 4
         assert batch_bytes(native, settings(batch_size=8, crop=(128, 128)), predict_batch=4) == 4 * pixels * 4
+
+
+class TestLoadingResources:
+    BATCH = 1_000_000
+
+    def resolve(self, processes: int = 1, **settings: Any) -> LoadingResources:
+        return LoadingResources.resolve(HardwareSettings(**settings), self.BATCH, processes)
+
+    def test_numbers_are_kept(self) -> None:
+        assert self.resolve(workers=7, cache_gb=1.5) == LoadingResources(7, 1.5)
+
+    @pytest.mark.parametrize(
+        ("cpus", "processes", "workers"),
+        [(1, 1, 1), (2, 1, 2), (3, 1, 2), (4, 1, 2), (16, 1, 14), (16, 2, 7), (2, 4, 1)],
+    )
+    def test_two_cpus_are_left_free(
+        self, monkeypatch: pytest.MonkeyPatch, cpus: int, processes: int, workers: int
+    ) -> None:
+        monkeypatch.setattr(dataset, "available_cpus", lambda: cpus)
+        monkeypatch.setattr(dataset, "free_shared_memory", lambda: 1 << 40)
+        assert self.resolve(processes).workers == workers
+
+    @pytest.mark.parametrize(("batches", "workers"), [(29, 14), (28, 13), (5, 2), (4, 1), (0, 1)])
+    def test_batches_fit_into_shared_memory(self, monkeypatch: pytest.MonkeyPatch, batches: int, workers: int) -> None:
+        monkeypatch.setattr(dataset, "available_cpus", lambda: 16)
+        monkeypatch.setattr(dataset, "free_shared_memory", lambda: batches * self.BATCH)
+        assert self.resolve().workers == workers
+
+    @pytest.mark.parametrize(("platform", "cache_gb"), [("linux", 4.0), ("win32", 2.0)])
+    def test_half_of_the_free_memory_is_for_images(
+        self, monkeypatch: pytest.MonkeyPatch, platform: str, cache_gb: float
+    ) -> None:
+        monkeypatch.setattr(dataset, "available_memory", lambda: 8 << 30)
+        monkeypatch.setattr(sys, "platform", platform)
+        assert self.resolve(workers=1).cache_gb == cache_gb
+
+    @pytest.mark.parametrize(
+        ("limit", "free"), [("1000000", 700_000), ("max", 1 << 40), (None, 1 << 40), ("400000", 100_000), ("1", 0)]
+    )
+    def test_the_limit_of_a_container_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, free: int
+    ) -> None:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+        if limit:
+            (tmp_path / "memory.max").write_text(f"{limit}\n")
+            (tmp_path / "memory.current").write_text("350000\n")
+            (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 50000\n")
+        assert available_memory(tmp_path) == free
