@@ -239,7 +239,6 @@ def describe_net(folder: Path, net: SegmentationModel, cv_scores: Mapping[str, A
         "model": config.get("model", folder.name),
         "fold": config.get("fold"),
         "architecture": config["architecture"],
-        "encoder_weights": config.get("encoder_weights"),
         "input": config["input"],
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "stride": net.stride,
@@ -288,8 +287,6 @@ def format_rate(per_second: float) -> str:
 def _about(net: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     input, training, scores = InputSettings.model_validate(net["input"]), net["training"], net["out_of_fold"]
     yield "architecture", _architecture(net["architecture"])
-    if origin := net.get("encoder_weights"):
-        yield "encoder's first weights", f"{origin['source']} {origin['name']}, SHA-256 {origin['sha256']}"
     yield "parameters", f"{net['parameters']:,}"
     resized = "" if input.size == "native" else ", resized by area averaging"
     colors = "RGB" if input.channels == "rgb" else "gray"
