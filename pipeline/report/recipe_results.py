@@ -142,7 +142,7 @@ def _cells(result: RunResult) -> Iterator[str]:
 
 
 def _has_random_encoder(model: Mapping[str, Any]) -> bool:
-    return model["spec"]["architecture"] == "smp_unet" and model["spec"]["encoder_weights"] is None
+    return model["spec"]["architecture"] != "unet" and model["spec"]["encoder_weights"] is None
 
 
 def _with_interval(score: Mapping[str, Any] | None) -> str:

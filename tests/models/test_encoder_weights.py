@@ -117,8 +117,8 @@ class TestHub:
     def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A hub whose files are in a folder, one per encoder."""
 
-        def download(repository: str, filename: str, revision: str | None = None, **_: Any) -> str:
-            folder = tmp_path / repository.replace("/", "--") / "snapshots" / "abc123"
+        def download(repo_id: str, filename: str, revision: str | None = None, **_: Any) -> str:
+            folder = tmp_path / repo_id.replace("/", "--") / "snapshots" / "abc123"
             if filename == "config.json":
                 return str(folder / filename)
             if not (folder / filename).is_file():
