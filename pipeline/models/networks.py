@@ -374,7 +374,8 @@ def _check_options(spec: SmpUNetConfig | SmpConfig) -> None:
     from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
 
     net = MODEL_ARCHITECTURES_MAPPING[spec.smp_arguments["arch"]]
-    known = set(inspect.signature(net.__init__).parameters) - {*_NOT_OPTIONS, *spec.smp_arguments}
+    parameters = set(inspect.signature(net.__init__).parameters)
+    known = parameters - {*_NOT_OPTIONS, *spec.smp_arguments}
     if isinstance(spec, SmpUNetConfig) and spec.upsampling == "transposed":
         known = set()
     unknown = [name for name in spec.options if name not in known]
@@ -382,8 +383,10 @@ def _check_options(spec: SmpUNetConfig | SmpConfig) -> None:
         raise CarvanaError(
             f"{spec.architecture} has no option '{unknown[0]}'. Its options are: {', '.join(sorted(known)) or 'none'}."
         )
-    if spec.encoder_options and not spec.encoder.startswith("tu-"):
+    # What timm does not know, it names itself.
+    unknown = [name for name in spec.encoder_options if name in parameters or not spec.encoder.startswith("tu-")]
+    if unknown:
         raise CarvanaError(
-            f"Encoder '{spec.encoder}' has no option '{next(iter(spec.encoder_options))}': only timm's encoders have "
-            "encoder_options, those whose names start with tu-."
+            f"Encoder '{spec.encoder}' has no option '{unknown[0]}'. encoder_options are arguments of timm's encoders, "
+            "whose names start with tu-."
         )

@@ -142,15 +142,15 @@ class TestRepro:
         done.put({"train.init_checkpoint": "data/start.safetensors"})
         try:
             for fold, stages in (
-                (0, ["weights", "train@small-0"]),
+                (0, ["weights", "train@small-1"]),
                 (0, ["weights"]),
-                (1, ["weights", "train@small-0"]),
+                (1, ["weights", "train@small-1"]),
             ):
-                start.write_bytes(nets[fold])
-                assert re.findall(r"Running stage '(.+)'", done.repro("train@small-0")) == stages
+                start.write_bytes(nets[net])
+                assert re.findall(r"Running stage '(.+)'", done.repro("train@small-1")) == stages
         finally:
             done.git("checkout", "params.yaml", "dvc.lock")
-            done.run("dvc", "checkout", "weights", "train@small-0")
+            done.run("dvc", "checkout", "weights", "train@small-1")
 
     def test_results_are_kept_only_of_the_present_settings(self, done: Project) -> None:
         assert "Dice" in done.run("carvana", "results", "--keep")
