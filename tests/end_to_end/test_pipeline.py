@@ -141,7 +141,7 @@ class TestRepro:
         nets = [(done.folder / f"folds/small/{fold}/model.safetensors").read_bytes() for fold in (0, 1)]
         done.put({"train.init_checkpoint": "data/start.safetensors"})
         try:
-            for fold, stages in (
+            for net, stages in (
                 (0, ["weights", "train@small-1"]),
                 (0, ["weights"]),
                 (1, ["weights", "train@small-1"]),
