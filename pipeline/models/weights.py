@@ -172,14 +172,19 @@ def load_encoder(encoder: nn.Module, file: WeightsFile) -> None:
 
 
 def match_order(wanted: StateDict, state: StateDict) -> StateDict:
-    """Return ``state`` under the names in ``wanted``, if no name agrees but all shapes do, one after another.
+    """Return ``state`` under the names in ``wanted``, if it lacks some but all shapes agree, one after another.
 
-    So weights of another implementation of the same network are found; ``state`` may go on, with a classifier's.
+    So weights of another implementation of the same network are found; ``state`` may go on, with a classifier's. The
+    last part of each name, such as ``bias``, must agree too: files may be sorted by name.
     """
-    if set(wanted) & set(state) or len(state) < len(wanted):
+    if set(wanted) <= set(state) or len(state) < len(wanted):
         return state
-    pairs = dict(zip(wanted, state.values(), strict=False))
-    return pairs if all(value.shape == wanted[name].shape for name, value in pairs.items()) else state
+    pairs = list(zip(wanted, state, strict=False))
+    agree = all(
+        wanted[name].shape == state[other].shape and name.rpartition(".")[2] == other.rpartition(".")[2]
+        for name, other in pairs
+    )
+    return {name: state[other] for name, other in pairs} if agree else state
 
 
 def match_names(wanted: Collection[str], state: StateDict) -> StateDict:

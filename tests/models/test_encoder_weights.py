@@ -89,10 +89,12 @@ def test_a_packages_file_under_any_path(tmp_path: Path) -> None:
 
 
 def test_order_matches_only_where_all_shapes_agree() -> None:
-    wanted = {"a": torch.zeros(1), "b": torch.zeros(2)}
-    state = {"x": torch.ones(1), "y": torch.ones(2), "classifier": torch.ones(3)}
-    assert list(match_order(wanted, state)) == ["a", "b"]
-    for other in ({"x": torch.ones(1)}, {"x": torch.ones(2), "y": torch.ones(1)}, {"a": torch.ones(1), **state}):
+    wanted = {"a.weight": torch.zeros(1), "a.bias": torch.zeros(1), "b.weight": torch.zeros(2)}
+    state = {"x.weight": torch.ones(1), "x.bias": torch.zeros(1), "y.weight": torch.ones(2), "end": torch.ones(3)}
+    assert list(match_order(wanted, state)) == list(wanted)
+    assert match_order(wanted, state)["a.weight"] == 1
+    by_name = {name: state[name] for name in sorted(state)}
+    for other in (by_name, {"x.weight": torch.ones(1)}, state | {"y.weight": torch.ones(1)}):
         assert match_order(wanted, other) == other
 
 
