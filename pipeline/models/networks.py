@@ -344,10 +344,11 @@ def build_smp(spec: SmpUNetConfig | SmpConfig, weights: str | None) -> nn.Module
     except Exception as error:  # libraries raise errors of all kinds here
         if is_out_of_memory(error):
             raise
-        depth = spec.smp_arguments["encoder_depth"]
+        levels = "decoder_channels" if isinstance(spec, SmpUNetConfig) else "levels (encoder_depth)"
         raise CarvanaError(
-            f"{spec.architecture} with the encoder '{spec.encoder}' cannot be built with {depth} levels "
-            f"({first_line(error)}). Choose another encoder, depth or option."
+            f"{spec.architecture} with the encoder '{spec.encoder}' cannot be built with "
+            f"{spec.smp_arguments['encoder_depth']} {levels}: {first_line(error)}. Choose another encoder, depth or "
+            "option."
         ) from error
     if start and not start.from_hub:
         load_encoder(net.get_submodule("encoder"), start)
