@@ -28,7 +28,7 @@ from pipeline.config import (
     TrainSettings,
 )
 from pipeline.data.competition_data import CompetitionData
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictJob, write_predictions
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
 from pipeline.models.networks import SegmentationModel, build_model, prepare_for_gpu
 from pipeline.models.resize import soft_target

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.cli import app
-from pipeline.config import Params, SmpUNetConfig, UNetConfig
+from pipeline.config import Params, SmpConfig, SmpUNetConfig, UNetConfig
 from pipeline.workspace import dvc_stages
 
 DOCS = Path(__file__).parent
@@ -214,9 +214,9 @@ def settings() -> Iterator[str]:
         yield f"{about[0].upper()}{about[1:]}\n"
         yield table(COLUMNS, list(setting_rows(name, kind)))
         if name == "models":
-            for spec in (UNetConfig, SmpUNetConfig):
-                architecture = get_args(spec.model_fields["architecture"].annotation)[0]
-                yield f"\nA model of `architecture: {architecture}`:\n"
+            for spec in (UNetConfig, SmpUNetConfig, SmpConfig):
+                names = ", ".join(f"`{name}`" for name in get_args(spec.model_fields["architecture"].annotation))
+                yield f"\nA model whose `architecture` is {names}:\n"
                 yield table(COLUMNS, list(setting_rows("models.specs.NAME", spec)))
 
 

@@ -468,6 +468,12 @@ def _stage_folds() -> None:
     _run_stage("folds")
 
 
+@_command("weights", group=stages)
+def _stage_weights() -> None:
+    """Record which weights files nets start from: data/weights.json."""
+    _run_stage("weights")
+
+
 @_command("train", group=stages)
 def _stage_train(model: _Model, fold: _Fold) -> None:
     """Train one net: folds/MODEL/FOLD/."""

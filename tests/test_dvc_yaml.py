@@ -18,7 +18,10 @@ NO_RESULT = ("config", "errors", "workspace", "utils", "kaggle", "repro")
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_imports_only_what_it_depends_on(stage: str) -> None:
-    imported = grimp.build_graph("pipeline").find_upstream_modules(f"pipeline.stages.{stage}")
+    graph = grimp.build_graph("pipeline")
+    # `carvana repro` tries nets before it provides data as the stage download does: that decides no result either.
+    graph.remove_import(importer="pipeline.repro", imported="pipeline.models.networks")
+    imported = graph.find_upstream_modules(f"pipeline.stages.{stage}")
     packages = {module.split(".")[1] for module in imported if module != "pipeline"} - set(NO_RESULT)
     code = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")}
     assert code == {f"pipeline/{package}/" for package in packages} | {f"pipeline/stages/{stage}.py"}

@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.config import read_params
+from pipeline.config import ModelSettings, Params, SmpUNetConfig, read_params
 from pipeline.data.fold_assignment import read_folds
 from pipeline.errors import CarvanaError
 from pipeline.kaggle.ledger import Ledger
-from pipeline.repro import check_dvc_lock, check_outputs, dvc_environment
+from pipeline.repro import check_dvc_lock, check_nets, check_outputs, dvc_environment
+from tests import ROOT
 
 CONFLICT = "a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> other\n"
 DVC_YAML = """\
@@ -74,6 +76,27 @@ def test_a_merge_conflict_is_named_with_its_line(tmp_path: Path) -> None:
         path.write_text(CONFLICT)
         with pytest.raises(CarvanaError, match=rf"{name}, line 2.*conflict"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"encoder": "resnet1"}, "'resnet1'"),
+        ({"encoder_weights": "gone.pth"}, r"gone\.pth"),
+        ({"encoder": "tu-swin_tiny_patch4_window7_224"}, "training"),
+        ({"options": {"width": 3}}, "'width'"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_named_before_data_are_provided(changes: dict[str, Any], named: str) -> None:
+    def params(**changed: Any) -> Params:
+        spec = SmpUNetConfig(architecture="smp_unet", encoder="resnet18").model_copy(update=changed)
+        return read_params(ROOT / "params.yaml").model_copy(
+            update={"models": ModelSettings(active=("net",), specs={"net": spec})}
+        )
+
+    check_nets(params())
+    with pytest.raises(CarvanaError, match=named):
+        check_nets(params(**changes))
 
 
 def test_stages_are_run_by_this_interpreters_commands(monkeypatch: pytest.MonkeyPatch) -> None:

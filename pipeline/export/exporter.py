@@ -239,8 +239,8 @@ def describe_net(folder: Path, net: SegmentationModel, cv_scores: Mapping[str, A
         "model": config.get("model", folder.name),
         "fold": config.get("fold"),
         "architecture": config["architecture"],
-        "encoder_weights": config.get("encoder_weights"),
         "input": config["input"],
+        "initial_weights": config.get("initial_weights"),
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "stride": net.stride,
         "training": _read(folder / "metrics.json") | {"timing": _read(folder / "timing.json")},
@@ -288,12 +288,12 @@ def format_rate(per_second: float) -> str:
 def _about(net: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     input, training, scores = InputSettings.model_validate(net["input"]), net["training"], net["out_of_fold"]
     yield "architecture", _architecture(net["architecture"])
-    if origin := net.get("encoder_weights"):
-        yield "encoder's first weights", f"{origin['source']} {origin['name']}, SHA-256 {origin['sha256']}"
     yield "parameters", f"{net['parameters']:,}"
     resized = "" if input.size == "native" else ", resized by area averaging"
     colors = "RGB" if input.channels == "rgb" else "gray"
     yield "input", f"{colors}, {input.height} x {input.width} (height x width){resized}"
+    if net["initial_weights"]:
+        yield "initial weights", "{source}, `{file}`, SHA-256 `{sha256}`".format(**net["initial_weights"])
     yield "training data", f"all folds except {net['fold']}"
     if "dice" in training:
         yield "validation Dice of this net", f"{training['dice']:.4f}"
@@ -308,6 +308,8 @@ def _about(net: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _architecture(spec: Mapping[str, Any]) -> str:
     if spec["architecture"] == "unet":
         return f"U-Net, {'-'.join(map(str, spec['widths']))} channels"
+    if spec["architecture"] != "smp_unet":
+        return f"{spec['architecture']} of segmentation_models_pytorch, encoder {spec['encoder']}"
     channels = "-".join(map(str, spec["decoder_channels"]))
     return f"U-Net, encoder {spec['encoder']}, {spec.get('upsampling', 'nearest')} upsampling, {channels} channels"
 

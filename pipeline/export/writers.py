@@ -1,5 +1,6 @@
 """Write a net as TorchScript, torch.export program, ONNX or int8 ONNX."""
 
+import copy
 import logging
 import warnings
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.inference.onnx_predictor import OnnxMetadata, onnx, quantization
 from pipeline.models.networks import SegmentationModel
@@ -54,11 +56,53 @@ def write_program(net: SegmentationModel, path: Path) -> None:
         torch.export.save(program, path)
 
 
+class _GridPool(nn.Module):
+    """``AdaptiveAvgPool2d`` as two products with matrices: ONNX has no operator for it at any size."""
+
+    def __init__(self, cells: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.cells = (cells, cells) if isinstance(cells, int) else cells
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows, columns = (_means(*sides) for sides in zip(self.cells, features.shape[-2:], strict=True))
+        return rows @ features @ columns.T
+
+
+def _means(cells: int, side: int) -> Tensor:
+    """Return a matrix (cells, side) that averages ``side`` values in ``cells`` groups, which may overlap."""
+    cell, place = torch.arange(cells)[:, None], torch.arange(side)
+    inside = (place >= cell * side // cells) & (place < ((cell + 1) * side + cells - 1) // cells)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+class _PyramidLevel(nn.Module):
+    """A level of smp's PSPNet, without the way that smp has for ONNX: it fixes the size."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, features: Tensor) -> Tensor:
+        size = features.shape[-2:]
+        return functional.interpolate(self.pool(features), size=size, mode="bilinear", align_corners=True)
+
+
+def _exportable(net: SegmentationModel) -> SegmentationModel:
+    """Return a copy of a net without layers that ONNX knows at one size only."""
+    copied = copy.deepcopy(net)
+    for name, layer in net.named_modules():
+        if type(layer).__name__ == "PSPBlock":
+            copied.set_submodule(name, _PyramidLevel(copied.get_submodule(f"{name}.pool")))
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):
+            copied.set_submodule(name, _GridPool(layer.output_size))  # type: ignore[arg-type]
+    return copied
+
+
 def write_onnx(net: SegmentationModel, metadata: OnnxMetadata, path: Path) -> None:
     """Write a net as one ONNX file: ``pixels`` float32 (B, C, h, w) from 0 to 255 to ``logits`` (B, 1, h, w)."""
     with quiet():
         program = torch.onnx.export(
-            _AnySize(net).eval(),
+            _AnySize(_exportable(net)).eval(),
             (_pixels(net),),
             output_names=["logits"],
             dynamic_shapes=_dynamic_shapes(net),

@@ -1,7 +1,8 @@
-"""The U-Nets, and the folder of a trained net: weights and config.json."""
+"""Networks, and the folder of a trained net: weights and config.json."""
 
 import contextlib
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,21 +14,23 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
-from pipeline.config import InputSettings, ModelConfig, Size, SmpUNetConfig, UNetConfig
+from pipeline.config import (
+    EncoderConfig,
+    InputSettings,
+    ModelConfig,
+    Size,
+    SmpConfig,
+    SmpUNetConfig,
+    UNetConfig,
+)
 from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.models.weights import (
-    PACKAGES,
-    encoder_weights_path,
+    encoder_weights_source,
     first_line,
-    load_strict,
+    load_encoder,
     load_weights,
-    match_names,
-    match_order,
-    packaged_weights,
-    read_weights,
-    weights_path,
 )
-from pipeline.workspace import CONFIG, WEIGHTS
+from pipeline.workspace import CONFIG, WEIGHTS, weights_path
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,7 +111,7 @@ def build_model(
         if isinstance(spec, UNetConfig):
             body: nn.Module = UNet(spec, input.channel_count)
         else:
-            body = build_smp_unet(spec, spec.encoder_weights if pretrained else None)
+            body = build_smp(spec, spec.encoder_weights if pretrained else None)
             if input.channels == "gray":
                 body = nn.Sequential(GrayToRGB(3), body)
     stride = _needed_stride(body, input.channel_count, spec.stride)
@@ -120,7 +123,7 @@ def _timm_normalization(spec: ModelConfig, input: InputSettings) -> tuple[Sequen
 
     Most were trained with ImageNet's, but EfficientNet-Lite, for one, with 0.5 and 0.5.
     """
-    if not isinstance(spec, SmpUNetConfig) or not spec.encoder.startswith("tu-"):
+    if not isinstance(spec, EncoderConfig) or not spec.encoder.startswith("tu-"):
         return (), ()
     from timm.models import get_pretrained_cfg
 
@@ -173,7 +176,7 @@ def check_sizes(
     ``batches`` are (images, height, width) in training mode, ``sizes`` are (height, width) in prediction, each by what
     it is for. Only shapes are computed, except for networks that need real numbers.
     """
-    name = spec.encoder if isinstance(spec, SmpUNetConfig) else spec.architecture
+    name = spec.encoder if isinstance(spec, EncoderConfig) else spec.architecture
     net = build_model(spec, input, pretrained=False)
     shapes = copy.deepcopy(net).to("meta")
     inputs = [(purpose, True, batch) for purpose, batch in batches.items()]
@@ -298,7 +301,9 @@ class TransposedDecoderUNet(nn.Module):
         super().__init__()
         from segmentation_models_pytorch.encoders import get_encoder
 
-        self.encoder = get_encoder(spec.encoder, depth=len(spec.decoder_channels), weights=weights)
+        self.encoder = get_encoder(
+            spec.encoder, depth=len(spec.decoder_channels), weights=weights, **spec.encoder_options
+        )
         # From the lowest level up; the first of all is the image itself.
         lowest, *skips = self.encoder.out_channels[:0:-1]
         self.up = nn.ModuleList()
@@ -319,55 +324,70 @@ class TransposedDecoderUNet(nn.Module):
         return self.segmentation_head(features)  # type: ignore[no-any-return]
 
 
-def build_smp_unet(spec: SmpUNetConfig, weights: str | None) -> nn.Module:
-    """Return smp's U-Net, or one with a transposed decoder; raises CarvanaError if the encoder can't be built."""
+def build_smp(spec: SmpUNetConfig | SmpConfig, weights: str | None) -> nn.Module:
+    """Return a net of smp, or a U-Net with a transposed decoder; raises CarvanaError if it can't be built."""
     # Imported here: it takes seconds, and other nets do not need it.
     import segmentation_models_pytorch as smp
 
-    file = encoder_weights_path(weights)
-    if spec.encoder.startswith("tu-") and not file and weights not in (None, "imagenet"):
-        # smp would load timm's default weights for any name.
-        raise CarvanaError(
-            f"Encoder '{spec.encoder}' has no weights '{weights}'. Set encoder_weights to imagenet, a file or null."
-        )
-    packaged = packaged_weights(spec.encoder) if weights == "imagenet" else None
-    fetched = None if file or packaged else weights
+    _check_options(spec)
+    start = encoder_weights_source(spec.encoder, weights)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the names of timm's weights
-            if spec.upsampling == "transposed":
-                unet: nn.Module = TransposedDecoderUNet(spec, fetched)
+            # From a hub, smp and timm load by themselves: timm adapts some weights to the net.
+            from_hub = weights if start and start.from_hub else None
+            if isinstance(spec, SmpUNetConfig) and spec.upsampling == "transposed":
+                net: nn.Module = TransposedDecoderUNet(spec, from_hub)
             else:
-                unet = smp.Unet(
-                    spec.encoder,
-                    encoder_depth=len(spec.decoder_channels),
-                    encoder_weights=fetched,
-                    decoder_channels=spec.decoder_channels,
-                )
-    except Exception as error:  # libraries and hubs raise errors of all kinds here
+                arguments = {**spec.smp_arguments, **spec.encoder_options, **spec.options}
+                net = smp.create_model(encoder_name=spec.encoder, encoder_weights=from_hub, **arguments)
+    except Exception as error:  # libraries raise errors of all kinds here
         if is_out_of_memory(error):
             raise
-        raise CarvanaError(_encoder_error(spec, weights, error)) from error
-    encoder = unet.get_submodule("encoder")
-    if file:
-        load_strict(encoder, match_names(encoder.state_dict().keys(), read_weights(file)), file)
-    elif packaged:
-        load_strict(encoder, match_order(encoder.state_dict(), read_weights(packaged), packaged), packaged)
-    if spec.dropout:
-        unet.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), unet.get_submodule("segmentation_head"))
-    return unet
+        levels = "decoder_channels" if isinstance(spec, SmpUNetConfig) else "levels (encoder_depth)"
+        raise CarvanaError(
+            f"{spec.architecture} with the encoder '{spec.encoder}' cannot be built with "
+            f"{spec.smp_arguments['encoder_depth']} {levels}: {first_line(error)}. Choose another encoder, depth or "
+            "option."
+        ) from error
+    if start and not start.from_hub:
+        load_encoder(net.get_submodule("encoder"), start)
+    if isinstance(spec, SmpUNetConfig) and spec.dropout:
+        net.segmentation_head = nn.Sequential(nn.Dropout2d(spec.dropout), net.get_submodule("segmentation_head"))
+    return net
 
 
-def _encoder_error(spec: SmpUNetConfig, weights: str | None, error: Exception) -> str:
-    encoder, levels = spec.encoder, len(spec.decoder_channels)
-    # Hubs fail with errors of many libraries, so any error with weights counts as theirs.
-    if weights and not isinstance(error, KeyError | IndexError):
-        package = f"install the package {PACKAGES[encoder]}, " if encoder in PACKAGES else ""
-        return (
-            f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({first_line(error)}). Check the "
-            f"network, {package}set encoder_weights to a local file, or to null for random weights."
+_NOT_OPTIONS = (
+    "self",
+    "kwargs",
+    "encoder_name",
+    "encoder_weights",
+    "in_channels",
+    "classes",
+    "activation",
+    "aux_params",
+)
+"""Parameters of smp's classes that the pipeline decides."""
+
+
+def _check_options(spec: SmpUNetConfig | SmpConfig) -> None:
+    """Raise CarvanaError that names an option that the architecture or the encoder does not have."""
+    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
+
+    net = MODEL_ARCHITECTURES_MAPPING[spec.smp_arguments["arch"]]
+    parameters = set(inspect.signature(net.__init__).parameters)
+    known = parameters - {*_NOT_OPTIONS, *spec.smp_arguments}
+    if isinstance(spec, SmpUNetConfig) and spec.upsampling == "transposed":
+        known = set()
+    unknown = [name for name in spec.options if name not in known]
+    if unknown:
+        raise CarvanaError(
+            f"{spec.architecture} has no option '{unknown[0]}'. Its options are: {', '.join(sorted(known)) or 'none'}."
         )
-    return (
-        f"Encoder '{encoder}' with weights '{weights}' cannot be built with {levels} decoder_channels: "
-        f"{first_line(error)}."
-    )
+    # What timm does not know, it names itself.
+    unknown = [name for name in spec.encoder_options if name in parameters or not spec.encoder.startswith("tu-")]
+    if unknown:
+        raise CarvanaError(
+            f"Encoder '{spec.encoder}' has no option '{unknown[0]}'. encoder_options are arguments of timm's encoders, "
+            "whose names start with tu-."
+        )

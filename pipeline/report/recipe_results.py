@@ -142,7 +142,7 @@ def _cells(result: RunResult) -> Iterator[str]:
 
 
 def _has_random_encoder(model: Mapping[str, Any]) -> bool:
-    return model["spec"]["architecture"] == "smp_unet" and model["spec"]["encoder_weights"] is None
+    return model["spec"]["architecture"] != "unet" and model["spec"]["encoder_weights"] is None
 
 
 def _with_interval(score: Mapping[str, Any] | None) -> str:
@@ -236,7 +236,8 @@ def _check_up_to_date() -> None:
     )
     if run.returncode or not run.stdout.strip():
         raise CarvanaError(f"DVC could not check whether the scores match params.yaml: {run.stderr.strip()[-300:]}")
-    changed = list(json.loads(run.stdout.strip().splitlines()[-1]))
+    # The stage weights has DVC run it each time.
+    changed = [stage for stage in json.loads(run.stdout.strip().splitlines()[-1]) if stage != "weights"]
     if changed:
         raise CarvanaError(f"The scores do not match the current settings ({changed[0]} changed). Run 'dvc repro'.")
 

@@ -7,8 +7,7 @@ from functools import partial
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import Params
 from pipeline.data.fold_assignment import HOLDOUT_FOLD, images_in_folds
-from pipeline.inference.prediction_store import Timing, WarmupAndRest
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictJob, Timing, WarmupAndRest, write_predictions
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
 from pipeline.models.tensors import device_label
 from pipeline.utils.arrays import UInt8Array

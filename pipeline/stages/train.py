@@ -9,7 +9,7 @@ from pipeline.errors import CarvanaError
 from pipeline.models.networks import check_sizes
 from pipeline.models.tensors import device_label, resolve_device, resolve_precision
 from pipeline.models.tta import TTATransform
-from pipeline.models.weights import init_checkpoint_path, initial_weights_digest
+from pipeline.models.weights import initial_weights
 from pipeline.training.callbacks import run_dir
 from pipeline.training.module import TrainJob
 from pipeline.training.trainer import train
@@ -17,6 +17,7 @@ from pipeline.utils.run_state import acquire_run_state, package_versions
 from pipeline.workspace import (
     CONFIG,
     code_digest,
+    init_checkpoint_path,
     net_dir,
     project_root,
     read_fold_by_car,
@@ -44,6 +45,7 @@ def run(params: Params, model: str, fold: int) -> None:
             f"that score fold {fold}. Put {{fold}} in its path, or the out-of-fold scores are not valid.",
             file=sys.stderr,
         )
+    start = initial_weights(resolved.spec, init)
     job = TrainJob(
         model=resolved,
         seed=resolved.train.seed * 1000 + fold,
@@ -52,7 +54,7 @@ def run(params: Params, model: str, fold: int) -> None:
         reader=images,
         hardware=params.hardware,
         init_checkpoint=init,
-        facts={"model": model, "fold": fold},
+        facts={"model": model, "fold": fold, "initial_weights": start},
     )
     _check_sizes(params, job)
     device = resolve_device(params.hardware.device)
@@ -61,7 +63,7 @@ def run(params: Params, model: str, fold: int) -> None:
         "code": code_digest("train"),
         "libraries": package_versions("torch", "lightning", "timm", "segmentation-models-pytorch", "albumentations"),
         "precision": str(dtype),
-        "starts_from": initial_weights_digest(resolved.spec, job.init_checkpoint),
+        "starts_from": start and start["sha256"],
         "design": resolved.model_dump(mode="json"),
         "seed": job.seed,
         "images": {part: manifest[part]["digest"] for part in ("train", "masks")},

@@ -19,7 +19,7 @@ from pipeline.config import TrainSettings
 from pipeline.errors import CarvanaError, original_error
 from pipeline.models.networks import build_model
 from pipeline.models.tensors import device_label, memory_format, resolve_device, resolve_precision
-from pipeline.models.weights import encoder_origin, save_config, save_weights
+from pipeline.models.weights import save_config, save_weights
 from pipeline.training.callbacks import (
     GradientNormMonitor,
     MetricsHistory,
@@ -61,7 +61,6 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
             f"train.devices is {settings.devices}, but torch finds {torch.cuda.device_count()} GPUs. Lower it."
         )
     net = build_model(job.model.spec, job.model.input, job.seed, init_checkpoint=job.init_checkpoint)
-    origin = None if job.init_checkpoint else encoder_origin(job.model.spec, net)
     segmenter = SegmentationModule(net, job, device)
     resources = _resources(job)
     check_shared_memory(_shared_bytes(job, resources, device, segmenter))
@@ -76,7 +75,7 @@ def train(job: TrainJob, work: Path, log: Path | None = None) -> Path:
         )
     parameters = sum(parameter.numel() for parameter in segmenter.net.parameters())
     label = device_label(device, resolve_precision(settings.precision, device))
-    return _write_model_dir(job, work, label, parameters, {"encoder_weights": origin})
+    return _write_model_dir(job, work, label, parameters)
 
 
 def _resources(job: TrainJob) -> LoadingResources:
@@ -331,7 +330,7 @@ def _lightning_precision(dtype: torch.dtype) -> str:
     return {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[dtype]
 
 
-def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int, facts: Mapping[str, Any]) -> Path:
+def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int) -> Path:
     """Write the folder of the trained net from the last checkpoint, which has the averaged weights."""
     checkpoint = torch.load(work / _CHECKPOINT, map_location="cpu", weights_only=False)
     states = checkpoint["callbacks"]
@@ -342,7 +341,7 @@ def _write_model_dir(job: TrainJob, work: Path, device: str, parameters: int, fa
     save_weights(folder / WEIGHTS["last"], net)
     publish_tree(work / _best(best["epoch"]), folder / WEIGHTS["best"])
     publish_tree(work / _GRID, folder / _GRID)
-    save_config(folder, job.model.spec, job.model.input, {**job.facts, **facts})
+    save_config(folder, job.model.spec, job.model.input, job.facts)
     write_text(folder / "curves.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(folder / "timing.json", training_timing(states["ThroughputMonitor"], device))
     scores = {"dice": rows[-1]["dice"], "best_dice": best["dice"], "best_epoch": best["epoch"]}

@@ -13,8 +13,7 @@ from pipeline.config import EnsembleSettings
 from pipeline.ensemble.evaluation import EnsembleContext, Evaluation
 from pipeline.ensemble.postprocess import no_image
 from pipeline.errors import CarvanaError
-from pipeline.inference.prediction_store import PredictionStore
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictionStore, PredictJob, write_predictions
 from tests.fakes.fake_maps import IDS, as_maps
 
 

@@ -31,8 +31,7 @@ from pipeline.ensemble.postprocess import (
 )
 from pipeline.ensemble.submission_writer import write_submission
 from pipeline.errors import CorruptFileError
-from pipeline.inference.prediction_store import PredictionStore
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictionStore, PredictJob, write_predictions
 from pipeline.inference.probability_map import ProbabilityMap, sum_views
 from pipeline.submission.csv_file import read_rows
 from tests.fakes.fake_maps import as_maps

@@ -14,8 +14,7 @@ from pipeline.ensemble.merge import MergeRule
 from pipeline.ensemble.postprocess import MaskBuilder
 from pipeline.ensemble.submission_writer import mean_mask_rows, write_submission
 from pipeline.errors import CarvanaError, CorruptFileError
-from pipeline.inference.prediction_store import PredictionStore
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictionStore, PredictJob, write_predictions
 from pipeline.submission.csv_file import compress_part, join_parts, read_rows
 from pipeline.submission.validation import validate_submission
 from tests.fakes.fake_maps import FULL, IDS, as_maps, whole

@@ -55,6 +55,7 @@ INPUT = InputSettings(size=(40, 60))
 TINY = UNetConfig(architecture="unet", widths=(8, 16, 16, 16))
 STEPS = 60
 VIEWS = ("identity", "hflip", "scale:0.75", "hflip+scale:1.25")
+START = {"source": "package lite 0.1", "file": "lite.pth", "sha256": "5793" * 16}
 FORMATS_AS_THEY_ARE = dict(FORMATS)
 SIZES = [(1, 40, 60), (3, 37, 51), (2, 64, 33), (1, 9, 90)]
 """Batch, height and width: the net's own, and such as are no multiples of anything."""
@@ -92,7 +93,7 @@ def trained(reader: SampleImages, image_ids: Sequence[str], seed: int) -> networ
 
 def save(net: networks.SegmentationModel, folder: Path, fold: int, spec: ModelConfig = TINY) -> None:
     folder.mkdir(parents=True)
-    weights.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold})
+    weights.save_config(folder, spec, INPUT, {"model": "tiny", "fold": fold, "initial_weights": START})
     weights.save_weights(folder / workspace.WEIGHTS["last"], net.state_dict())
 
 
@@ -398,6 +399,7 @@ class TestChecks:
     def test_a_net_that_was_trained_anew_is_told_on_the_card(self, job: ExportJob, tmp_path: Path) -> None:
         list(export_net(job, ["hub", "torchscript"], {}, tmp_path))
         assert "outdated" not in (tmp_path / README_FILE).read_text()
+        assert all(part in (tmp_path / README_FILE).read_text() for part in START.values())
         list(export_net(replace(job, digests={0: "later", 1: "b"}), ["hub"], {}, tmp_path))
         (told,) = [line for line in (tmp_path / README_FILE).read_text().splitlines() if "outdated" in line]
         assert "`model.torchscript.pt`" in told

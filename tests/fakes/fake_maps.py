@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.errors import CorruptFileError
-from pipeline.inference.prediction_writer import PredictionStream, PredictJob
+from pipeline.inference.prediction_store import PredictionStream, PredictJob
 from pipeline.inference.probability_map import maps_of_views
 
 IDS = [f"0123456789ab_{angle:02d}" for angle in range(1, 6)]

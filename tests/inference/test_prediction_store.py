@@ -9,8 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import CarvanaError
-from pipeline.inference.prediction_store import PredictionStore, Timing, WarmupAndRest, total_timing
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import (
+    PredictionStore,
+    PredictJob,
+    Timing,
+    WarmupAndRest,
+    total_timing,
+    write_predictions,
+)
 from tests.fakes.fake_maps import IDS, as_maps, whole
 
 

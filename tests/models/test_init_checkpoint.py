@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import InputSettings, ResolvedModel, SmpUNetConfig, UNetConfig, read_params
 from pipeline.errors import CarvanaError
 from pipeline.models.networks import build_model
-from pipeline.models.weights import init_checkpoint_path, initial_weights_digest, save_weights
+from pipeline.models.weights import initial_weights, save_weights
 from pipeline.stages import train as stage
 from pipeline.training.module import TrainJob
 from pipeline.training.trainer import train
+from pipeline.workspace import init_checkpoint_path
 from tests import ROOT
 from tests.fakes.train_jobs import job
 
@@ -85,7 +86,7 @@ def test_a_relative_path_is_of_the_projects_own_root(tmp_path: Path, monkeypatch
 
 def test_missing_init_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CarvanaError, match=r"none\.safetensors.*train\.init"):
-        initial_weights_digest(SPEC, tmp_path / "none.safetensors")
+        initial_weights(SPEC, tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ from pipeline.config import EnsembleSettings
 from pipeline.data.competition_data import read_car_makes
 from pipeline.ensemble.evaluation import EnsembleContext, MemberPredictions
 from pipeline.errors import CarvanaError
-from pipeline.inference.prediction_store import PredictionStore
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictionStore, PredictJob, write_predictions
 from pipeline.inference.probability_map import CompressedMap, ProbabilityMap
 from pipeline.report import ablation_text, charts, overlays, summary, tables
 from pipeline.report.html_page import ReportData, build_comparison, render_page

@@ -30,8 +30,7 @@ from pipeline.ensemble.submission_writer import shard_rows
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.export.writers import save as save_model
 from pipeline.inference.onnx_predictor import OnnxMetadata
-from pipeline.inference.prediction_store import PredictionStore
-from pipeline.inference.prediction_writer import PredictJob, write_predictions
+from pipeline.inference.prediction_store import PredictionStore, PredictJob, write_predictions
 from pipeline.inference.probability_map import ProbabilityMap
 from pipeline.inference.torch_predictor import TorchPredictor
 from pipeline.inference.torch_predictor import predict_stream as competition_stream
