@@ -69,7 +69,9 @@ def test_onnx_gives_the_same(trained: Path, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (size[0], 3, *size[1:])).astype(np.float32)
         with torch.inference_mode():
             expected = net(torch.from_numpy(pixels)).numpy()
-        assert np.abs(OnnxPredictor(tmp_path / "model.onnx").logits(pixels) - expected).max() < 1e-3
+        difference = np.abs(OnnxPredictor(tmp_path / "model.onnx").logits(pixels) - expected).max()
+        # After one step, logits of noise are far from 0.
+        assert difference < 1e-4 * max(1, np.abs(expected).max())
 
 
 def test_each_architecture_of_smp_is_known() -> None:
