@@ -5,9 +5,6 @@ cars are synthetic; photographs of the competition must not be redistributed, so
 """
 
 import argparse
-import csv
-import gzip
-import sys
 import zipfile
 from pathlib import Path
 
@@ -16,20 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.competition import rle
+from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename
+from pipeline.submission.csv_file import read_rows
 
 Image = NDArray[np.uint8]
 
-HEIGHT, WIDTH = 1280, 1918
 MISSED_BGR, EXTRA_BGR, OUTLINE_BGR = (0, 140, 255), (40, 40, 220), (60, 200, 60)
 MAX_BYTES = 400_000
 
 
 def read_masks(path: Path) -> dict[str, Image]:
-    """Return ``{image name: mask_HW}`` of a submission CSV, plain or gzipped."""
-    csv.field_size_limit(sys.maxsize)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", newline="") as file:
-        return {row["img"]: rle.decode(row["rle_mask"], HEIGHT, WIDTH) for row in csv.DictReader(file)}
+    """Return ``{image name: mask_HW}`` of a submission CSV."""
+    return {image_filename(image_id): rle.decode(text, HEIGHT, WIDTH) for _, image_id, text in read_rows(path)}
 
 
 def read_photo(archive: zipfile.ZipFile, name: str) -> Image:

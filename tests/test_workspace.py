@@ -1,5 +1,8 @@
-"""The digest of a net's folder."""
+"""The digest of a net's folder, and the true masks."""
 
+import codecs
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,3 +29,16 @@ class TestNetDigest:
         assert len(digests) == 3
         with pytest.raises(CarvanaError, match="trained"):
             workspace.net_digest(net_folder, "best")
+
+
+class TestTruth:
+    @pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda text: codecs.BOM_UTF8 + text])
+    def test_it_is_known_if_it_has_rows(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        workspace.TRUTH_FILE.parent.mkdir()
+        workspace.TRUTH_FILE.write_bytes(pack(b"img,rle_mask\n"))
+        assert workspace.truth_path() is None
+        workspace.TRUTH_FILE.write_bytes(pack(b"img,rle_mask\n00087a6bd4dc_01.jpg,1 1\n"))
+        assert workspace.truth_path() == workspace.TRUTH_FILE

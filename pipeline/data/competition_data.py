@@ -1,7 +1,6 @@
 """The competition's images, masks and tables, read from zips or folders by image id."""
 
 import csv
-import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +10,10 @@ from typing import Any, Protocol
 from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH, image_filename, mask_filename
 from pipeline.config import DataSettings
-from pipeline.data.archives import IMAGE_ENDINGS, MASK_ENDINGS, Archive, files_by_id, open_archive, other_files
+from pipeline.data.archives import IMAGE_ENDINGS, MASK_ENDINGS, Archive, files_by_id, find_csv, open_archive
 from pipeline.data.decoding import check_jpeg_header, decode_jpeg, decode_mask
 from pipeline.errors import CarvanaError, CorruptFileError
-from pipeline.submission.csv_file import check_header, check_is_text, parse_line, read_lines
+from pipeline.submission.csv_file import read_lines, read_rows
 from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.files import sha256_of
 
@@ -53,27 +52,22 @@ class MaskSource(Protocol):
         """Return a digest of all masks."""
 
     @property
-    def archive(self) -> Archive:
-        """The archive that holds the masks."""
+    def path(self) -> Path:
+        """The zip, folder or CSV that holds the masks."""
 
 
 @dataclass(frozen=True)
 class RleMasks:
     """Masks from ``train_masks.csv``, which decode a hundred times faster than the equal GIFs."""
 
-    archive: Archive
-    file: str = "train_masks.csv"
+    path: Path
 
     @cached_property
     def _rows(self) -> Mapping[str, str]:
-        path = self.archive.path / self.file
-        lines = b"".join(read_lines(path, self.archive.read(self.file))).splitlines()
-        check_header(path, lines[0] if lines else b"")
         rows: dict[str, str] = {}
-        for number, line in enumerate(lines[1:], start=2):
-            image_id, text = parse_line(path, number, line)
+        for number, image_id, text in read_rows(self.path):
             if image_id in rows:
-                raise CarvanaError(f"{path}, row {number}: duplicate row for image {image_id}. Keep one.")
+                raise CarvanaError(f"{self.path}, row {number}: duplicate row for image {image_id}. Keep one.")
             rows[image_id] = text
         return rows
 
@@ -86,15 +80,15 @@ class RleMasks:
         try:
             return rle.decode(self._rows[image_id], HEIGHT, WIDTH)
         except CarvanaError as error:
-            raise CorruptFileError(f"Mask of {image_id} in {self.file} ({self.archive.path}): {error}") from error
+            raise CorruptFileError(f"Mask of {image_id} in {self.path}: {error}") from error
 
     def ignored(self) -> list[str]:
         """Return nothing: other files beside the CSV may be of any kind."""
         return []
 
     def fingerprint(self) -> str:
-        """Return a digest of the file that holds the rows."""
-        return self.archive.fingerprint()
+        """Return a digest of the file's name and content, which is small enough to read at every start."""
+        return sha256_of(self.path.name.encode(), self.path.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -103,9 +97,14 @@ class GifMasks:
 
     archive: Archive
 
+    @property
+    def path(self) -> Path:
+        """The zip or folder."""
+        return self.archive.path
+
     @cached_property
     def files(self) -> Mapping[str, str]:
-        """File name of each mask, by image id."""
+        """Path of each mask in the archive, by image id."""
         return files_by_id(self.archive, MASK_ENDINGS)
 
     def ids(self) -> list[str]:
@@ -119,7 +118,7 @@ class GifMasks:
 
     def ignored(self) -> list[str]:
         """Return the paths of all other files in the archive, sorted."""
-        return other_files(self.archive, self.files.values())
+        return sorted(set(self.archive.paths()).difference(self.files.values()))
 
     def fingerprint(self) -> str:
         """Return a digest of the archive that holds the masks."""
@@ -132,9 +131,14 @@ class ImageSet:
 
     archive: Archive
 
+    @property
+    def path(self) -> Path:
+        """The zip or folder."""
+        return self.archive.path
+
     @cached_property
     def files(self) -> Mapping[str, str]:
-        """File name of each photograph, by image id; raises CarvanaError if one is not named by an image id."""
+        """Path of each photograph in the archive, by image id; raises CarvanaError as ``files_by_id`` does."""
         return files_by_id(self.archive, IMAGE_ENDINGS)
 
     def ids(self) -> list[str]:
@@ -143,7 +147,7 @@ class ImageSet:
 
     def ignored(self) -> list[str]:
         """Return the paths of all other files in the archive, sorted."""
-        return other_files(self.archive, self.files.values())
+        return sorted(set(self.archive.paths()).difference(self.files.values()))
 
     def image(self, image_id: str) -> UInt8Array:
         """Return a photograph as uint8 RGB, (1280, 1918, 3); raises CorruptFileError if it is not valid."""
@@ -159,7 +163,7 @@ class ImageSet:
             check_jpeg_header(self.archive.read(name), location)
 
     def location(self, image_id: str) -> str:
-        """Return the file and archive of an image, for messages: ``00087a6bd4dc_01.jpg in train.zip``."""
+        """Return the file and archive of an image, for messages: ``train/00087a6bd4dc_01.jpg in train.zip``."""
         return f"{self._file(image_id)} in {self.archive.path.name}"
 
     def _file(self, image_id: str) -> str:
@@ -190,23 +194,21 @@ class CompetitionData:
     @cached_property
     def masks(self) -> MaskSource:
         """Training masks, from train_masks.csv if there is one, else from the image files."""
-        rows = open_archive(self.directory, "train_masks.csv")
+        rows = find_csv(self.directory, "train_masks.csv")
         return RleMasks(rows) if rows else GifMasks(self._any_of("train_masks"))
 
     @cached_property
     def sample_ids(self) -> list[str] | None:
         """Test image ids in the order of ``sample_submission.csv``, or None if that file is missing."""
-        archive = open_archive(self.directory, "sample_submission.csv")
-        if archive is None:
+        path = find_csv(self.directory, "sample_submission.csv")
+        if path is None:
             return None
-        rows = _read_table(archive, "sample_submission.csv", ["img"])
-        return [row["img"].removesuffix(".jpg") for row in rows]
+        return [image_id for _, image_id, _ in read_rows(path)]
 
     @property
     def truth(self) -> Path | None:
-        """CSV of the true test masks, or None if they are unknown."""
-        path = self.directory / "truth.csv"
-        return path if path.is_file() else None
+        """CSV of the true test masks, which may be gzipped or zipped, or None if they are unknown."""
+        return find_csv(self.directory, "truth.csv")
 
     def _names(self, part: str) -> list[str]:
         return [f"{part}_hq"] if self.hq else [part, f"{part}_hq"]
@@ -264,28 +266,18 @@ def _check_fingerprint(source: CompetitionData, manifest: Mapping[str, Any], par
         )
 
 
-def _read_table(archive: Archive, name: str, columns: Collection[str]) -> list[dict[str, str]]:
-    """Return the rows of a CSV by column; raises CarvanaError if one of the ``columns`` is missing."""
-    path = archive.path / name
-    text = b"".join(read_lines(path, archive.read(name)))
-    check_is_text(path, text)
-    rows = csv.DictReader(io.StringIO(text.decode(errors="replace")))
-    missing = sorted(set(columns) - set(rows.fieldnames or ()))
-    if missing:
-        raise CarvanaError(f"{path} has no column {' and no column '.join(map(repr, missing))}. Download it again.")
-    return list(rows)
-
-
 METADATA_FILE = "metadata.csv"
 
 
 def read_car_makes(directory: Path) -> dict[str, str]:
     """Return the make of each car id in metadata.csv, without cars of unknown make; empty if there is no such file.
 
-    Raises CarvanaError if the file lacks the columns ``id`` or ``make``.
+    Raises CarvanaError if the file cannot be read or lacks the columns ``id`` or ``make``.
     """
-    archive = open_archive(directory, METADATA_FILE)
-    if archive is None:
+    path = find_csv(directory, METADATA_FILE)
+    if path is None:
         return {}
-    rows = _read_table(archive, METADATA_FILE, ["id", "make"])
+    rows = csv.DictReader(line.decode(errors="replace") for line in read_lines(path))
+    if not {"id", "make"} <= set(rows.fieldnames or ()):
+        raise CarvanaError(f"{path} lacks the columns 'id' and 'make'. Download it again.")
     return {row["id"]: row["make"].strip() for row in rows if row["id"] and row["make"] and row["make"].strip()}

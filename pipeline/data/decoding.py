@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.errors import CorruptFileError
@@ -14,9 +14,8 @@ from pipeline.utils.arrays import UInt8Array
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error)
 """What Pillow and simplejpeg raise for invalid files."""
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-"""PNG chunks of text and color profiles, which Pillow unpacks up to a limit and no mask or photograph needs."""
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Editors write megabytes of history as text; Pillow's limit of 64 MB for all text together stays."""
 
 
 def decode_jpeg(data: bytes, name: str) -> UInt8Array:
@@ -48,7 +47,7 @@ def decode_mask(data: bytes, name: str) -> UInt8Array:
     Raises CorruptFileError, which names ``name``, if the file is not an image of this size or not binary.
     """
     try:
-        with Image.open(io.BytesIO(without_png_text(data))) as image:
+        with Image.open(io.BytesIO(data)) as image:
             _check_shape(name, image.height, image.width)
             gray_HW: UInt8Array = np.asarray(image.convert("L"))
     except (Image.DecompressionBombError, *DECODE_ERRORS) as error:
@@ -59,23 +58,6 @@ def decode_mask(data: bytes, name: str) -> UInt8Array:
         raise CorruptFileError(f"{name} is not binary. Expected only 0 and 1, or 0 and 255. Replace it.")
     mask_HW: UInt8Array = (gray_HW != 0).view(np.uint8)
     return mask_HW
-
-
-def without_png_text(data: bytes) -> bytes:
-    """Return a PNG without its texts and color profile, and other data as they are.
-
-    Pillow refuses PNGs with more than 1 MB in one text or 64 MB in all, although the pixels may be valid.
-    """
-    if not data.startswith(_PNG_MAGIC):
-        return data
-    kept, start = [_PNG_MAGIC], len(_PNG_MAGIC)
-    while start < len(data):
-        # A chunk has its length in 4 bytes, its type in 4, its content, and a checksum in 4.
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if data[start + 4 : start + 8] not in _PNG_TEXT or end > len(data):
-            kept.append(data[start:end])
-        start = end
-    return b"".join(kept)
 
 
 def _check_shape(name: str, height: int, width: int) -> None:

@@ -55,7 +55,7 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     """
     train_ids, test_ids = source.train.ids(), source.test.ids()
     for part in (source.train, source.masks, source.test):
-        warn_of_ignored(part.archive.path, part.ignored())
+        warn_of_ignored(part.path, part.ignored())
     geometry, geometry_lock = GeometryCheck(), Lock()
 
     def decode_pair(image_id: str) -> None:
@@ -67,8 +67,7 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
     unreadable = dict(_match_images_and_masks(source))
     matched = [image_id for image_id in train_ids if image_id not in unreadable]
     unreadable |= dict(_find_corrupt(matched, decode_pair, "Checking training images"))
-    for warning in geometry.warnings():
-        print(f"warning: training masks in {source.directory}: {warning}", file=sys.stderr)
+    _print_warnings(f"training masks in {source.directory}", geometry.warnings())
     bad_headers = dict(_find_corrupt(test_ids, source.test.check_header, "Checking test images"))
     if on_corrupt == "error" and unreadable:
         raise CarvanaError(
@@ -77,7 +76,7 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
         )
     _check_test_ids(source, test_ids)
     if source.truth is not None:
-        validate_submission(source.truth, test_ids)
+        _print_warnings(str(source.truth), validate_submission(source.truth, test_ids).warnings)
     usable = [image_id for image_id in train_ids if image_id not in unreadable]
     if not usable or not test_ids:
         raise CarvanaError(
@@ -91,6 +90,11 @@ def build_manifest(source: CompetitionData, on_corrupt: Literal["error", "skip"]
         "unreadable": _portable(unreadable, source.directory),
         "suspect_test_images": _portable(bad_headers, source.directory),
     }
+
+
+def _print_warnings(name: str, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {name}: {warning}", file=sys.stderr)
 
 
 def _match_images_and_masks(source: CompetitionData) -> Iterator[tuple[str, str]]:

@@ -147,24 +147,24 @@ def check_zip(file: Path) -> None:
     """
     archive = ZipArchive(file)
     try:
-        names = archive.names()
+        paths = archive.paths()
     except CarvanaError as error:
         cause = error.__cause__
         if cause is not None and getattr(cause, "errno", None) in (None, errno.EINVAL):  # otherwise it is a disk error
             raise CorruptFileError(str(error)) from error
         raise
     # Decompression and CRCs release the GIL. Each thread opens the zip itself.
-    parts = [names[number :: available_cpus()] for number in range(available_cpus())]
+    parts = [paths[number :: available_cpus()] for number in range(available_cpus())]
     with (
         ThreadPoolExecutor(available_cpus()) as pool,
-        tqdm(total=len(names), desc=f"Verifying {file.name.lstrip('.')}", unit="file", leave=False) as bar,
+        tqdm(total=len(paths), desc=f"Verifying {file.name.lstrip('.')}", unit="file", leave=False) as bar,
     ):
         list(pool.map(lambda part: _read_all(ZipArchive(file), part, bar), parts))
 
 
-def _read_all(archive: ZipArchive, names: list[str], bar: "tqdm[NoReturn]") -> None:
-    for name in names:
-        archive.read(name)
+def _read_all(archive: ZipArchive, paths: list[str], bar: "tqdm[NoReturn]") -> None:
+    for path in paths:
+        archive.read(path)
         bar.update()
 
 

@@ -9,18 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.archives import IMAGE_ENDINGS
-from pipeline.data.decoding import DECODE_ERRORS, without_png_text
+from pipeline.data.decoding import DECODE_ERRORS
 from pipeline.errors import CorruptFileError
 from pipeline.utils.arrays import UInt8Array
 
 # Pillow warns about damaged EXIF and large images. Users of the app do not see stderr, and the limits here are lower.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-"""Editors write megabytes of history as text, which may hold the orientation; Pillow's limit of 64 MB in all stays."""
 
 _MAGIC_BYTES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -85,30 +82,19 @@ def load_image(source: Path | bytes, name: str, limits: ImageLimits = DEFAULT_LI
     if kind is None:
         raise CorruptFileError(f"{name}: not a JPEG, PNG or WebP. Convert it.")
     try:
-        try:
-            return _load(data, kind, name, limits)
-        except ValueError:  # perhaps Pillow's limit for text
-            shorter = without_png_text(data)
-            if len(shorter) == len(data):
-                raise
-            return _load(shorter, kind, name, limits)
+        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:  # reads only the header
+            if not limits.allow(image):
+                raise _too_large(name, f"{image.width} x {image.height}", limits)
+            if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > limits.scans:
+                raise CorruptFileError(f"{name}: {scans} scans, at most {limits.scans} are allowed. Save it again.")
+            transpose = _EXIF_TRANSPOSE[_orientation(image)]
+            return np.ascontiguousarray(transpose(_decode_jpeg(data) if kind == "JPEG" else _decode(image, data)))
     except Image.DecompressionBombError as error:
         raise _too_large(name, "too many", limits) from error
     except DECODE_ERRORS as error:
         # Pillow's own message would contain the address of an object in memory.
         reason = "invalid header" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptFileError(f"{name}: not a valid {kind} (truncated?): {reason}. Save it again.") from error
-
-
-def _load(data: bytes, kind: str, name: str, limits: ImageLimits) -> UInt8Array:
-    """Return a file of type ``kind`` as RGB (H, W, 3); raises CorruptFileError for limits, ``DECODE_ERRORS`` else."""
-    with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:  # reads only the header
-        if not limits.allow(image):
-            raise _too_large(name, f"{image.width} x {image.height}", limits)
-        if kind == "JPEG" and (scans := len(_SCAN.findall(data))) > limits.scans:
-            raise CorruptFileError(f"{name}: {scans} scans, at most {limits.scans} are allowed. Save it again.")
-        transpose = _EXIF_TRANSPOSE[_orientation(image)]
-        return np.ascontiguousarray(transpose(_decode_jpeg(data) if kind == "JPEG" else _decode(image, data)))
 
 
 def is_image(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Merge the probability maps of test images: submissions/submission.csv.gz and submission.json."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def run(params: Params) -> None:
         publish_tree(state.result_dir / CSV.name, CSV)
     progress = partial(tqdm, total=len(stores[0].image_ids), unit="row")
     report = validation.validate_submission(CSV, stores[0].image_ids, partial(progress, desc="Checking"))
+    for warning in report.warnings:
+        print(f"warning: {CSV}: {warning}", file=sys.stderr)
     truth = truth_path()
     description: dict[str, Any] = {
         "content_sha256": report.sha256,

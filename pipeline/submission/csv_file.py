@@ -4,13 +4,14 @@ import codecs
 import gzip
 import hashlib
 import io
+import lzma
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from pipeline.competition.image_ids import parse_image_id
 from pipeline.errors import CarvanaError
@@ -18,6 +19,9 @@ from pipeline.errors import CarvanaError
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name and no time, so that equal rows give equal bytes
 _END_OF_STREAM = b"\x03\x00"
 _LEVEL = 6
+
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, LookupError, RuntimeError, ValueError)
+"""What zipfile raises for a corrupt zip."""
 
 
 def compress_part(text: bytes) -> bytes:
@@ -63,18 +67,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def check_header(path: Path, line: bytes) -> None:
     """Raise CarvanaError unless the first line of a CSV is ``CSV_HEADER``."""
-    check_is_text(path, line)
     columns = line[:100].rstrip(b"\r\n").decode(errors="replace")
     if [_unquote(column) for column in columns.split(",")] != CSV_HEADER.split(","):
         raise CarvanaError(f"{path}, row 1: the header is {columns!r}. Expected {CSV_HEADER!r}.")
-
-
-def check_is_text(path: Path, start: bytes) -> None:
-    """Raise CarvanaError if a file with this start is UTF-16 text or binary."""
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise CarvanaError(f"{path} is UTF-16 text. Save it as UTF-8.")
-    if b"\0" in start[:100]:
-        raise CarvanaError(f"{path} is not a CSV, nor a gzip or zip file. Create or download it again.")
 
 
 def parse_line(path: Path, row: int, line: bytes) -> tuple[str, str]:
@@ -113,22 +108,34 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_lines(path: Path, data: bytes | None = None) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """Yield the uncompressed lines of the CSV, line ends included, without a byte order mark.
 
-    ``data`` is the file's content, if it was read before. Raises CarvanaError if the file is missing or corrupt.
+    Raises CarvanaError if the file is missing or corrupt, or is not UTF-8 text with LF or CRLF after each line.
     """
     try:
-        with path.open("rb") if data is None else io.BytesIO(data) as file, _open_csv(path, file) as stream:
+        with _open_csv(path) as stream:
             lines = iter(stream)
-            yield without_bom(next(lines, b""))
+            first = next(lines, b"")
+            _check_text(path, first)
+            yield without_bom(first)
             yield from lines
     except FileNotFoundError:
         raise CarvanaError(f"{path} not found. Expected a CSV, which may be gzipped or zipped.") from None
-    except (RuntimeError, NotImplementedError) as error:  # a zip that is encrypted or uses an unknown compression
+    except RuntimeError as error:  # a zip that is encrypted or uses an unknown compression
         raise CarvanaError(f"{path} cannot be read ({error}). Unpack it.") from error
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (*ZIP_ERRORS, OSError) as error:
         raise CarvanaError(f"{path} cannot be read ({error}). Create or download it again.") from error
+
+
+def _check_text(path: Path, line: bytes) -> None:
+    """Raise CarvanaError if the first line of a file shows that it is not a CSV that can be read."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CarvanaError(f"{path} is UTF-16 text. Save it as UTF-8.")
+    if b"\0" in line[:100]:
+        raise CarvanaError(f"{path} does not contain text. Expected a CSV, which may be gzipped or zipped once.")
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise CarvanaError(f"{path} has line ends of old Macintosh files (CR). Save it with LF or CRLF.")
 
 
 def without_bom(text: bytes) -> bytes:
@@ -138,34 +145,33 @@ def without_bom(text: bytes) -> bytes:
 
 def compression_of(path: Path) -> Literal["gzip", "zip", "none"]:
     """Return how a file is compressed, which its first bytes show whatever its name; raises OSError."""
-    with path.open("rb") as file:
-        return _compression(file.read(4))
-
-
-def _compression(start: bytes) -> Literal["gzip", "zip", "none"]:
+    with path.open("rb") as stream:
+        start = stream.read(4)
     if start.startswith(b"\x1f\x8b"):
         return "gzip"
     return "zip" if start in (b"PK\x03\x04", b"PK\x05\x06") else "none"  # the second starts a zip without files
 
 
 @contextmanager
-def _open_csv(path: Path, file: BinaryIO) -> Iterator[Iterable[bytes]]:
-    compression = _compression(file.read(4))
-    file.seek(0)
+def _open_csv(path: Path) -> Iterator[Iterable[bytes]]:
+    compression = compression_of(path)
     if compression == "gzip":
-        with gzip.open(file) as stream:
+        with gzip.open(path) as stream:
             yield stream
     elif compression == "zip":
-        with zipfile.ZipFile(file) as archive, archive.open(_only_csv(path, archive)) as member:
+        with zipfile.ZipFile(path) as archive, archive.open(_only_csv(path, archive)) as member:
             # A buffered reader splits lines twice as fast as the member itself; the member's type lacks what it needs.
             yield io.BufferedReader(member, buffer_size=1 << 20)  # type: ignore[type-var]
     else:
-        yield file
+        with path.open("rb") as stream:
+            yield stream
 
 
 def _only_csv(path: Path, archive: zipfile.ZipFile) -> str:
-    # macOS adds a metadata file ._NAME for each file, under __MACOSX/.
-    names = [name for name in archive.namelist() if name.lower().endswith(".csv") and "/._" not in f"/{name}"]
-    if len(names) != 1:
-        raise CarvanaError(f"{path} contains {len(names)} CSV files. Expected one.")
-    return names[0]
+    """Return the name of the only file in a zip, or of the only one that ends in ``.csv``; hidden files are skipped."""
+    names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    files = [name for name in names if not PurePosixPath(name).name.startswith(".")]  # such as ._NAME, from macOS
+    csvs = [name for name in files if name.lower().endswith(".csv")] or files
+    if len(csvs) != 1:
+        raise CarvanaError(f"{path} contains {len(files)} files. Expected one CSV file.")
+    return csvs[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.archives import Archive, FolderArchive, ZipArchive, open_archive
+from pipeline.data.archives import Archive, FolderArchive, ZipArchive, find_csv, open_archive
 from pipeline.errors import CarvanaError, CorruptFileError
 
 FILES = {f"{number:02d}.jpg": random.Random(number).randbytes(5000 + number) for number in range(20)}
@@ -29,14 +29,15 @@ def write_folder(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def found(directory: Path, part: str = "train") -> Archive:
-    archive = open_archive(directory, part)
+def found(directory: Path) -> Archive:
+    archive = open_archive(directory, "train")
     assert archive is not None
     return archive
 
 
 def contents(archive: Archive) -> dict[str, bytes]:
-    return {name: archive.read(name) for name in archive.names()}
+    """Content of each file by base name."""
+    return {Path(path).name: archive.read(path) for path in archive.paths()}
 
 
 @pytest.fixture
@@ -52,24 +53,29 @@ def test_zip_and_folders_read_alike(tmp_path: Path, zipped: ZipArchive) -> None:
     write_folder(tmp_path / "flat" / "train", FILES)
     write_folder(tmp_path / "as_unzip_leaves_it" / "train" / "train", FILES)
     for archive in (found(tmp_path), found(tmp_path / "flat"), found(tmp_path / "as_unzip_leaves_it")):
-        assert archive.names() == sorted(FILES)
         assert contents(archive) == FILES
-        assert archive.read("07.jpg", limit=100) == FILES["07.jpg"][:100]
+        path = next(path for path in archive.paths() if path.endswith("07.jpg"))
+        assert archive.read(path, limit=100) == FILES["07.jpg"][:100]
 
 
-def test_files_are_found_by_their_base_name_however_deep_they_lie(tmp_path: Path) -> None:
-    archive = ZipArchive(write_zip(tmp_path / "train.zip", {"a/b/c/x.jpg": b"x", "y.jpg": b"y"}))
-    assert contents(archive) == {"x.jpg": b"x", "y.jpg": b"y"}
+def test_files_of_one_name_are_read_by_their_paths(tmp_path: Path) -> None:
+    files = {"a/b/c/x.txt": b"1", "x.txt": b"2"}
+    archive = ZipArchive(write_zip(tmp_path / "train.zip", files))
+    assert {path: archive.read(path) for path in archive.paths()} == files
 
 
-@pytest.mark.parametrize("where", ["train_masks.csv.zip", "train_masks.csv", "train_masks.csv/train_masks.csv"])
-def test_a_single_file_in_its_zip_bare_or_in_a_folder_of_its_name(tmp_path: Path, where: str) -> None:
-    if where.endswith(".zip"):
-        write_zip(tmp_path / where, {"train_masks.csv": b"img,rle_mask\n"})
-    else:
-        (tmp_path / where).parent.mkdir(exist_ok=True)
-        (tmp_path / where).write_bytes(b"img,rle_mask\n")
-    assert contents(found(tmp_path, "train_masks.csv")) == {"train_masks.csv": b"img,rle_mask\n"}
+@pytest.mark.parametrize("where", ["a.csv.zip", "a.csv", "a.csv.gz", "A.CSV.ZIP", "a.csv/a.csv", "a.csv.zip/a.csv"])
+def test_a_csv_may_have_other_endings_or_be_in_a_folder_of_its_name(tmp_path: Path, where: str) -> None:
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).write_bytes(b"img,rle_mask\n")
+    assert find_csv(tmp_path, "a.csv") == tmp_path / where
+
+
+def test_of_several_forms_of_a_csv_the_zip_is_preferred_and_nothing_is_none(tmp_path: Path) -> None:
+    assert find_csv(tmp_path, "a.csv") is None
+    for name in ("a.csv.gz", "a.csv", "a.csv.zip"):
+        (tmp_path / name).touch()
+        assert find_csv(tmp_path, "a.csv") == tmp_path / name
 
 
 def test_a_zip_is_preferred_to_the_folder_beside_it_and_nothing_is_none(tmp_path: Path, zipped: ZipArchive) -> None:
@@ -94,13 +100,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, zipped: ZipArchive, a
 def test_an_unsafe_path_in_a_zip_is_an_error(tmp_path: Path, member: str) -> None:
     path = write_zip(tmp_path / "train.zip", {"train/01.jpg": b"1", member: b"2"})
     with pytest.raises(CarvanaError, match=r"train\.zip.*x\.jpg"):
-        ZipArchive(path).names()
-
-
-def test_two_files_of_one_name_are_an_error(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "train.zip", {"a/01.jpg": b"1", "b/01.jpg": b"2"})
-    with pytest.raises(CarvanaError, match=r"train\.zip.*a/01\.jpg, b/01\.jpg"):
-        ZipArchive(path).read("01.jpg")
+        ZipArchive(path).paths()
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "no zip", "missing"])
@@ -111,7 +111,7 @@ def test_an_unreadable_zip_is_named(tmp_path: Path, zipped: ZipArchive, damage: 
     else:
         path.write_bytes({"cut short": path.read_bytes()[:-3000], "empty": b"", "no zip": b"<html>"}[damage])
     with pytest.raises(CarvanaError, match=r"train\.zip"):
-        ZipArchive(path).names()
+        ZipArchive(path).paths()
 
 
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -148,15 +148,16 @@ def test_a_drive_that_fails_is_no_corrupt_file(
 ) -> None:
     """Corrupt files may be skipped; files on a failing drive may be fine."""
     archive = zipped if archive_of == "zip" else FolderArchive(write_folder(tmp_path / "train", FILES))
-    archive.names()
+    archive.paths()
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(zipfile.ZipFile, "open", fail)
     monkeypatch.setattr(Path, "open", fail)
+    path = "train/07.jpg" if archive_of == "zip" else "07.jpg"
     with pytest.raises(CarvanaError, match=r"train.*Input/output error") as caught:
-        archive.read("07.jpg")
+        archive.read(path)
     assert not isinstance(caught.value, CorruptFileError)
 
 
@@ -170,7 +171,8 @@ def test_works_after_pickling(zipped: ZipArchive) -> None:
 
 def test_forked_processes_and_their_parent_read_at_once(zipped: ZipArchive) -> None:
     """A file handle that a fork inherits shares its place with the parent's: each would read the other's bytes."""
-    zipped.read("01.jpg")
+    zipped.paths()
+    zipped.read("train/01.jpg")
     context = get_context("fork")
     results = context.SimpleQueue()
     children = [context.Process(target=_read_often, args=(zipped, results)) for _ in range(2)]
@@ -191,7 +193,7 @@ def _read_often(archive: ZipArchive, results: "object") -> None:
 
 def test_threads_read_at_once(zipped: ZipArchive) -> None:
     with ThreadPoolExecutor(8) as pool:
-        assert dict(zip(FILES, pool.map(zipped.read, FILES), strict=True)) == FILES
+        assert list(pool.map(zipped.read, (f"train/{name}" for name in FILES))) == list(FILES.values())
 
 
 # ---------------------------------------------------------------- fingerprints
@@ -219,14 +221,3 @@ def test_a_folders_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
     }
     assert len(set(prints.values())) == len(prints)
     assert prints["original"] == FolderArchive(write_folder(tmp_path / "copy", FILES)).fingerprint()
-
-
-def test_a_single_files_fingerprint_is_of_its_bytes_and_not_of_what_lies_beside_it(tmp_path: Path) -> None:
-    """The manifest, which holds the fingerprint, may well be written into the same folder."""
-    table = tmp_path / "train_masks.csv"
-    table.write_bytes(b"img,rle_mask\na.jpg,1 2\n")
-    before = found(tmp_path, table.name).fingerprint()
-    (tmp_path / "manifest.json").write_text("{}")
-    assert found(tmp_path, table.name).fingerprint() == before
-    table.write_bytes(b"img,rle_mask\na.jpg,1 3\n")
-    assert found(tmp_path, table.name).fingerprint() != before

@@ -90,6 +90,8 @@ def test_folds_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_folds(path, {"b": 1, "a": HOLDOUT_FOLD, "c": 0})
     assert path.read_bytes() == b"car,fold\na,-1\nb,1\nc,0\n"
     assert read_folds(path) == {"a": HOLDOUT_FOLD, "b": 1, "c": 0}
+    path.write_bytes(b'\xef\xbb\xbf"car","fold"\r\n"a",-1\r\n')  # as a spreadsheet saves it
+    assert read_folds(path) == {"a": HOLDOUT_FOLD}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Checks of the competition's files: each error names the file at fault."""
 
 import codecs
+import gzip
 import io
 import json
 import zipfile
@@ -17,9 +18,10 @@ from PIL import Image
 from pipeline.competition import rle
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import DataSettings, SampleSettings
-from pipeline.data.competition_data import CompetitionData, data_dir, open_test, open_training
+from pipeline.data.competition_data import CompetitionData, data_dir, open_test, open_training, read_car_makes
 from pipeline.data.ingest import build_manifest, ensure_data, write_truth
 from pipeline.errors import CarvanaError
+from pipeline.submission.csv_file import read_rows
 
 Files = dict[str, dict[str, bytes]]
 """Members by zip."""
@@ -377,15 +379,91 @@ def test_a_corrupt_test_image_is_listed_and_does_not_stop(tmp_path: Path, files:
             images.image(image_id)
 
 
-def test_byte_order_marks_in_tables_are_accepted(tmp_path: Path, files: Files) -> None:
-    plain = zipped(tmp_path / "plain", files)
-    for name in ("train_masks.csv", "sample_submission.csv"):
-        members = files[f"{name}.zip"]
-        members[name] = codecs.BOM_UTF8 + members[name]
-    marked = zipped(tmp_path / "marked", files)
-    assert build_manifest(marked, "error")["masks"]["images"] == len(TRAIN)
-    assert marked.sample_ids == plain.sample_ids
-    assert np.array_equal(marked.masks.mask(FIRST), plain.masks.mask(FIRST))
+def in_zip(*names: str, data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, data)
+            archive.writestr(f"__MACOSX/._{name}", b"metadata of macOS")
+    return file.getvalue()
+
+
+FORMS: dict[str, Callable[[str, bytes], tuple[str, bytes]]] = {
+    "plain": lambda name, data: (name, data),
+    "byte order mark": lambda name, data: (name, codecs.BOM_UTF8 + data),
+    "Windows line ends": lambda name, data: (name, data.replace(b"\n", b"\r\n")),
+    "gzip": lambda name, data: (f"{name}.gz", gzip.compress(data)),
+    "gzip named .csv": lambda name, data: (name, gzip.compress(data)),
+    "gzip named .zip": lambda name, data: (f"{name}.zip", gzip.compress(data)),
+    "zip": lambda name, data: (f"{name}.zip", in_zip(name, data=data)),
+    "zip named .csv": lambda name, data: (name, in_zip(name, data=data)),
+    "zip named .gz": lambda name, data: (f"{name}.gz", in_zip(name, data=data)),
+    "plain named .zip": lambda name, data: (f"{name}.zip", data),
+    "plain named .gz": lambda name, data: (f"{name}.gz", data),
+    "folder": lambda name, data: (f"{name}/{name}", data),
+    "other case": lambda name, data: (name.upper(), data),
+}
+"""Ways to store a CSV: file name and content, given the CSV's own."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_csv_is_read_in_every_form(tmp_path: Path, files: Files, form: str) -> None:
+    tables = {name: files.pop(f"{name}.zip")[name] for name in (CSV, "sample_submission.csv")}
+    tables["metadata.csv"] = b'"id","year","make"\n"00087a6bd4dc","2012","Mini, or ""Mini"""\n'
+    tables["truth.csv"] = b"img,rle_mask\n" + b"".join(f"{image_id}.jpg,1 9\n".encode() for image_id in TEST)
+    source = zipped(tmp_path, files)
+    for name, data in tables.items():
+        file, content = FORMS[form](name, data)
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    manifest = build_manifest(source, "error")
+    assert manifest["masks"]["images"] == len(TRAIN)
+    np.testing.assert_array_equal(open_training(source, manifest).mask(FIRST), disc(0))
+    assert source.sample_ids == TEST
+    assert read_car_makes(tmp_path) == {"00087a6bd4dc": 'Mini, or "Mini"'}
+    write_truth(source, tmp_path / "copy.csv")
+    assert [image_id for _, image_id, _ in read_rows(tmp_path / "copy.csv")] == TEST
+
+
+@pytest.mark.parametrize("name", [CSV, "sample_submission.csv", "metadata.csv", "truth.csv"])
+@pytest.mark.parametrize(
+    "damage", ["UTF-16", "binary", "truncated gzip", "gzip of a gzip", "two CSVs", "empty folder", "CR"]
+)
+def test_a_csv_that_cannot_be_read_is_named(tmp_path: Path, files: Files, name: str, damage: str) -> None:
+    files.pop(f"{name}.zip", None)
+    source = zipped(tmp_path, files)
+    text = "img,rle_mask\n" + "".join(f"{image_id}.jpg,1 9\n" for image_id in (*TRAIN, *TEST))
+    data = {
+        "UTF-16": text.encode("utf-16"),
+        "binary": bytes(100),
+        "truncated gzip": gzip.compress(text.encode())[:-12],
+        "gzip of a gzip": gzip.compress(gzip.compress(text.encode())),
+        "two CSVs": in_zip(f"a/{name}", f"b/{name}", data=text.encode()),
+        "CR": text.replace("\n", "\r").encode(),
+    }
+    if damage == "empty folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(data[damage])
+    with pytest.raises(CarvanaError, match=rf"{name}\b"):
+        build_manifest(source, "error")
+        read_car_makes(tmp_path)
+
+
+@pytest.mark.parametrize("masks", ["csv", "gif"])
+def test_training_masks_of_another_geometry_are_warned_of(
+    tmp_path: Path, files: Files, masks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_manifest(zipped(tmp_path / "good", files), "error")
+    assert "warning" not in capsys.readouterr().err
+    if masks == "csv":
+        in_columns = rle.encode(np.ascontiguousarray(disc(0).T))
+        edit_row(files, lambda line: line.partition(b",")[0] + f",{in_columns}\n".encode())
+    else:
+        without_csv(files)["train_masks.zip"][GIF] = gif(1 - disc(0))
+    build_manifest(zipped(tmp_path / "bad", files), "error")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert FIRST in line and not any(image_id in line for image_id in TRAIN[1:])
 
 
 # ---------------------------------------------------------------- data that change later

@@ -1,6 +1,5 @@
 """Stray files: other endings, junk beside the data, files in subfolders, zips that Python cannot unpack."""
 
-import gzip
 import io
 import os
 import zipfile
@@ -13,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.data.archives import open_archive
-from pipeline.data.competition_data import CompetitionData, read_car_makes
+from pipeline.data.competition_data import CompetitionData
 from pipeline.data.decoding import decode_mask
 from pipeline.data.ingest import build_manifest
 from pipeline.errors import CarvanaError, CorruptFileError
@@ -137,7 +136,7 @@ class TestMasks:
 
     def test_a_png_mask_with_megabytes_of_text_is_read(self, mask_png: bytes) -> None:
         text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
-        text.add_text("history", "x" * 100_000_000, zip=True)
+        text.add_text("history", "x" * 50_000_000, zip=True)
         Image.open(io.BytesIO(mask_png)).save(buffer, format="PNG", pnginfo=text, icc_profile=bytes(2_000_000))
         assert decode_mask(buffer.getvalue(), "a_mask.png").sum() == 400 * 900
 
@@ -224,42 +223,6 @@ class TestOtherFiles:
         assert CompetitionData(tmp_path).train.image(IDS[0]).shape == (HEIGHT, WIDTH, 3)
 
 
-class TestTables:
-    PLAIN = b"id,make\n00087a6bd4dc,Acura\n"
-
-    @pytest.mark.parametrize("form", ["plain", "mark", "gzip", "gzip by name", "zip", "zip in zip", "case"])
-    def test_a_csv_is_read_by_its_content(self, tmp_path: Path, form: str) -> None:
-        packed = zip_of(tmp_path / "x", {"metadata.csv": self.PLAIN, "__MACOSX/._metadata.csv": b"x"}).read_bytes()
-        name, data = {
-            "plain": ("metadata.csv", self.PLAIN),
-            "mark": ("metadata.csv", b"\xef\xbb\xbf" + self.PLAIN),
-            "gzip": ("metadata.csv", gzip.compress(self.PLAIN)),
-            "gzip by name": ("metadata.csv.gz", gzip.compress(self.PLAIN)),
-            "zip": ("metadata.csv", packed),
-            "zip in zip": ("metadata.csv.zip", packed),
-            "case": ("Metadata.CSV", self.PLAIN),
-        }[form]
-        (tmp_path / name).write_bytes(data)
-        assert read_car_makes(tmp_path) == {"00087a6bd4dc": "Acura"}
-
-    @pytest.mark.parametrize(
-        "data", [PLAIN.decode().encode("utf-16"), b"\0\1\2", b"id;make\n", gzip.compress(PLAIN, mtime=0)[:20]]
-    )
-    def test_a_csv_that_is_none_is_named(self, tmp_path: Path, data: bytes) -> None:
-        (tmp_path / "metadata.csv").write_bytes(data)
-        with pytest.raises(CarvanaError, match=r"metadata\.csv"):
-            read_car_makes(tmp_path)
-
-    @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-    @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-    def test_masks_and_sample_submission(self, tmp_path: Path, mark: bytes, pack: type[bytes]) -> None:
-        for name in ("train_masks.csv", "sample_submission.csv"):
-            (tmp_path / name).write_bytes(pack(mark + f"img,rle_mask\n{IDS[0]}.jpg,1 5\n".encode()))
-        source = CompetitionData(tmp_path)
-        assert source.masks.mask(IDS[0]).sum() == 5
-        assert source.sample_ids == IDS[:1]
-
-
 class TestUsersImages:
     def test_content_or_suffix_makes_an_image(
         self, tmp_path: Path, jpeg: bytes, capsys: pytest.CaptureFixture[str]
@@ -288,7 +251,7 @@ class TestUsersImages:
         assert [job.path.name for job in jobs] == ["b.jpg", "a.jpg"]
         assert jobs[1].target("mask") == tmp_path / "out/link/a_mask.png"
 
-    @pytest.mark.parametrize("megabytes", [4, 100])
+    @pytest.mark.parametrize("megabytes", [4, 50])
     @pytest.mark.parametrize("place", ["text", "profile"])
     def test_a_png_with_megabytes_of_metadata_is_read(self, tmp_path: Path, megabytes: int, place: str) -> None:
         text = PngImagePlugin.PngInfo()

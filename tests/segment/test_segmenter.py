@@ -263,7 +263,7 @@ class TestLoadImage:
 
     def test_real_photographs_are_read_as_the_competitions(self, real_carvana: Path) -> None:
         photos = CompetitionData(real_carvana).test
-        name = f"{photos.ids()[0]}.jpg"
+        name = photos.files[photos.ids()[0]]
         data = photos.archive.read(name)
         np.testing.assert_array_equal(load_image(data, name), decode_jpeg(data, name))
 
