@@ -468,10 +468,10 @@ def _stage_folds() -> None:
     _run_stage("folds")
 
 
-@_command("weights", group=stages)
-def _stage_weights() -> None:
+@_command("initial_weights", group=stages)
+def _stage_initial_weights() -> None:
     """Record which weights files nets start from: data/weights.json."""
-    _run_stage("weights")
+    _run_stage("initial_weights")
 
 
 @_command("train", group=stages)

@@ -29,7 +29,7 @@ except SystemExit as end:
 
 
 def test_settings_and_the_stages_without_nets_never_load_torch() -> None:
-    stages = ("download", "folds", "weights", "evaluate", "ensemble", "report")
+    stages = ("download", "folds", "initial_weights", "evaluate", "ensemble", "report")
     commands = "pipeline.repro, pipeline.report.experiments"
     modules = loaded_modules(
         f"import pipeline.recipes, {', '.join(f'pipeline.stages.{stage}' for stage in stages)}, {commands}"

@@ -236,8 +236,8 @@ def _check_up_to_date() -> None:
     )
     if run.returncode or not run.stdout.strip():
         raise CarvanaError(f"DVC could not check whether the scores match params.yaml: {run.stderr.strip()[-300:]}")
-    # The stage weights has DVC run it each time.
-    changed = [stage for stage in json.loads(run.stdout.strip().splitlines()[-1]) if stage != "weights"]
+    # The stage initial_weights has DVC run it each time.
+    changed = [stage for stage in json.loads(run.stdout.strip().splitlines()[-1]) if stage != "initial_weights"]
     if changed:
         raise CarvanaError(f"The scores do not match the current settings ({changed[0]} changed). Run 'dvc repro'.")
 

@@ -106,7 +106,7 @@ class Project:
 
     def changed(self) -> set[str]:
         """Return the stages that DVC would run for a change of their own, or of a file; not those it always runs."""
-        return set(json.loads(self.run("dvc", "status", "--json").splitlines()[-1])) - {"weights"}
+        return set(json.loads(self.run("dvc", "status", "--json").splitlines()[-1])) - {"initial_weights"}
 
     def read(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text())

@@ -113,7 +113,7 @@ class TestRepro:
                 assert (both, own, pixels.total_true) == expected[:3], (image_id, setting)
 
     def test_a_second_run_does_nothing(self, done: Project) -> None:
-        assert re.findall(r"Running stage '(.+)'", done.repro()) == ["weights"]
+        assert re.findall(r"Running stage '(.+)'", done.repro()) == ["initial_weights"]
         assert "Dice" in done.run("carvana", "summary")
 
     @pytest.mark.parametrize(
@@ -142,15 +142,15 @@ class TestRepro:
         done.put({"train.init_checkpoint": "data/start.safetensors"})
         try:
             for net, stages in (
-                (0, ["weights", "train@small-1"]),
-                (0, ["weights"]),
-                (1, ["weights", "train@small-1"]),
+                (0, ["initial_weights", "train@small-1"]),
+                (0, ["initial_weights"]),
+                (1, ["initial_weights", "train@small-1"]),
             ):
                 start.write_bytes(nets[net])
                 assert re.findall(r"Running stage '(.+)'", done.repro("train@small-1")) == stages
         finally:
             done.git("checkout", "params.yaml", "dvc.lock")
-            done.run("dvc", "checkout", "weights", "train@small-1")
+            done.run("dvc", "checkout", "initial_weights", "train@small-1")
 
     def test_results_are_kept_only_of_the_present_settings(self, done: Project) -> None:
         assert "Dice" in done.run("carvana", "results", "--keep")
