@@ -196,6 +196,7 @@ class SegmentationModule(LightningModule):
         if self.trainer.is_global_zero:
             self._refresh_bn_stats()
             self._check_finite_weights()
+        self._recent.clear()
         if self.trainer.world_size > 1:
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -207,6 +208,7 @@ class SegmentationModule(LightningModule):
         masks_BHW, true_BHW = upsample_logits_tensor(logits_B1HW, HEIGHT, WIDTH) >= 0, batch["mask"].bool()
         overlap, total = (masks_BHW & true_BHW).sum((1, 2)), masks_BHW.sum((1, 2)) + true_BHW.sum((1, 2))
         # Two empty masks are equal.
+        overlap, total = (sums.to(_score_dtype(self.device)) for sums in (overlap, total))
         self._scores.append(torch.where(total > 0, 2 * overlap / total, 1.0))
 
     def on_validation_epoch_end(self) -> None:
@@ -224,9 +226,7 @@ class SegmentationModule(LightningModule):
         if not torch.stack(self._finite).all():
             raise CarvanaError(f"Model output is NaN or infinite after epoch {self.current_epoch + 1}: {_NAN_HINT}.")
         scores = torch.cat(self._scores)
-        dtype = torch.float32 if scores.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        sums = torch.stack([scores.sum(dtype=dtype), scores.new_tensor(len(scores), dtype=dtype)])
-        gathered = self.all_gather(sums)
+        gathered = self.all_gather(torch.stack([scores.sum(), scores.new_tensor(len(scores))]))
         assert isinstance(gathered, Tensor)
         total = gathered.reshape(-1, 2).sum(0)
         return float(total[0] / total[1])
@@ -249,7 +249,6 @@ class SegmentationModule(LightningModule):
         batches = bn_batches(torch.cat(list(self._recent))[-_BN_IMAGES:], self.settings.batch_size)
         with self.trainer.precision_plugin.forward_context():
             update_bn_stats(self.net, batches)
-        self._recent.clear()
 
     def _check_losses(self, names: Sequence[str]) -> None:
         """Raise CarvanaError if a loss since the last check is NaN or infinite."""
@@ -272,6 +271,11 @@ class SegmentationModule(LightningModule):
             f"The loss is NaN or infinite in epoch {self.current_epoch + 1} ({values}), on images {images} ...: "
             f"{_NAN_HINT}."
         )
+
+
+def _score_dtype(device: torch.device) -> torch.dtype:
+    """Return the type in which scores are averaged; Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _losses_at_once(device: torch.device) -> int:
