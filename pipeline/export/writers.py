@@ -47,9 +47,11 @@ def write_torchscript(net: SegmentationModel, path: Path) -> None:
 
 def write_program(net: SegmentationModel, path: Path) -> None:
     """Write a net as a torch.export program: float32 pixels (B, C, h, w), both sides above its stride, to logits."""
+    # In the plain memory format: with channels_last, torch.export finds sizes that it would have to exclude.
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     with quiet():
         program = torch.export.export(
-            _AnySize(net).eval(), (_pixels(net),), dynamic_shapes=_dynamic_shapes(net), strict=False
+            _AnySize(plain).eval(), (_pixels(plain),), dynamic_shapes=_dynamic_shapes(plain), strict=False
         )
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it contains paths of this machine
