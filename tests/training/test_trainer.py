@@ -336,7 +336,7 @@ class Waits(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("ema", [0.9, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_step_waits_for_nothing_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None
 ) -> None:
