@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.bench_prediction import FixedLogits
+from benchmarks.bench_prediction import with_outline
 from pipeline.competition.image_ids import HEIGHT, WIDTH
 from pipeline.config import (
     AugmentSettings,
@@ -31,12 +31,12 @@ from pipeline.data.competition_data import CompetitionData
 from pipeline.inference.prediction_store import PredictJob, write_predictions
 from pipeline.inference.torch_predictor import TorchPredictor, predict_stream
 from pipeline.models.networks import SegmentationModel, build_model, prepare_for_gpu
-from pipeline.models.resize import soft_target
 from pipeline.models.tensors import memory_format, resolve_device, resolve_precision
 from pipeline.models.weights import save_config, save_weights
 from pipeline.training.dataset import CachedImages, LoaderOptions, training_loader
 from pipeline.training.module import TrainJob, compute_losses
 from pipeline.training.trainer import train
+from pipeline.utils.arrays import UInt8Array
 from pipeline.utils.parallel import available_cpus
 
 PARTS = ("copies", "forward", "steps", "loader", "training", "prediction")
@@ -49,10 +49,10 @@ class Reader:
 
     source: CompetitionData
 
-    def image(self, image_id: str):  # type: ignore[no-untyped-def]
+    def image(self, image_id: str) -> UInt8Array:
         return self.source.train.image(image_id)
 
-    def mask(self, image_id: str):  # type: ignore[no-untyped-def]
+    def mask(self, image_id: str) -> UInt8Array:
         return self.source.masks.mask(image_id)
 
 
@@ -199,7 +199,9 @@ class GpuBenchmark:
             batch = 2 if self.tiny else 4
             for option, compiled in self._options():
                 predictor = TorchPredictor(net, views=views, device="cpu" if self.tiny else "auto", compile=compiled)
-                predictor.net = self._with_outline(predictor._run_net or predictor.net)  # type: ignore[assignment]
+                mask_HW = self.reader.mask(ids[0])
+                run_net = predictor._run_net or predictor.net
+                predictor.net = with_outline(run_net, mask_HW, self.input, self.device)  # type: ignore[assignment]
                 predictor._run_net = None
                 job = PredictJob(ids, views, 256, True, "benchmark")
                 predict = partial(
@@ -226,11 +228,6 @@ class GpuBenchmark:
 
     def _options(self) -> list[tuple[str, bool]]:
         return [("eager", False)] + ([] if self.tiny else [("compiled", True)])
-
-    def _with_outline(self, net: Callable[[Tensor], Tensor]) -> FixedLogits:
-        """Return the net with the logits of a mask: an untrained net is uncertain everywhere, a trained one is not."""
-        soft_HW = torch.from_numpy(soft_target(self.reader.mask(self.image_ids[0]), self.input)) / 255
-        return FixedLogits(net, torch.logit(soft_HW, 1e-3).to(self.device))
 
     def _forward(self, name: str, net: nn.Module, batch: int, autocast: bool) -> None:
         with self._report_failure(f"{name}, batch {batch}"):

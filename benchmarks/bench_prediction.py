@@ -22,6 +22,7 @@ from pipeline.models.resize import soft_target
 from pipeline.models.tensors import to_batch
 from pipeline.models.tta import TTATransform
 from pipeline.models.weights import save_config, save_weights
+from pipeline.utils.arrays import UInt8Array
 
 TINY = UNetConfig(architecture="unet", widths=(4, 8))
 SMALL = UNetConfig(architecture="unet", widths=(16, 24, 32, 48, 64))
@@ -43,6 +44,14 @@ class FixedLogits(nn.Module):
         return self.net(pixels_BCHW).copy_(self.logits_HW)
 
 
+def with_outline(
+    net: Callable[[Tensor], Tensor], mask_HW: UInt8Array, input: InputSettings, device: torch.device
+) -> FixedLogits:
+    """Return ``net`` with the logits of a trained one that sees ``mask_HW``."""
+    soft_hw = torch.from_numpy(soft_target(mask_HW, input)) / 255
+    return FixedLogits(net, torch.logit(soft_hw, 1e-3).to(device))
+
+
 @dataclass(frozen=True, eq=False)
 class _Contender:
     data: Path
@@ -58,9 +67,8 @@ class _Contender:
     @cached_property
     def predictor(self) -> TorchPredictor:
         predictor = TorchPredictor(self.net, views=self.views)
-        soft_HW = torch.from_numpy(soft_target(self.source.masks.mask(self.image_ids[0]), predictor.input)) / 255
-        logits_HW = torch.logit(soft_HW, 1e-3).to(predictor.device)
-        predictor.net = FixedLogits(predictor.net, logits_HW)  # type: ignore[assignment]
+        mask_HW = self.source.masks.mask(self.image_ids[0])
+        predictor.net = with_outline(predictor.net, mask_HW, predictor.input, predictor.device)  # type: ignore[assignment]
         return predictor
 
 

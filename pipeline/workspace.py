@@ -1,6 +1,5 @@
 """Paths of the project's files, and functions that open them: data, weights to start from, folds, nets, predictions."""
 
-import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pipeline.data.competition_data import CompetitionData, ImageSet, LabeledIma
 from pipeline.data.fold_assignment import read_folds
 from pipeline.errors import CarvanaError
 from pipeline.submission.csv_file import read_lines
-from pipeline.utils.files import sha256_of
+from pipeline.utils.files import sha256_of, sha256_of_file
 
 _EXPERIMENTS = (".dvc", "tmp", "exps")
 """Path, below the project, of the copies in which DVC runs experiments."""
@@ -126,9 +125,7 @@ class WeightsFile:
 
     def facts(self) -> dict[str, str]:
         """Return where the weights come from: ``source``, ``file`` (its name) and ``sha256``."""
-        with self.path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return {"source": self.source, "file": self.path.name, "sha256": digest}
+        return {"source": self.source, "file": self.path.name, "sha256": sha256_of_file(self.path)}
 
 
 _WEIGHTS_PACKAGES = {

@@ -1,6 +1,5 @@
 """Stored probability maps of one net on one split: Parquet shards, an index and the time that prediction took."""
 
-import hashlib
 import itertools
 import json
 from collections import deque
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from pipeline.errors import CarvanaError, CorruptFileError
 from pipeline.inference.probability_map import ZSTD, CompressedMap, MapRow, ProbabilityMap, sum_maps
-from pipeline.utils.files import atomic_write, sha256_of, write_json
+from pipeline.utils.files import atomic_write, sha256_of, sha256_of_file, write_json
 
 TIMING_FILE = "timing.json"
 
@@ -386,7 +385,7 @@ def write_predictions(
         merged=job.test,
         shard_images=job.shard_images,
         unreadable={image_id: reason for path in paths for image_id, reason in read_unreadable(path).items()},
-        digests=[_file_sha256(path) for path in paths],
+        digests=[sha256_of_file(path) for path in paths],
         net=job.net,
     )
     records = [read_warmup_and_rest(_times_of(path, times)) for path in paths]
@@ -416,8 +415,3 @@ def _counted(predictions: PredictionStream, bar: "tqdm[Any]") -> PredictionStrea
     for prediction in predictions:
         yield prediction
         bar.update()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

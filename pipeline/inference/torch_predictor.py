@@ -190,7 +190,7 @@ class PinnedRing:
 
 
 class _Slot:
-    """Buffers of one batch, made anew only where its shapes change."""
+    """Buffers of one batch, which are replaced only if its shapes change."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[torch.Tensor]] = {}

@@ -57,6 +57,12 @@ def read_versioned(path: Path) -> str:
     return text
 
 
+def sha256_of_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file's content, as ``sha256sum`` prints it."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def sha256_of(*parts: bytes) -> str:
     """Return the hex SHA-256 of the parts, each preceded by its length: ``ab, c`` and ``a, bc`` differ."""
     digest = hashlib.sha256()
